@@ -1,0 +1,12 @@
+//! What the three programs share: protobuf types, identities, resource kinds, the names of xDS resources, TLS by SPIFFE
+//! identity, and telemetry setup.
+//!
+//! In: text (YAML, tokens, certificates). Out: validated values without any platform's types. No I/O beyond logging.
+
+pub mod identity;
+pub mod names;
+pub mod proto;
+pub mod resource;
+pub mod telemetry;
+pub mod tls;
+pub mod token;

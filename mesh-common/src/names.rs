@@ -1,0 +1,85 @@
+//! Names that the control plane and the proxies must agree on: xDS resources, ALPN protocols, metadata keys, ports.
+
+use std::net::{IpAddr, SocketAddr};
+
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
+
+/// HTTP requests between proxies, multiplexed over HTTP/2.
+pub const ALPN_H2: &[u8] = b"mesh-h2";
+/// One HTTP/1.1 connection between proxies, for upgrades.
+pub const ALPN_HTTP1: &[u8] = b"mesh-http/1.1";
+/// A byte stream between proxies.
+pub const ALPN_TCP: &[u8] = b"mesh-tcp";
+
+pub const LISTENER_INBOUND: &str = "inbound";
+pub const LISTENER_OUTBOUND: &str = "outbound";
+pub const CLUSTER_PASSTHROUGH: &str = "passthrough";
+pub const SECRET_IDENTITY: &str = "default";
+pub const SECRET_ROOTS: &str = "ROOTCA";
+
+/// Key of [`crate::proto::extensions::WorkloadInfo`] in an endpoint's typed metadata.
+pub const METADATA_WORKLOAD: &str = "mesh";
+/// Filter name under which routes carry faults.
+pub const FILTER_FAULT: &str = "envoy.filters.http.fault";
+/// Client feature of nodes that understand [`crate::proto::extensions::Fault`].
+pub const FEATURE_FAULT: &str = "mesh.extensions.v1.Fault";
+/// Request header between proxies: `http/1.1` or `h2`, the version that the calling application spoke.
+pub const HEADER_DOWNSTREAM_PROTOCOL: &str = "x-mesh-downstream-protocol";
+
+pub const TYPE_LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+pub const TYPE_ROUTE: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+pub const TYPE_CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+pub const TYPE_ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+pub const TYPE_SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+pub const TYPE_NAME: &str = "type.googleapis.com/mesh.workload.v1.Name";
+
+/// Ports, the field's conventions.
+pub mod port {
+    pub const OUTBOUND: u16 = 15001;
+    pub const INBOUND: u16 = 15006;
+    pub const XDS_PLAINTEXT: u16 = 15010;
+    pub const XDS: u16 = 15012;
+    pub const CONTROL_METRICS: u16 = 15014;
+    pub const READY: u16 = 15021;
+    pub const DNS: u16 = 15053;
+    pub const PROXY_METRICS: u16 = 15090;
+}
+
+/// The mark of the proxy's own sockets, which the redirect leaves alone.
+pub const SOCKET_MARK: u32 = 0x6d65_7368;
+
+/// `<service>.<namespace>.svc.cluster.local`
+pub fn fqdn(service: &str, namespace: &str) -> String {
+    format!("{service}.{namespace}.svc.{CLUSTER_DOMAIN}")
+}
+
+/// Name of the cluster, its endpoints and, for HTTP, the route configuration of a service port.
+pub fn service_port(service: &str, namespace: &str, port: u16) -> String {
+    format!("{service}.{namespace}.svc.{CLUSTER_DOMAIN}:{port}")
+}
+
+/// Name of the byte-stream cluster of a port whose protocol is unknown.
+pub fn tcp_cluster(service_port: &str) -> String {
+    format!("tcp:{service_port}")
+}
+
+/// Name of the listener for connections to this address.
+pub fn outbound_listener(address: IpAddr, port: u16) -> String {
+    SocketAddr::new(address, port).to_string()
+}
+
+/// Name of the cluster of an application's own port.
+pub fn inbound_cluster(port: u16) -> String {
+    format!("inbound:{port}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listener_names_put_ipv6_in_brackets() {
+        assert_eq!(outbound_listener("fd00::1".parse().unwrap(), 80), "[fd00::1]:80");
+        assert_eq!(outbound_listener("240.240.0.5".parse().unwrap(), 9080), "240.240.0.5:9080");
+    }
+}

@@ -1,0 +1,98 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_common::identity::Identity;
+
+/// An upstream cluster. Its endpoints are a resource of their own when `discovery` is EDS.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    pub name: String,
+    pub discovery: Discovery,
+    pub balancer: Balancer,
+    pub connect_timeout: Duration,
+    /// mTLS for endpoints that are in the mesh.
+    pub tls: Option<UpstreamTls>,
+    /// What the cluster's connections speak when they carry HTTP.
+    pub http: UpstreamHttp,
+    pub limits: Limits,
+}
+
+#[derive(Clone, Debug)]
+pub enum Discovery {
+    /// Name of the ClusterLoadAssignment.
+    Eds(String),
+    Static(Arc<Endpoints>),
+    /// Wherever the downstream connection was going.
+    OriginalDestination,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balancer {
+    RoundRobin,
+    Random,
+    LeastRequest,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// The peer must be one of these. Empty: any workload of the trust domain.
+    pub identities: Vec<Identity>,
+    pub alpn: Vec<Vec<u8>>,
+    pub sni: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamHttp {
+    Http1,
+    Http2,
+    /// What the downstream request spoke.
+    Downstream,
+}
+
+/// Circuit breaker thresholds (Envoy's defaults are 1024 each, and 3 retries; zero lets nothing through).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub max_connections: u32,
+    pub max_pending: u32,
+    pub max_requests: u32,
+    pub max_retries: u32,
+    /// Share of active requests that may be retries, in percent, and the least number always allowed. Replaces
+    /// `max_retries` when set.
+    pub retry_budget: Option<RetryBudget>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryBudget {
+    pub percent: u32,
+    pub min_concurrency: u32,
+}
+
+/// A ClusterLoadAssignment, flattened.
+#[derive(Debug, Default)]
+pub struct Endpoints {
+    pub name: String,
+    pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    pub weight: u32,
+    pub healthy: bool,
+    /// The endpoint has a mesh proxy: use the cluster's mTLS.
+    pub mesh: bool,
+    pub priority: u32,
+    pub locality: String,
+    pub workload: Option<WorkloadInfo>,
+}
+
+/// Who an endpoint is, for telemetry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkloadInfo {
+    pub workload: String,
+    pub namespace: String,
+    pub service: String,
+    pub version: String,
+    pub identity: String,
+}

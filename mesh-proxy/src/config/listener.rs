@@ -1,0 +1,75 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Fault, RouteTable, WeightedClusters};
+
+/// A listener: the filter chains that a connection may take.
+#[derive(Debug)]
+pub struct Listener {
+    pub name: String,
+    pub chains: Vec<FilterChain>,
+    /// Taken when no chain matches. `None`: the connection is closed.
+    pub default_chain: Option<FilterChain>,
+}
+
+#[derive(Debug)]
+pub struct FilterChain {
+    pub matches: ChainMatch,
+    /// Terminate mutual TLS with the proxy's own certificate. `None`: leave the bytes as they are.
+    pub tls: Option<DownstreamTls>,
+    pub filter: NetworkFilter,
+}
+
+/// Empty fields match anything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChainMatch {
+    pub destination_port: Option<u16>,
+    pub transport: Option<Transport>,
+    /// ALPN protocols of the TLS client hello, or for plaintext `http/1.1` or `h2c` as detected.
+    pub application_protocols: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Raw,
+    Tls,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DownstreamTls {
+    pub require_client_certificate: bool,
+    /// ALPN protocols to offer, in order.
+    pub alpn: Vec<Vec<u8>>,
+}
+
+#[derive(Debug)]
+pub enum NetworkFilter {
+    Http(Arc<HttpManager>),
+    Tcp(Arc<TcpProxy>),
+}
+
+/// An HTTP connection manager.
+#[derive(Debug)]
+pub struct HttpManager {
+    pub stat_prefix: String,
+    pub routes: RouteSource,
+    /// Zero: none.
+    pub idle_timeout: Duration,
+    pub stream_idle_timeout: Duration,
+}
+
+#[derive(Debug)]
+pub enum RouteSource {
+    /// Name of a route configuration to subscribe to.
+    Rds(String),
+    Inline(Arc<RouteTable>),
+}
+
+#[derive(Debug)]
+pub struct TcpProxy {
+    pub stat_prefix: String,
+    pub clusters: WeightedClusters,
+    /// Zero: none.
+    pub idle_timeout: Duration,
+    pub fault: Option<Arc<Fault>>,
+}

@@ -1,0 +1,19 @@
+//! Runtime configuration: what the data path reads. Each type is made only by decoding an xDS resource (parse, don't
+//! validate), so that whoever holds one need not check it again. A resource that cannot be decoded is refused with a
+//! reason (NACK) and what was there before stays.
+
+mod cluster;
+mod listener;
+mod route;
+
+pub use cluster::*;
+pub use listener::*;
+pub use route::*;
+
+/// A DNS name of the mesh, from `mesh.workload.v1.Name`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    pub addresses: Vec<std::net::IpAddr>,
+    pub ttl_seconds: u32,
+    pub canonical: String,
+}

@@ -1,0 +1,174 @@
+//! The one error of the data path: what failed, on which side, whether a retry is safe, and how it is shown.
+
+use std::fmt;
+
+use http::StatusCode;
+
+#[derive(Debug, thiserror::Error)]
+#[error("{kind}{}", .detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default())]
+pub struct Error {
+    pub kind: Kind,
+    /// What the operating system, TLS or HTTP said, for logs; never sent to a client.
+    pub detail: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// No route matches.
+    NoRoute,
+    /// The route names a cluster that does not exist (or all its backends are missing).
+    NoCluster,
+    /// The cluster has no healthy endpoint.
+    NoHealthyUpstream,
+    /// The upstream did not accept a connection.
+    UpstreamConnect,
+    /// TLS with the upstream failed: wrong identity, expired certificate, no common protocol.
+    UpstreamTls,
+    /// The upstream connection broke before any byte of the request was written.
+    UpstreamResetBeforeRequest,
+    /// The upstream connection broke after that.
+    UpstreamReset,
+    /// The upstream refused the stream (HTTP/2 REFUSED_STREAM, GOAWAY): it did not process it.
+    UpstreamRefused,
+    /// The upstream's reply is not HTTP.
+    UpstreamProtocol,
+    /// The request's timeout ran out.
+    Timeout,
+    PerTryTimeout,
+    /// A stream was idle for too long.
+    StreamIdle,
+    /// A circuit breaker is open.
+    Overflow,
+    /// The downstream went away.
+    Downstream,
+    /// The downstream's bytes are not what the protocol allows.
+    DownstreamProtocol,
+    /// An injected fault.
+    Fault,
+    /// A policy forbids it.
+    Denied,
+    /// A configuration that is not here yet, from a control plane that does not answer.
+    Configuration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Downstream,
+    Upstream,
+    Proxy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// The upstream has not seen the request.
+    Safe,
+    /// It may have: only an idempotent request may be sent again.
+    IfIdempotent,
+    Never,
+}
+
+impl Error {
+    pub fn new(kind: Kind) -> Self {
+        Self { kind, detail: None }
+    }
+
+    pub fn because(kind: Kind, detail: impl fmt::Display) -> Self {
+        Self { kind, detail: Some(detail.to_string()) }
+    }
+}
+
+impl From<Kind> for Error {
+    fn from(kind: Kind) -> Self {
+        Self::new(kind)
+    }
+}
+
+impl Kind {
+    pub fn side(self) -> Side {
+        match self {
+            Self::Downstream | Self::DownstreamProtocol => Side::Downstream,
+            Self::NoRoute | Self::NoCluster | Self::Overflow | Self::Fault | Self::Denied | Self::Configuration => Side::Proxy,
+            _ => Side::Upstream,
+        }
+    }
+
+    pub fn retry(self) -> Retry {
+        match self {
+            Self::UpstreamConnect | Self::UpstreamTls | Self::UpstreamResetBeforeRequest | Self::UpstreamRefused => Retry::Safe,
+            Self::UpstreamReset | Self::PerTryTimeout => Retry::IfIdempotent,
+            _ => Retry::Never,
+        }
+    }
+
+    /// Envoy's response flag.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::NoRoute => "NR",
+            Self::NoCluster => "NC",
+            Self::NoHealthyUpstream => "UH",
+            Self::UpstreamConnect | Self::UpstreamTls => "UF",
+            Self::UpstreamResetBeforeRequest | Self::UpstreamReset => "UC",
+            Self::UpstreamRefused => "UR",
+            Self::UpstreamProtocol => "UPE",
+            Self::Timeout | Self::PerTryTimeout => "UT",
+            Self::StreamIdle => "SI",
+            Self::Overflow => "UO",
+            Self::Downstream => "DC",
+            Self::DownstreamProtocol => "DPE",
+            Self::Fault => "FI",
+            Self::Denied => "UAEX",
+            Self::Configuration => "NFCF",
+        }
+    }
+
+    /// Status of the reply that the proxy makes itself.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            // Gateway API: a rule whose backends do not exist answers 500.
+            Self::NoCluster => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::UpstreamProtocol => StatusCode::BAD_GATEWAY,
+            Self::Timeout | Self::PerTryTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::StreamIdle => StatusCode::REQUEST_TIMEOUT,
+            Self::Downstream | Self::DownstreamProtocol => StatusCode::BAD_REQUEST,
+            Self::Denied => StatusCode::FORBIDDEN,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The gRPC status of that reply, by the mapping of the gRPC specification with Envoy's choice for timeouts.
+    pub fn grpc_status(self) -> u32 {
+        match self {
+            Self::NoRoute => 12,
+            Self::Timeout | Self::PerTryTimeout | Self::StreamIdle => 4,
+            Self::Denied => 7,
+            Self::Downstream | Self::DownstreamProtocol => 13,
+            _ => 14,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoRoute => "no route matches this request",
+            Self::NoCluster => "the route's backend does not exist",
+            Self::NoHealthyUpstream => "no healthy upstream",
+            Self::UpstreamConnect => "could not connect to the upstream",
+            Self::UpstreamTls => "mutual TLS with the upstream failed",
+            Self::UpstreamResetBeforeRequest => "the upstream closed the connection before the request was sent",
+            Self::UpstreamReset => "the upstream closed the connection",
+            Self::UpstreamRefused => "the upstream refused the stream",
+            Self::UpstreamProtocol => "the upstream's reply is not valid",
+            Self::Timeout => "the upstream did not answer in time",
+            Self::PerTryTimeout => "the upstream did not answer this try in time",
+            Self::StreamIdle => "the stream was idle for too long",
+            Self::Overflow => "too many requests for this upstream",
+            Self::Downstream => "the client went away",
+            Self::DownstreamProtocol => "the request is not valid",
+            Self::Fault => "fault injected",
+            Self::Denied => "not allowed",
+            Self::Configuration => "no configuration for this destination yet",
+        })
+    }
+}

@@ -1,0 +1,7 @@
+//! The data plane: accepts intercepted connections, decides where each goes, and takes it there.
+//!
+//! In: Envoy xDS v3 resources from `mesh-control` (decoded by [`config`], held by [`snapshot`]) and the application's
+//! traffic. Out: the same traffic at the endpoint that was chosen, over mutual TLS, and telemetry about it.
+
+pub mod config;
+pub mod error;
