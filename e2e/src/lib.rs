@@ -1,1 +1,3 @@
-//! Helpers of the whole-system tests.
+//! Harness of the whole-system tests: starts the real programs, sends real traffic, and cleans up after itself.
+
+pub mod app;

@@ -1,0 +1,92 @@
+//! Servers: HTTP/1.1 and cleartext HTTP/2 on one port, and a line of text for each line over TCP.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Answers every request with a JSON description of it and the header `x-version`. `/status/503` answers with that
+/// status, `/sleep/250` after that many milliseconds.
+pub async fn http(address: SocketAddr, version: String) -> anyhow::Result<()> {
+    let version: Arc<str> = version.into();
+    let listener = listen(address).await?;
+    loop {
+        let (stream, peer) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let version = version.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| answer(request, version.clone(), peer));
+            // A client that goes away is none of the server's business.
+            let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    version: Arc<str>,
+    peer: SocketAddr,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (head, body) = request.into_parts();
+    let received = body.collect().await.map(|b| b.to_bytes().len()).unwrap_or(0);
+    let mut status = StatusCode::OK;
+    match head.uri.path().trim_start_matches('/').split_once('/') {
+        Some(("status", code)) => status = code.parse().unwrap_or(StatusCode::BAD_REQUEST),
+        Some(("sleep", ms)) => tokio::time::sleep(Duration::from_millis(ms.parse().unwrap_or(0).min(60_000))).await,
+        _ => {}
+    }
+    let headers: serde_json::Map<_, _> = head
+        .headers
+        .iter()
+        .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into()))
+        .collect();
+    let reply = serde_json::json!({
+        "version": &*version,
+        "method": head.method.as_str(),
+        "path": head.uri.path_and_query().map(|p| p.as_str()),
+        "protocol": format!("{:?}", head.version),
+        "peer": peer.to_string(),
+        "headers": headers,
+        "body_bytes": received,
+    });
+    let mut response = Response::new(Full::new(Bytes::from(reply.to_string())));
+    *response.status_mut() = status;
+    if let Ok(value) = version.parse() {
+        response.headers_mut().insert("x-version", value);
+    }
+    Ok(response)
+}
+
+/// Answers each line with `<version> <line>`.
+pub async fn tcp(address: SocketAddr, version: String) -> anyhow::Result<()> {
+    let listener = listen(address).await?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let version = version.clone();
+        tokio::spawn(async move { lines(stream, &version).await });
+    }
+}
+
+async fn lines(stream: TcpStream, version: &str) -> std::io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    while stream.read_line(&mut line).await? > 0 {
+        stream.write_all(format!("{version} {line}").as_bytes()).await?;
+        line.clear();
+    }
+    Ok(())
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}

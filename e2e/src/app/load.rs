@@ -1,0 +1,247 @@
+//! A client that sends requests over connections that it keeps, and counts everything that a user would notice.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper::client::conn::{http1, http2};
+use hyper::{Request, Response, body::Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::sync::watch;
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// `http://host:port/path`
+    #[arg(long)]
+    pub url: http::Uri,
+    #[arg(long, default_value_t = 1)]
+    pub connections: usize,
+    /// Requests in all; 0: until the duration is over or the process is told to end.
+    #[arg(long, default_value_t = 0)]
+    pub requests: u64,
+    #[arg(long, default_value_t = 0.0)]
+    pub seconds: f64,
+    /// Requests a second over all connections; 0: as fast as the replies come.
+    #[arg(long, default_value_t = 0)]
+    pub rate: u64,
+    /// `name: value`
+    #[arg(long = "header")]
+    pub headers: Vec<String>,
+    #[arg(long)]
+    pub http2: bool,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    pub requests: u64,
+    /// Requests with no reply at all, and connections that could not be made.
+    pub failed: u64,
+    /// Connections that the other side closed while the client still wanted them.
+    pub closed: u64,
+    pub opened: u64,
+    pub by_status: BTreeMap<u16, u64>,
+    /// By the reply's `x-version`.
+    pub by_version: BTreeMap<String, u64>,
+    /// The first few, as text.
+    pub errors: Vec<String>,
+    pub seconds: f64,
+    pub p50_ms: f64,
+    pub p99_ms: f64,
+    pub max_ms: f64,
+    #[serde(skip)]
+    latencies: Vec<Duration>,
+}
+
+impl Report {
+    /// Requests that were answered with a status below 500.
+    pub fn good(&self) -> u64 {
+        self.by_status.iter().filter(|(status, _)| **status < 500).map(|(_, count)| count).sum()
+    }
+
+    fn error(&mut self, error: anyhow::Error) {
+        self.failed += 1;
+        if self.errors.len() < 10 {
+            self.errors.push(format!("{error:#}"));
+        }
+    }
+
+    fn merge(&mut self, other: Report) {
+        self.requests += other.requests;
+        self.failed += other.failed;
+        self.closed += other.closed;
+        self.opened += other.opened;
+        for (status, count) in other.by_status {
+            *self.by_status.entry(status).or_default() += count;
+        }
+        for (version, count) in other.by_version {
+            *self.by_version.entry(version).or_default() += count;
+        }
+        self.errors.extend(other.errors);
+        self.errors.truncate(10);
+        self.latencies.extend(other.latencies);
+    }
+
+    fn finish(mut self, started: Instant) -> Self {
+        self.seconds = started.elapsed().as_secs_f64();
+        self.latencies.sort_unstable();
+        let at = |share: f64| {
+            let index = ((self.latencies.len() as f64 * share) as usize).min(self.latencies.len().saturating_sub(1));
+            self.latencies.get(index).map_or(0.0, |d| d.as_secs_f64() * 1e3)
+        };
+        (self.p50_ms, self.p99_ms, self.max_ms) = (at(0.5), at(0.99), at(1.0));
+        self
+    }
+}
+
+/// Runs until the requests are sent, the time is over, or `stop` says so.
+pub async fn run(args: Args, stop: watch::Receiver<bool>) -> anyhow::Result<Report> {
+    let target = Arc::new(Target::new(&args).await?);
+    let started = Instant::now();
+    let deadline = (args.seconds > 0.0).then(|| started + Duration::from_secs_f64(args.seconds));
+    let next = Arc::new(AtomicU64::new(0));
+    let mut workers = tokio::task::JoinSet::new();
+    for _ in 0..args.connections {
+        let (target, next, stop) = (target.clone(), next.clone(), stop.clone());
+        let (limit, rate) = (args.requests, args.rate);
+        workers.spawn(async move {
+            let mut report = Report::default();
+            let mut connection = None;
+            loop {
+                let ticket = next.fetch_add(1, Ordering::Relaxed);
+                let now = Instant::now();
+                if (limit > 0 && ticket >= limit) || deadline.is_some_and(|d| now >= d) || *stop.borrow() {
+                    return report;
+                }
+                // Latency counts from when the request was due, not from when the client got round to it.
+                let due = if rate > 0 { started + Duration::from_secs_f64(ticket as f64 / rate as f64) } else { now };
+                tokio::time::sleep_until(due.into()).await;
+                target.one(&mut connection, due, &mut report).await;
+            }
+        });
+    }
+    let mut report = Report::default();
+    while let Some(done) = workers.join_next().await {
+        report.merge(done?);
+    }
+    Ok(report.finish(started))
+}
+
+struct Target {
+    url: http::Uri,
+    address: SocketAddr,
+    authority: String,
+    headers: Vec<(http::HeaderName, http::HeaderValue)>,
+    http2: bool,
+}
+
+enum Connection {
+    Http1(http1::SendRequest<Empty<Bytes>>),
+    Http2(http2::SendRequest<Empty<Bytes>>),
+}
+
+impl Target {
+    async fn new(args: &Args) -> anyhow::Result<Self> {
+        let authority = args.url.authority().context("the URL has no host")?.clone();
+        let host = authority.host().trim_matches(['[', ']']);
+        let port = authority.port_u16().unwrap_or(80);
+        let address = lookup_host((host, port))
+            .await
+            .with_context(|| format!("cannot resolve {host}"))?
+            .next()
+            .context("no address")?;
+        let mut headers = Vec::new();
+        for header in &args.headers {
+            let Some((name, value)) = header.split_once(':') else { bail!("{header:?} is not `name: value`") };
+            headers.push((name.trim().parse()?, value.trim().parse()?));
+        }
+        Ok(Self { url: args.url.clone(), address, authority: authority.to_string(), headers, http2: args.http2 })
+    }
+
+    async fn one(&self, connection: &mut Option<Connection>, due: Instant, report: &mut Report) {
+        report.requests += 1;
+        if connection.as_ref().is_some_and(Connection::is_closed) {
+            *connection = None;
+            report.closed += 1;
+        }
+        if connection.is_none() {
+            match self.connect().await {
+                Ok(fresh) => *connection = Some(fresh),
+                Err(error) => {
+                    report.error(error);
+                    // Nobody listens: do not spin.
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    return;
+                }
+            }
+            report.opened += 1;
+        }
+        let Some(open) = connection else { return };
+        match self.exchange(open).await {
+            Ok(response) => {
+                *report.by_status.entry(response.status().as_u16()).or_default() += 1;
+                if let Some(version) = response.headers().get("x-version").and_then(|v| v.to_str().ok()) {
+                    *report.by_version.entry(version.to_owned()).or_default() += 1;
+                }
+                report.latencies.push(due.elapsed());
+            }
+            Err(error) => {
+                *connection = None;
+                report.closed += 1;
+                report.error(error);
+            }
+        }
+    }
+
+    async fn connect(&self) -> anyhow::Result<Connection> {
+        let connecting = tokio::time::timeout(Duration::from_secs(10), TcpStream::connect(self.address));
+        let stream = connecting.await.context("connecting took more than 10 s")?.context("cannot connect")?;
+        stream.set_nodelay(true)?;
+        let io = TokioIo::new(stream);
+        if self.http2 {
+            let (sender, driver) = http2::handshake(TokioExecutor::new(), io).await?;
+            tokio::spawn(driver);
+            Ok(Connection::Http2(sender))
+        } else {
+            let (sender, driver) = http1::handshake(io).await?;
+            tokio::spawn(driver);
+            Ok(Connection::Http1(sender))
+        }
+    }
+
+    async fn exchange(&self, connection: &mut Connection) -> anyhow::Result<Response<()>> {
+        let mut request = Request::new(Empty::new());
+        request.headers_mut().extend(self.headers.iter().cloned());
+        let response: Response<Incoming> = match connection {
+            Connection::Http1(sender) => {
+                *request.uri_mut() = self.url.path_and_query().map_or("/", |p| p.as_str()).parse()?;
+                request.headers_mut().insert(http::header::HOST, self.authority.parse()?);
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+            Connection::Http2(sender) => {
+                *request.uri_mut() = self.url.clone();
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+        };
+        let (head, body) = response.into_parts();
+        body.collect().await.context("the reply broke off")?;
+        Ok(Response::from_parts(head, ()))
+    }
+}
+
+impl Connection {
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Http1(sender) => sender.is_closed(),
+            Self::Http2(sender) => sender.is_closed(),
+        }
+    }
+}

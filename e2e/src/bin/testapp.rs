@@ -1,0 +1,57 @@
+//! One program for every part that an application plays in the tests.
+
+use std::net::SocketAddr;
+
+use clap::{Parser, Subcommand};
+use mesh_e2e::app::{echo, load};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// An HTTP server that describes each request.
+    Http(Server),
+    /// A TCP server that answers line by line.
+    Tcp(Server),
+    /// A client that prints its report as JSON, at the end or when told to end.
+    Load(load::Args),
+}
+
+#[derive(clap::Args)]
+struct Server {
+    #[arg(long, default_value = "0.0.0.0:9080")]
+    listen: SocketAddr,
+    #[arg(long, default_value = "v1")]
+    version: String,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let told = async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    };
+    match Cli::parse().command {
+        Command::Http(server) => {
+            tokio::select! { done = echo::http(server.listen, server.version) => done, () = told => Ok(()) }
+        }
+        Command::Tcp(server) => {
+            tokio::select! { done = echo::tcp(server.listen, server.version) => done, () = told => Ok(()) }
+        }
+        Command::Load(args) => {
+            tokio::spawn(async move {
+                told.await;
+                stop.send_replace(true);
+            });
+            println!("{}", serde_json::to_string(&load::run(args, stopped).await?)?);
+            Ok(())
+        }
+    }
+}

