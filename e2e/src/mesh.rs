@@ -1,0 +1,224 @@
+//! A whole mesh in a temporary folder: `mesh-control`, and applications behind sidecars started with `meshctl run`.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use tempfile::TempDir;
+
+use crate::app::load;
+use crate::process::{Process, eventually};
+
+/// Who runs the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum User {
+    /// Whoever runs the tests.
+    Same,
+    /// An unprivileged user, so that everything happens in a user namespace. Needs root to become that user.
+    Unprivileged,
+}
+
+const UNPRIVILEGED: u32 = 65_532;
+const PROGRAMS: [&str; 5] = ["mesh-control", "mesh-proxy", "meshctl", "shop", "testapp"];
+
+pub struct Mesh {
+    pub control: Option<Process>,
+    pub metrics: String,
+    pub xds_plaintext: String,
+    folder: TempDir,
+    user: User,
+    ports: [u16; 3],
+}
+
+impl Mesh {
+    pub fn start(user: User) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("mesh-e2e-").tempdir()?;
+        for part in ["bin", "data", "logs"] {
+            fs::create_dir(folder.path().join(part))?;
+        }
+        for program in PROGRAMS {
+            // Copies, because an unprivileged user may not be let into the folder where they were built.
+            let copy = folder.path().join("bin").join(program);
+            fs::copy(built(program)?, &copy).with_context(|| format!("cannot copy {program}"))?;
+            fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
+        }
+        if user == User::Unprivileged {
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
+            for part in ["data", "logs"] {
+                std::os::unix::fs::chown(folder.path().join(part), Some(UNPRIVILEGED), Some(UNPRIVILEGED))?;
+            }
+        }
+        let ports = [free_port()?, free_port()?, free_port()?];
+        let mut mesh = Self {
+            control: None,
+            metrics: format!("127.0.0.1:{}", ports[2]),
+            xds_plaintext: format!("127.0.0.1:{}", ports[1]),
+            folder,
+            user,
+            ports,
+        };
+        mesh.start_control()?;
+        Ok(mesh)
+    }
+
+    /// Starts the control plane on the data folder as it is.
+    pub fn start_control(&mut self) -> anyhow::Result<()> {
+        let mut command = self.command("mesh-control");
+        command.args(["--mode", "standalone", "--data"]).arg(self.data());
+        command.args(["--listen-xds", &format!("127.0.0.1:{}", self.ports[0])]);
+        command.args(["--listen-plaintext", &self.xds_plaintext, "--listen-metrics", &self.metrics]);
+        let mut control = Process::start("mesh-control", command, &self.logs())?;
+        eventually(Duration::from_secs(10), || {
+            ensure!(control.running(), "mesh-control ended:\n{}", control.tail());
+            self.meshctl(&["version"]).map(drop)
+        })?;
+        self.control = Some(control);
+        Ok(())
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    pub fn logs(&self) -> PathBuf {
+        self.folder.path().join("logs")
+    }
+
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.folder.path().join("bin").join(name)
+    }
+
+    /// A program of the mesh, run as the mesh's user with its data folder.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.program(program));
+        command.env("MESH_DATA", self.data()).env("HOME", self.data()).env_remove("MESH_CONTROL");
+        command.env("RUST_BACKTRACE", "1").current_dir(self.folder.path());
+        if self.user == User::Unprivileged {
+            command.uid(UNPRIVILEGED).gid(UNPRIVILEGED);
+        }
+        command
+    }
+
+    /// Runs `meshctl` and gives its standard output; an exit code other than 0 is an error.
+    pub fn meshctl(&self, args: &[&str]) -> anyhow::Result<String> {
+        let output = self.meshctl_output(args)?;
+        if !output.status.success() {
+            bail!("meshctl {}: {}\n{}", args.join(" "), output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    pub fn meshctl_output(&self, args: &[&str]) -> anyhow::Result<Output> {
+        let mut command = self.command("meshctl");
+        command.arg("--control").arg(format!("unix:{}", self.data().join("control.sock").display()));
+        command.args(args).output().context("cannot start meshctl")
+    }
+
+    /// Applies objects written as YAML, and waits until they are in force.
+    pub fn apply(&self, yaml: &str) -> anyhow::Result<()> {
+        let file = self.logs().join("apply.yaml");
+        fs::write(&file, yaml)?;
+        self.meshctl(&["apply", "-f", &file.to_string_lossy()])?;
+        self.wait()
+    }
+
+    /// Waits until the newest revision is in force at every proxy.
+    pub fn wait(&self) -> anyhow::Result<()> {
+        self.meshctl(&["wait", "--timeout", "20s"]).map(drop)
+    }
+
+    /// Makes a token for a service account, in a file.
+    pub fn token(&self, service_account: &str) -> anyhow::Result<PathBuf> {
+        let token = self.meshctl(&["token", "create", "--service-account", service_account])?;
+        let file = self.data().join(format!("token-{service_account}-{}", self.next()));
+        fs::write(&file, token.trim())?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644))?;
+        Ok(file)
+    }
+
+    /// Starts an application behind a sidecar: `meshctl run <args> -- <app>`.
+    pub fn run(&self, service: &str, args: &[&str], app: &[&str]) -> anyhow::Result<Process> {
+        let token = self.token(service)?;
+        let mut command = self.command("meshctl");
+        command.arg("--control").arg(format!("unix:{}", self.data().join("control.sock").display()));
+        command.args(["run", "--service", service, "--token-file"]).arg(token).args(args).arg("--");
+        command.arg(self.program(app.first().context("no application")?)).args(app.get(1..).unwrap_or_default());
+        Process::start(&format!("{service}-{}", self.next()), command, &self.logs())
+    }
+
+    /// Starts `testapp http` as a version of a service, and waits until it can be discovered.
+    pub fn echo(&self, service: &str, version: &str) -> anyhow::Result<Process> {
+        let args = ["--version", version, "--port", "9080:http"];
+        let process = self.run(service, &args, &["testapp", "http", "--version", version])?;
+        self.discovered(service, version).with_context(|| process.tail())?;
+        Ok(process)
+    }
+
+    /// Waits until a healthy workload of the service's version is known to the control plane.
+    pub fn discovered(&self, service: &str, version: &str) -> anyhow::Result<()> {
+        eventually(Duration::from_secs(20), || {
+            ensure!(self.workloads(service, version)? > 0, "{service} {version} is not discovered");
+            Ok(())
+        })
+    }
+
+    /// How many healthy workloads the control plane knows of a service's version.
+    pub fn workloads(&self, service: &str, version: &str) -> anyhow::Result<usize> {
+        let json: serde_json::Value = serde_json::from_str(&self.meshctl(&["get", "workloads", "-o", "json"])?)?;
+        let fits = |w: &&serde_json::Value| w["service"] == service && w["version"] == version && w["healthy"] == true;
+        Ok(json.as_array().context("not a list of workloads")?.iter().filter(fits).count())
+    }
+
+    /// Starts a client behind a sidecar, as service account `account`.
+    pub fn load(&self, account: &str, args: &[&str]) -> anyhow::Result<Load> {
+        let app: Vec<&str> = ["testapp", "load"].iter().chain(args).copied().collect();
+        Ok(Load(self.run(account, &[], &app)?))
+    }
+
+    fn next(&self) -> u32 {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// A running `testapp load`.
+pub struct Load(pub Process);
+
+impl Load {
+    /// Waits until it has sent all that it was asked to.
+    pub fn report(mut self) -> anyhow::Result<load::Report> {
+        let status = self.0.wait(Duration::from_secs(120))?;
+        self.parse(status.success())
+    }
+
+    /// Tells it to end.
+    pub fn stop(mut self) -> anyhow::Result<load::Report> {
+        let status = self.0.end()?;
+        self.parse(status.success())
+    }
+
+    fn parse(&self, success: bool) -> anyhow::Result<load::Report> {
+        ensure!(success, "the client failed:\n{}", self.0.tail());
+        let out = self.0.stdout();
+        let line = out.lines().last().with_context(|| format!("the client said nothing:\n{}", self.0.tail()))?;
+        serde_json::from_str(line).with_context(|| format!("not a report: {line}"))
+    }
+}
+
+pub fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// A program of this build: beside the running test, one folder up.
+fn built(program: &str) -> anyhow::Result<PathBuf> {
+    let exe = std::env::current_exe()?;
+    let folder = exe.ancestors().find(|f| f.join(program).is_file()).map(Path::to_path_buf);
+    let folder = folder.with_context(|| format!("{program} is not built: run `bash e2e/test.sh build`"))?;
+    Ok(folder.join(program))
+}
