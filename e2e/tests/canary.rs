@@ -1,5 +1,7 @@
 //! Shares are exact, and changing them costs nobody a request or a connection.
 
+#![allow(clippy::unwrap_used)]
+
 use mesh_e2e::mesh::{Mesh, User};
 
 #[test]
