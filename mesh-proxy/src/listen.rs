@@ -1,0 +1,93 @@
+//! Where connections come in: what is known of each, and what every part of the data path shares.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_common::identity::Identity;
+use mesh_common::names::port;
+
+/// Which way a connection crosses the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From a peer to the application.
+    Inbound,
+    /// From the application to somewhere else.
+    Outbound,
+}
+
+impl Direction {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+/// How the connection with the other proxy is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Security {
+    MutualTls,
+    None,
+}
+
+impl Security {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MutualTls => "mutual_tls",
+            Self::None => "none",
+        }
+    }
+}
+
+/// A connection that came in.
+#[derive(Clone, Debug)]
+pub struct Downstream {
+    /// Who connected; a plain IPv4 address when it is one, never the mapped form.
+    pub peer: SocketAddr,
+    /// Where it wanted to go before the redirect; plain IPv4 in the same way.
+    pub original_destination: SocketAddr,
+    pub direction: Direction,
+    /// The peer's identity, from the certificate that it proved to hold.
+    pub identity: Option<Arc<Identity>>,
+    /// The proxy ended TLS on this connection.
+    pub tls: bool,
+    /// The protocol that TLS agreed on, or for plaintext the one that was detected (`http/1.1`, `h2c`).
+    pub alpn: Option<Vec<u8>>,
+}
+
+impl Downstream {
+    pub fn security(&self) -> Security {
+        if self.tls && self.identity.is_some() { Security::MutualTls } else { Security::None }
+    }
+}
+
+/// What the data path can be told at start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub outbound_port: u16,
+    pub inbound_port: u16,
+    /// Connections at the same time, both ways together; those beyond it wait in the kernel's queue.
+    pub max_connections: usize,
+    /// How long a client may take to say something that tells its protocol. A port whose protocol the mesh does not
+    /// know and whose client waits for the server to speak first loses this much time once per connection.
+    pub detect_timeout: Duration,
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
+    /// How long connections may go on after the proxy was told to end.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            outbound_port: port::OUTBOUND,
+            inbound_port: port::INBOUND,
+            max_connections: 65_536,
+            detect_timeout: Duration::from_millis(500),
+            handshake_timeout: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(5),
+        }
+    }
+}
