@@ -7,3 +7,5 @@ pub mod config;
 pub mod error;
 pub mod listen;
 pub mod telemetry;
+pub mod snapshot;
+pub mod tls;
