@@ -13,12 +13,13 @@ use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response, body::Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::watch;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// `http://host:port/path`
+    /// `http://host:port/path`, or `tcp://host:port`: a connection for each line sent and answered.
     #[arg(long)]
     pub url: http::Uri,
     #[arg(long, default_value_t = 1)]
@@ -36,6 +37,9 @@ pub struct Args {
     pub headers: Vec<String>,
     #[arg(long)]
     pub http2: bool,
+    /// Count replies that took longer than this, in milliseconds.
+    #[arg(long, default_value_t = 1000)]
+    pub slow: u64,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -51,6 +55,8 @@ pub struct Report {
     pub by_version: BTreeMap<String, u64>,
     /// The first few, as text.
     pub errors: Vec<String>,
+    /// Replies that took longer than `--slow`.
+    pub slow: u64,
     pub seconds: f64,
     pub p50_ms: f64,
     pub p99_ms: f64,
@@ -77,6 +83,7 @@ impl Report {
         self.failed += other.failed;
         self.closed += other.closed;
         self.opened += other.opened;
+        self.slow += other.slow;
         for (status, count) in other.by_status {
             *self.by_status.entry(status).or_default() += count;
         }
@@ -122,7 +129,11 @@ pub async fn run(args: Args, stop: watch::Receiver<bool>) -> anyhow::Result<Repo
                 // Latency counts from when the request was due, not from when the client got round to it.
                 let due = if rate > 0 { started + Duration::from_secs_f64(ticket as f64 / rate as f64) } else { now };
                 tokio::time::sleep_until(due.into()).await;
-                target.one(&mut connection, due, &mut report).await;
+                if target.url.scheme_str() == Some("tcp") {
+                    target.line(due, &mut report).await;
+                } else {
+                    target.one(&mut connection, due, &mut report).await;
+                }
             }
         });
     }
@@ -139,6 +150,7 @@ struct Target {
     authority: String,
     headers: Vec<(http::HeaderName, http::HeaderValue)>,
     http2: bool,
+    slow: Duration,
 }
 
 enum Connection {
@@ -161,7 +173,14 @@ impl Target {
             let Some((name, value)) = header.split_once(':') else { bail!("{header:?} is not `name: value`") };
             headers.push((name.trim().parse()?, value.trim().parse()?));
         }
-        Ok(Self { url: args.url.clone(), address, authority: authority.to_string(), headers, http2: args.http2 })
+        Ok(Self {
+            url: args.url.clone(),
+            address,
+            authority: authority.to_string(),
+            headers,
+            http2: args.http2,
+            slow: Duration::from_millis(args.slow),
+        })
     }
 
     async fn one(&self, connection: &mut Option<Connection>, due: Instant, report: &mut Report) {
@@ -189,7 +208,7 @@ impl Target {
                 if let Some(version) = response.headers().get("x-version").and_then(|v| v.to_str().ok()) {
                     *report.by_version.entry(version.to_owned()).or_default() += 1;
                 }
-                report.latencies.push(due.elapsed());
+                self.took(due.elapsed(), report);
             }
             Err(error) => {
                 *connection = None;
@@ -197,6 +216,30 @@ impl Target {
                 report.error(error);
             }
         }
+    }
+
+    async fn line(&self, due: Instant, report: &mut Report) {
+        report.requests += 1;
+        let exchange = async {
+            let mut stream = BufReader::new(TcpStream::connect(self.address).await.context("cannot connect")?);
+            stream.write_all(b"hello\n").await.context("cannot send")?;
+            let mut reply = String::new();
+            stream.read_line(&mut reply).await.context("cannot read the reply")?;
+            reply.split(' ').next().filter(|v| !v.is_empty()).map(str::to_owned).context("closed without a reply")
+        };
+        match exchange.await {
+            Ok(version) => {
+                report.opened += 1;
+                *report.by_version.entry(version).or_default() += 1;
+                self.took(due.elapsed(), report);
+            }
+            Err(error) => report.error(error),
+        }
+    }
+
+    fn took(&self, latency: Duration, report: &mut Report) {
+        report.slow += u64::from(latency > self.slow);
+        report.latencies.push(latency);
     }
 
     async fn connect(&self) -> anyhow::Result<Connection> {

@@ -1,0 +1,91 @@
+//! Each kind of fault hits the share that was asked for, only the callers that were named, and is gone after its time.
+
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, Instant};
+
+use mesh_e2e::app::load::Report;
+use mesh_e2e::mesh::{Mesh, User};
+use mesh_e2e::process::Process;
+
+const HTTP: [&str; 8] = ["--url", "http://reviews:9080/", "--connections", "8", "--requests", "400", "--slow", "250"];
+
+fn shop(user: User) -> (Mesh, Process) {
+    let mesh = Mesh::start(user).unwrap();
+    let reviews = mesh.echo("reviews", "v1").unwrap();
+    (mesh, reviews)
+}
+
+fn report(mesh: &Mesh, account: &str, args: &[&str]) -> Report {
+    mesh.load(account, args).unwrap().report().unwrap()
+}
+
+#[test]
+fn delay_hits_half_of_one_callers_requests() {
+    let (mesh, _reviews) = shop(User::Same);
+    mesh.meshctl(&["fault", "delay", "reviews", "--percent", "50", "--delay", "300ms", "--for", "5m", "--from", "web"])
+        .unwrap();
+    mesh.wait().unwrap();
+    let hit = report(&mesh, "web", &HTTP);
+    assert_eq!((hit.slow, hit.good(), hit.failed), (200, 400, 0), "{hit:?}");
+    assert!(hit.max_ms < 600.0, "{hit:?}");
+    let spared = report(&mesh, "other", &HTTP);
+    assert_eq!((spared.slow, spared.good()), (0, 400), "{spared:?}");
+}
+
+#[test]
+fn abort_hits_its_share_and_can_be_cleared_without_root() {
+    let (mesh, _reviews) = shop(User::Unprivileged);
+    mesh.meshctl(&["fault", "abort", "reviews", "--percent", "25", "--status", "418", "--for", "5m", "--from", "web"])
+        .unwrap();
+    mesh.wait().unwrap();
+    let hit = report(&mesh, "web", &HTTP);
+    assert_eq!((hit.by_status.get(&418), hit.by_status.get(&200)), (Some(&100), Some(&300)), "{hit:?}");
+    let spared = report(&mesh, "other", &HTTP);
+    assert_eq!(spared.by_status.get(&200), Some(&400), "{spared:?}");
+    assert!(mesh.meshctl(&["fault", "list"]).unwrap().contains("reviews"));
+    mesh.meshctl(&["fault", "clear"]).unwrap();
+    mesh.wait().unwrap();
+    let after = report(&mesh, "web", &HTTP);
+    assert_eq!(after.by_status.get(&200), Some(&400), "{after:?}");
+}
+
+#[test]
+fn reset_breaks_http_and_tcp_connections() {
+    let (mesh, _reviews) = shop(User::Same);
+    let _stock = mesh
+        .run("stock", &["--version", "v1", "--port", "7000:tcp"], &["testapp", "tcp", "--listen", "0.0.0.0:7000"])
+        .unwrap();
+    mesh.discovered("stock", "v1").unwrap();
+    for service in ["reviews", "stock"] {
+        mesh.meshctl(&["fault", "reset", service, "--percent", "50", "--for", "5m", "--from", "web"]).unwrap();
+    }
+    mesh.wait().unwrap();
+    let http = report(&mesh, "web", &HTTP);
+    assert_eq!((http.failed, http.good()), (200, 200), "{http:?}");
+    let tcp_args = ["--url", "tcp://stock:7000", "--connections", "4", "--requests", "100"];
+    let tcp = report(&mesh, "web", &tcp_args);
+    assert_eq!((tcp.failed, tcp.by_version.get("v1")), (50, Some(&50)), "{tcp:?}");
+    assert!(tcp.errors.iter().all(|e| e.contains("reset")), "{tcp:?}");
+    let spared = report(&mesh, "other", &tcp_args);
+    assert_eq!((spared.failed, spared.by_version.get("v1")), (0, Some(&100)), "{spared:?}");
+}
+
+/// A fault ends by itself, even when the control plane is not there to say so.
+#[test]
+fn a_fault_ends_after_its_time_without_a_control_plane() {
+    let (mut mesh, _reviews) = shop(User::Same);
+    let args = ["--url", "http://reviews:9080/", "--rate", "50", "--connections", "4"];
+    let load = mesh.load("web", &args).unwrap();
+    mesh.meshctl(&["fault", "abort", "reviews", "--percent", "100", "--status", "503", "--for", "4s"]).unwrap();
+    mesh.wait().unwrap();
+    let begun = Instant::now();
+    let control = mesh.control.take().unwrap();
+    control.signal(nix::sys::signal::Signal::SIGKILL).unwrap();
+    std::thread::sleep(Duration::from_secs(7).saturating_sub(begun.elapsed()));
+    let report = load.stop().unwrap();
+    let hit = report.by_status.get(&503).copied().unwrap_or(0);
+    // 4 s of 50 requests a second, less the time that `wait` took, plus a little for the way there.
+    assert!((100..=230).contains(&hit), "{report:?}");
+    assert!(report.by_status.get(&200).is_some_and(|good| *good > 80), "{report:?}");
+}

@@ -1,0 +1,103 @@
+//! What must and must not fail when a part is killed with SIGKILL under load.
+
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use mesh_e2e::mesh::{Mesh, User};
+use mesh_e2e::process::{Process, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const LOAD: [&str; 6] = ["--url", "http://reviews:9080/", "--connections", "8", "--rate", "400"];
+
+/// Nothing fails. Proxies keep what they have, and take up again by themselves.
+#[test]
+fn killing_the_control_plane_costs_nothing() {
+    let mut mesh = Mesh::start(User::Same).unwrap();
+    let _v1 = mesh.echo("reviews", "v1").unwrap();
+    let _v2 = mesh.echo("reviews", "v2").unwrap();
+    mesh.meshctl(&["route", "set-weight", "reviews", "v1=100", "v2=0"]).unwrap();
+    mesh.wait().unwrap();
+    let load = mesh.load("web", &LOAD).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    for _ in 0..3 {
+        let mut control = mesh.control.take().unwrap();
+        control.signal(Signal::SIGKILL).unwrap();
+        control.wait(Duration::from_secs(5)).unwrap();
+        std::thread::sleep(Duration::from_secs(1));
+        mesh.start_control().unwrap();
+    }
+    // What was acknowledged before is still there, and new changes reach the same proxies.
+    assert_eq!(mesh.workloads("reviews", "v1").unwrap(), 1);
+    eventually(Duration::from_secs(30), || {
+        let proxies: serde_json::Value = serde_json::from_str(&mesh.meshctl(&["proxy", "status", "-o", "json"])?)?;
+        anyhow::ensure!(proxies.as_array().is_some_and(|p| p.len() == 3), "not all proxies are back: {proxies}");
+        Ok(())
+    })
+    .unwrap();
+    mesh.meshctl(&["route", "set-weight", "reviews", "v1=0", "v2=100"]).unwrap();
+    mesh.wait().unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let report = load.stop().unwrap();
+    assert_eq!((report.failed, report.closed, report.good()), (0, 0, report.requests), "{report:?}");
+    assert!(report.by_version["v2"] >= 300 && report.by_version["v1"] >= 300, "{report:?}");
+}
+
+/// The application's death is seen at once: requests that it had taken may fail (one for each connection at most), the
+/// others go to the version that is left, and the workload is gone from discovery.
+#[test]
+fn killing_an_application_costs_at_most_what_it_held() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let _one = mesh.echo("reviews", "v1").unwrap();
+    let mut two = mesh.echo("reviews", "v2").unwrap();
+    let load = mesh.load("web", &LOAD).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    kill_child(&two, "testapp");
+    let status = two.wait(Duration::from_secs(10)).unwrap();
+    assert_eq!(status.code(), Some(137), "{}", two.tail());
+    assert_eq!(mesh.workloads("reviews", "v2").unwrap(), 0);
+    std::thread::sleep(Duration::from_secs(1));
+    let report = load.stop().unwrap();
+    assert!(report.requests - report.good() <= 8, "{report:?}");
+    assert_eq!(report.closed, 0, "{report:?}");
+    assert!(report.by_version["v1"] > report.by_version["v2"], "{report:?}");
+}
+
+/// A server's proxy that is killed takes its requests in flight with it, and no others.
+#[test]
+fn killing_a_proxy_costs_at_most_what_it_held() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let _one = mesh.echo("reviews", "v1").unwrap();
+    let two = mesh.echo("reviews", "v2").unwrap();
+    let load = mesh.load("web", &LOAD).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    kill_child(&two, "mesh-proxy");
+    std::thread::sleep(Duration::from_secs(2));
+    let report = load.stop().unwrap();
+    assert!(report.requests - report.good() <= 8, "{report:?}");
+    assert_eq!(report.closed, 0, "{report:?}");
+}
+
+/// Kills the descendant of `process` that runs `program`.
+fn kill_child(process: &Process, program: &str) {
+    let pid = descendants(process.id()).into_iter().find(|pid| {
+        let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        exe.file_name().is_some_and(|name| name == program)
+    });
+    kill(Pid::from_raw(pid.unwrap().cast_signed()), Signal::SIGKILL).unwrap();
+}
+
+fn descendants(pid: u32) -> Vec<u32> {
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+        for task in tasks {
+            let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            found.extend(children.split_whitespace().filter_map(|c| c.parse::<u32>().ok()));
+        }
+        next += 1;
+    }
+    found
+}
