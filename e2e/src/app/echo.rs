@@ -67,6 +67,24 @@ async fn answer(
     Ok(response)
 }
 
+/// Answers every request with the same `size` bytes, as cheaply as it can, for benchmarks.
+pub async fn fixed(address: SocketAddr, size: usize) -> anyhow::Result<()> {
+    let listener = listen(address).await?;
+    let body = Bytes::from(vec![b'x'; size]);
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let body = body.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |_: Request<Incoming>| {
+                let response = Response::new(Full::new(body.clone()));
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
 /// Answers each line with `<version> <line>`.
 pub async fn tcp(address: SocketAddr, version: String) -> anyhow::Result<()> {
     let listener = listen(address).await?;

@@ -18,6 +18,13 @@ enum Command {
     Http(Server),
     /// A TCP server that answers line by line.
     Tcp(Server),
+    /// An HTTP server that always answers with the same bytes.
+    Fixed {
+        #[arg(long, default_value = "0.0.0.0:9080")]
+        listen: SocketAddr,
+        #[arg(long, default_value_t = 100)]
+        bytes: usize,
+    },
     /// A client that prints its report as JSON, at the end or when told to end.
     Load(load::Args),
 }
@@ -44,6 +51,9 @@ async fn main() -> anyhow::Result<()> {
         }
         Command::Tcp(server) => {
             tokio::select! { done = echo::tcp(server.listen, server.version) => done, () = told => Ok(()) }
+        }
+        Command::Fixed { listen, bytes } => {
+            tokio::select! { done = echo::fixed(listen, bytes) => done, () = told => Ok(()) }
         }
         Command::Load(args) => {
             tokio::spawn(async move {
