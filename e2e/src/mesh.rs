@@ -1,7 +1,7 @@
 //! A whole mesh in a temporary folder: `mesh-control`, and applications behind sidecars started with `meshctl run`.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -79,6 +79,19 @@ impl Mesh {
         })?;
         self.control = Some(control);
         Ok(())
+    }
+
+    /// The TCP ports of the control plane: xDS over TLS, plaintext xDS, metrics.
+    pub fn ports(&self) -> [u16; 3] {
+        self.ports
+    }
+
+    /// The IPv4 addresses of a service's workloads.
+    pub fn addresses(&self, service: &str) -> anyhow::Result<Vec<Ipv4Addr>> {
+        let json: serde_json::Value = serde_json::from_str(&self.meshctl(&["get", "workloads", "-o", "json"])?)?;
+        let workloads = json.as_array().context("not a list of workloads")?.iter().filter(|w| w["service"] == service);
+        let texts = workloads.flat_map(|w| w["addresses"].as_array().cloned().unwrap_or_default());
+        Ok(texts.filter_map(|t| t.as_str()?.parse().ok()).collect())
     }
 
     pub fn data(&self) -> PathBuf {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::{Parser, Subcommand};
-use mesh_e2e::app::{echo, load};
+use mesh_e2e::app::{echo, garbage, load};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
@@ -25,6 +25,8 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         bytes: usize,
     },
+    /// Throws broken bytes at each address, over TCP and UDP.
+    Garbage { targets: Vec<SocketAddr> },
     /// A client that prints its report as JSON, at the end or when told to end.
     Load(load::Args),
 }
@@ -54,6 +56,13 @@ async fn main() -> anyhow::Result<()> {
         }
         Command::Fixed { listen, bytes } => {
             tokio::select! { done = echo::fixed(listen, bytes) => done, () = told => Ok(()) }
+        }
+        Command::Garbage { targets } => {
+            for target in targets {
+                garbage::tcp(target);
+                garbage::udp(target)?;
+            }
+            Ok(())
         }
         Command::Load(args) => {
             tokio::spawn(async move {
