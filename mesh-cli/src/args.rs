@@ -1,0 +1,80 @@
+//! The command line: global options and the tree of commands. Each command's own arguments are defined beside its code.
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Parser, Subcommand};
+
+use crate::client::ControlAddress;
+use crate::commands;
+use crate::output::Format;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed
+  2  the command line is wrong
+  3  what was named does not exist
+  4  refused: the object is not valid, or was changed by somebody else meanwhile
+  5  the control plane cannot be reached
+  6  not finished in the time given";
+
+/// Runs and inspects a service mesh
+///
+/// meshctl talks to mesh-control over the unix socket in its data folder. Without --control (or MESH_CONTROL) it takes the
+/// first that answers of $MESH_DATA/control.sock, ~/.mesh/control.sock and ~/.mesh/demo/control.sock.
+#[derive(Debug, Parser)]
+#[command(name = "meshctl", version, styles = STYLES, max_term_width = 110, after_long_help = EXIT_CODES)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// The control plane's socket
+    #[arg(long, global = true, env = "MESH_CONTROL", value_name = "unix:PATH")]
+    pub control: Option<ControlAddress>,
+    /// Namespace of the objects [default: default]
+    #[arg(short, long, global = true, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// How results are written
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        value_name = "table|wide|json|yaml|name"
+    )]
+    pub output: Format,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Token(commands::token::Args),
+    Wait(commands::wait::Args),
+    Version(commands::version::Args),
+    Completion(commands::completion::Args),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,162 @@
+//! The connection to mesh-control: a unix socket, found by flag, environment or in the usual places.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use envoy_types::pb::envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient;
+use hyper_util::rt::TokioIo;
+use mesh_common::proto::control::mesh_client::MeshClient;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::failure::{Exit, Failure};
+
+/// Answers hold whole configurations; the peer is trusted with this much of our memory.
+const MAX_MESSAGE: usize = 256 << 20;
+
+/// Where to look for the control plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// What the user named.
+    Given(ControlAddress),
+    /// The usual places, in order.
+    Search(Vec<PathBuf>),
+}
+
+/// `unix:PATH`, or just a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlAddress(pub PathBuf);
+
+impl FromStr for ControlAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let path = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")).unwrap_or(text);
+        if path.contains("://") {
+            return Err("meshctl talks to mesh-control over its unix socket only: give unix:PATH".to_owned());
+        }
+        if path.is_empty() {
+            return Err("the path of the socket is missing: give unix:PATH".to_owned());
+        }
+        Ok(Self(PathBuf::from(path)))
+    }
+}
+
+impl Location {
+    pub fn new(given: Option<ControlAddress>) -> Self {
+        match given {
+            Some(address) => Self::Given(address),
+            None => Self::Search(usual_places(env::var_os("MESH_DATA"), env::var_os("HOME"))),
+        }
+    }
+
+    fn candidates(&self) -> Vec<&Path> {
+        match self {
+            Self::Given(ControlAddress(path)) => vec![path],
+            Self::Search(paths) => paths.iter().map(PathBuf::as_path).collect(),
+        }
+    }
+}
+
+fn usual_places(data: Option<std::ffi::OsString>, home: Option<std::ffi::OsString>) -> Vec<PathBuf> {
+    let filled = |value: Option<std::ffi::OsString>| value.filter(|v| !v.is_empty()).map(PathBuf::from);
+    let data = filled(data).map(|data| data.join("control.sock"));
+    let home = filled(home).map(|home| home.join(".mesh"));
+    let homes = home.into_iter().flat_map(|home| [home.join("control.sock"), home.join("demo/control.sock")]);
+    data.into_iter().chain(homes).collect()
+}
+
+/// A connected control plane. Clones share the connection.
+#[derive(Clone)]
+pub struct Control {
+    pub socket: PathBuf,
+    channel: Channel,
+}
+
+impl Control {
+    /// Connects to the first place that answers; the failure says what was tried and what came of it.
+    pub async fn connect(location: &Location) -> Result<Self, Failure> {
+        let mut tried = Vec::new();
+        for path in location.candidates() {
+            match UnixStream::connect(path).await {
+                Ok(_) => return Self::open(path).await,
+                Err(error) => tried.push(format!("  {}: {}", path.display(), reason(&error))),
+            }
+        }
+        let message = match location {
+            Location::Given(_) => {
+                let why = tried.first().map(|line| line.trim_start()).unwrap_or_default();
+                format!("No control plane answers at {why}.")
+            }
+            Location::Search(_) => format!("No control plane answers. These places were tried:\n{}", tried.join("\n")),
+        };
+        Err(Failure::with(Exit::Unreachable, message).hint(
+            "Start one with `meshctl demo`, or with `mesh-control --mode standalone --data DIR` and then pass \
+             `--control unix:DIR/control.sock` (or set MESH_CONTROL).",
+        ))
+    }
+
+    async fn open(path: &Path) -> Result<Self, Failure> {
+        let socket = path.to_owned();
+        let connector = tower::service_fn(move |_: Uri| {
+            let path = socket.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        // The authority is never resolved: the connector goes to the socket.
+        let channel = Endpoint::from_static("http://mesh-control").connect_with_connector(connector).await;
+        let channel = channel.map_err(|error| {
+            let message = format!("What listens at {} does not speak gRPC: {error}.", path.display());
+            Failure::with(Exit::Unreachable, message).hint("Is it the control.sock of a mesh-control?")
+        })?;
+        Ok(Self { socket: path.to_owned(), channel })
+    }
+
+    pub fn mesh(&self) -> MeshClient<Channel> {
+        MeshClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    pub fn client_status(&self) -> ClientStatusDiscoveryServiceClient<Channel> {
+        ClientStatusDiscoveryServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+}
+
+fn reason(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "no such socket".to_owned(),
+        std::io::ErrorKind::ConnectionRefused => "the socket is there, but nobody listens".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "it belongs to another user".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_may_be_written_in_three_ways() {
+        for text in ["unix:/run/m.sock", "unix:///run/m.sock", "/run/m.sock"] {
+            assert_eq!(text.parse::<ControlAddress>().unwrap().0, Path::new("/run/m.sock"), "{text}");
+        }
+        assert!("https://mesh:15012".parse::<ControlAddress>().is_err());
+        assert!("unix:".parse::<ControlAddress>().is_err());
+    }
+
+    #[test]
+    fn the_data_folder_comes_before_the_home_folder() {
+        let places = usual_places(Some("/data".into()), Some("/home/ada".into()));
+        let expected = ["/data/control.sock", "/home/ada/.mesh/control.sock", "/home/ada/.mesh/demo/control.sock"];
+        assert_eq!(places, expected.map(PathBuf::from));
+    }
+
+    #[tokio::test]
+    async fn the_failure_names_what_was_tried() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = vec![folder.path().join("a.sock"), folder.path().join("b.sock")];
+        let Err(failure) = Control::connect(&Location::Search(paths)).await else { panic!("connected to nothing") };
+        assert_eq!(failure.exit, Exit::Unreachable);
+        assert!(failure.message.contains("a.sock: no such socket"), "{failure}");
+        assert!(failure.message.contains("b.sock: no such socket"), "{failure}");
+    }
+}

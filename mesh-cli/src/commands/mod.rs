@@ -1,0 +1,47 @@
+//! One module for each command: its arguments with their help, and what it does.
+
+pub mod completion;
+pub mod token;
+pub mod version;
+pub mod wait;
+
+use crate::args::{Cli, Command, Global};
+use crate::client::{Control, Location};
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// What every command is given.
+pub struct Context {
+    pub location: Location,
+    /// As the user named it; `None` is `default`, or whatever an object says of itself.
+    pub namespace: Option<String>,
+    pub out: Output,
+}
+
+impl Context {
+    fn new(global: Global) -> Self {
+        Self {
+            location: Location::new(global.control),
+            namespace: global.namespace,
+            out: Output::stdout(global.output),
+        }
+    }
+
+    pub fn namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or("default")
+    }
+
+    pub async fn connect(&self) -> Result<Control, Failure> {
+        Control::connect(&self.location).await
+    }
+}
+
+pub async fn run(cli: Cli) -> Result<(), Failure> {
+    let context = Context::new(cli.global);
+    match cli.command {
+        Command::Token(args) => token::run(&context, args).await,
+        Command::Wait(args) => wait::run(&context, args).await,
+        Command::Version(args) => version::run(&context, args).await,
+        Command::Completion(args) => completion::run(&context, &args),
+    }
+}
