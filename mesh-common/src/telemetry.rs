@@ -1,0 +1,114 @@
+//! Logging of the three programs: lines on standard error, as text or JSON, at levels that can be changed while running.
+
+use std::fmt;
+use std::io::IsTerminal;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    #[error("{filter:?} is not a log filter ({reason}); write a level (error, warn, info, debug, trace) or `module=level,...`")]
+    Filter { filter: String, reason: String },
+    #[error("{0:?} is not a log format; write `text` or `json`")]
+    Format(String),
+    #[error("logging has been set up already")]
+    Twice,
+    #[error("logging has ended, its levels cannot be changed any more")]
+    Ended,
+}
+
+/// Changes the levels of a running program.
+#[derive(Clone)]
+pub struct LogFilter {
+    handle: reload::Handle<EnvFilter, Registry>,
+    current: Arc<Mutex<String>>,
+}
+
+/// Sets up logging for the process; call it once, in `main`. `filter` has the syntax of `RUST_LOG`.
+pub fn init(filter: &str, format: LogFormat) -> Result<LogFilter, TelemetryError> {
+    let (layer, handle) = reload::Layer::new(parse(filter)?);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match format {
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry().with(layer).with(lines).try_init().map_err(|_| TelemetryError::Twice)?;
+    Ok(LogFilter { handle, current: Arc::new(Mutex::new(filter.to_owned())) })
+}
+
+impl LogFilter {
+    /// Puts `filter` in force at once and returns the one that was. A filter that cannot be read changes nothing.
+    pub fn set(&self, filter: &str) -> Result<String, TelemetryError> {
+        let parsed = parse(filter)?;
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        self.handle.reload(parsed).map_err(|_| TelemetryError::Ended)?;
+        Ok(std::mem::replace(&mut current, filter.to_owned()))
+    }
+
+    pub fn current(&self) -> String {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl fmt::Debug for LogFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LogFilter").field(&self.current()).finish()
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = TelemetryError;
+
+    fn from_str(text: &str) -> Result<Self, TelemetryError> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(TelemetryError::Format(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
+    EnvFilter::builder()
+        .parse(filter)
+        .map_err(|error| TelemetryError::Filter { filter: filter.to_owned(), reason: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_change_while_running() {
+        let filter = init("info", LogFormat::Json).unwrap();
+        assert!(tracing::enabled!(tracing::Level::INFO));
+        assert!(!tracing::enabled!(tracing::Level::DEBUG));
+        assert_eq!(filter.set("debug").unwrap(), "info");
+        assert!(tracing::enabled!(tracing::Level::DEBUG));
+        let error = filter.set("mesh=loud").unwrap_err();
+        assert!(error.to_string().contains("is not a log filter"), "{error}");
+        assert_eq!(filter.current(), "debug");
+        assert!(matches!(init("info", LogFormat::Text), Err(TelemetryError::Twice)));
+    }
+}
