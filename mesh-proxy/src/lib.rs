@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod error;
+pub mod intercept;
 pub mod listen;
 pub mod telemetry;
 pub mod snapshot;
