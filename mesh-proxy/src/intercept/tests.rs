@@ -58,12 +58,9 @@ fn serve(listen: &str, name: &'static str) {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let socket = SockRef::from(&stream);
-            let original = if stream.local_addr().unwrap().is_ipv4() {
-                socket.original_dst_v4()
-            } else {
-                socket.original_dst_v6()
-            };
-            let original = original.ok().and_then(|address| address.as_socket());
+            let local = stream.local_addr().unwrap();
+            let original = if local.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
+            let original = original.ok().and_then(|address| address.as_socket()).filter(|original| *original != local);
             let text = original.map_or_else(|| name.to_owned(), |original| format!("{name} {original}"));
             stream.write_all(text.as_bytes()).unwrap();
         }
