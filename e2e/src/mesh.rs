@@ -235,3 +235,19 @@ fn built(program: &str) -> anyhow::Result<PathBuf> {
     let folder = folder.with_context(|| format!("{program} is not built: run `bash e2e/test.sh build`"))?;
     Ok(folder.join(program))
 }
+
+/// Python with grpcio, as `e2e/test.sh` installs it.
+pub fn python() -> anyhow::Result<PathBuf> {
+    from_environment("MESH_E2E_PYTHON")
+}
+
+/// Envoy, as `e2e/test.sh` installs it.
+pub fn envoy() -> anyhow::Result<PathBuf> {
+    from_environment("MESH_E2E_ENVOY")
+}
+
+fn from_environment(name: &str) -> anyhow::Result<PathBuf> {
+    std::env::var_os(name)
+        .map(PathBuf::from)
+        .with_context(|| format!("{name} is not set: run `bash e2e/test.sh system`"))
+}
