@@ -5,3 +5,5 @@
 pub mod auth;
 pub mod ca;
 pub mod store;
+pub mod compile;
+pub mod model;

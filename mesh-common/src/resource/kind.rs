@@ -1,0 +1,173 @@
+use std::fmt;
+
+pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+pub const MESH_GROUP: &str = "meshctl.dev";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Service,
+    HttpRoute,
+    GrpcRoute,
+    TcpRoute,
+    TrafficPolicy,
+    FaultInjection,
+    PeerAuthentication,
+    WorkloadEntry,
+    MeshConfig,
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a kind; the kinds are {}", Kind::ALL.map(Kind::as_str).join(", "))]
+pub struct UnknownKind {
+    pub text: String,
+}
+
+impl Kind {
+    pub const ALL: [Self; 9] = [
+        Self::Service,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::TcpRoute,
+        Self::TrafficPolicy,
+        Self::FaultInjection,
+        Self::PeerAuthentication,
+        Self::WorkloadEntry,
+        Self::MeshConfig,
+    ];
+
+    /// Takes what people type: kind, plural or short name in any case, with or without the group
+    /// (`httproutes.gateway.networking.k8s.io`).
+    pub fn parse(text: &str) -> Result<Self, UnknownKind> {
+        let lower = text.to_ascii_lowercase();
+        let is = |kind: &Self| {
+            let name = match lower.split_once('.') {
+                Some((name, group)) if group == kind.group() => name,
+                Some(_) => return false,
+                None => lower.as_str(),
+            };
+            name == kind.plural() || name == kind.singular() || kind.short_names().contains(&name)
+        };
+        Self::ALL.into_iter().find(is).ok_or_else(|| UnknownKind { text: text.to_owned() })
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::TrafficPolicy => "TrafficPolicy",
+            Self::FaultInjection => "FaultInjection",
+            Self::PeerAuthentication => "PeerAuthentication",
+            Self::WorkloadEntry => "WorkloadEntry",
+            Self::MeshConfig => "MeshConfig",
+        }
+    }
+
+    pub fn singular(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::HttpRoute => "httproute",
+            Self::GrpcRoute => "grpcroute",
+            Self::TcpRoute => "tcproute",
+            Self::TrafficPolicy => "trafficpolicy",
+            Self::FaultInjection => "faultinjection",
+            Self::PeerAuthentication => "peerauthentication",
+            Self::WorkloadEntry => "workloadentry",
+            Self::MeshConfig => "meshconfig",
+        }
+    }
+
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Service => "services",
+            Self::HttpRoute => "httproutes",
+            Self::GrpcRoute => "grpcroutes",
+            Self::TcpRoute => "tcproutes",
+            Self::TrafficPolicy => "trafficpolicies",
+            Self::FaultInjection => "faultinjections",
+            Self::PeerAuthentication => "peerauthentications",
+            Self::WorkloadEntry => "workloadentries",
+            Self::MeshConfig => "meshconfigs",
+        }
+    }
+
+    pub fn short_names(self) -> &'static [&'static str] {
+        match self {
+            Self::Service => &["svc"],
+            Self::TrafficPolicy => &["tp"],
+            Self::FaultInjection => &["fault", "faults"],
+            Self::PeerAuthentication => &["pa"],
+            Self::WorkloadEntry => &["we", "workload", "workloads"],
+            _ => &[],
+        }
+    }
+
+    /// "" is the core group.
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::Service => "",
+            Self::HttpRoute | Self::GrpcRoute | Self::TcpRoute => GATEWAY_GROUP,
+            _ => MESH_GROUP,
+        }
+    }
+
+    /// The version that is written.
+    pub fn api_version(self) -> &'static str {
+        self.api_versions()[0]
+    }
+
+    /// All versions that are read; they have the same schema.
+    pub fn api_versions(self) -> &'static [&'static str] {
+        match self {
+            Self::Service => &["v1"],
+            Self::HttpRoute => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"],
+            Self::GrpcRoute => &["gateway.networking.k8s.io/v1"],
+            Self::TcpRoute => &["gateway.networking.k8s.io/v1alpha2", "gateway.networking.k8s.io/v1"],
+            _ => &["meshctl.dev/v1alpha1"],
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What an object is called.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    pub kind: Kind,
+    pub namespace: String,
+    pub name: String,
+}
+
+impl Key {
+    pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
+        Self { kind, namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_what_people_type() {
+        for kind in Kind::ALL {
+            for text in [kind.as_str(), kind.singular(), kind.plural()].iter().chain(kind.short_names()) {
+                assert_eq!(Kind::parse(text), Ok(kind), "{text}");
+            }
+        }
+        assert_eq!(Kind::parse("HTTPRoutes.gateway.networking.k8s.io"), Ok(Kind::HttpRoute));
+        assert!(Kind::parse("httproutes.example.com").is_err());
+        assert!(Kind::parse("pods").unwrap_err().to_string().contains("WorkloadEntry"));
+    }
+}

@@ -1,0 +1,181 @@
+//! The objects that users write: Kubernetes-shaped, in Gateway API and in our own group.
+//!
+//! In: YAML or JSON. Out: typed objects, kept as they were written (defaults are filled in by the model, not here), or
+//! errors with file, line, column and field path.
+
+mod duration;
+mod fault;
+mod gateway;
+mod grpc_route;
+mod http_route;
+mod kind;
+mod mesh_config;
+mod metadata;
+mod parse;
+mod peer_authentication;
+mod service;
+mod tcp_route;
+mod traffic_policy;
+mod validate;
+mod workload_entry;
+
+use serde::{Deserialize, Serialize};
+
+pub use duration::{Duration, DurationError};
+pub use fault::*;
+pub use gateway::*;
+pub use grpc_route::*;
+pub use http_route::*;
+pub use kind::{GATEWAY_GROUP, Key, Kind, MESH_GROUP, UnknownKind};
+pub use mesh_config::*;
+pub use metadata::Metadata;
+pub use parse::{ParseError, parse_yaml};
+pub use peer_authentication::*;
+pub use service::*;
+pub use tcp_route::*;
+pub use traffic_policy::*;
+pub use validate::{FieldError, validate};
+pub use workload_entry::*;
+
+/// Where objects without a namespace live.
+pub const DEFAULT_NAMESPACE: &str = "default";
+/// The namespace whose policies hold for the whole mesh.
+pub const MESH_NAMESPACE: &str = "mesh-system";
+/// Label of a [`WorkloadEntry`] that a proxy registered and that goes when the proxy goes.
+pub const LABEL_REGISTERED: &str = "meshctl.dev/registered";
+
+/// An object of one kind.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Resource<S> {
+    pub metadata: Metadata,
+    pub spec: S,
+}
+
+pub type Service = Resource<ServiceSpec>;
+pub type HttpRoute = Resource<HttpRouteSpec>;
+pub type GrpcRoute = Resource<GrpcRouteSpec>;
+pub type TcpRoute = Resource<TcpRouteSpec>;
+pub type TrafficPolicy = Resource<TrafficPolicySpec>;
+pub type FaultInjection = Resource<FaultInjectionSpec>;
+pub type PeerAuthentication = Resource<PeerAuthenticationSpec>;
+pub type WorkloadEntry = Resource<WorkloadEntrySpec>;
+pub type MeshConfig = Resource<MeshConfigSpec>;
+
+/// An object of any kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    Service(Service),
+    HttpRoute(HttpRoute),
+    GrpcRoute(GrpcRoute),
+    TcpRoute(TcpRoute),
+    TrafficPolicy(TrafficPolicy),
+    FaultInjection(FaultInjection),
+    PeerAuthentication(PeerAuthentication),
+    WorkloadEntry(WorkloadEntry),
+    MeshConfig(MeshConfig),
+}
+
+/// Runs the same expression on whichever resource the object is.
+macro_rules! each {
+    ($object:expr, $resource:ident => $body:expr) => {
+        match $object {
+            Object::Service($resource) => $body,
+            Object::HttpRoute($resource) => $body,
+            Object::GrpcRoute($resource) => $body,
+            Object::TcpRoute($resource) => $body,
+            Object::TrafficPolicy($resource) => $body,
+            Object::FaultInjection($resource) => $body,
+            Object::PeerAuthentication($resource) => $body,
+            Object::WorkloadEntry($resource) => $body,
+            Object::MeshConfig($resource) => $body,
+        }
+    };
+}
+
+macro_rules! into_object {
+    ($($variant:ident($spec:ty)),* $(,)?) => {
+        $(impl From<Resource<$spec>> for Object {
+            fn from(resource: Resource<$spec>) -> Self {
+                Self::$variant(resource)
+            }
+        })*
+    };
+}
+
+into_object! {
+    Service(ServiceSpec),
+    HttpRoute(HttpRouteSpec),
+    GrpcRoute(GrpcRouteSpec),
+    TcpRoute(TcpRouteSpec),
+    TrafficPolicy(TrafficPolicySpec),
+    FaultInjection(FaultInjectionSpec),
+    PeerAuthentication(PeerAuthenticationSpec),
+    WorkloadEntry(WorkloadEntrySpec),
+    MeshConfig(MeshConfigSpec),
+}
+
+impl Object {
+    /// Reads one JSON object. Its status, if any, is dropped.
+    pub fn from_json(text: &str) -> Result<Self, ParseError> {
+        parse::from_json(text)
+    }
+
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Service(_) => Kind::Service,
+            Self::HttpRoute(_) => Kind::HttpRoute,
+            Self::GrpcRoute(_) => Kind::GrpcRoute,
+            Self::TcpRoute(_) => Kind::TcpRoute,
+            Self::TrafficPolicy(_) => Kind::TrafficPolicy,
+            Self::FaultInjection(_) => Kind::FaultInjection,
+            Self::PeerAuthentication(_) => Kind::PeerAuthentication,
+            Self::WorkloadEntry(_) => Kind::WorkloadEntry,
+            Self::MeshConfig(_) => Kind::MeshConfig,
+        }
+    }
+
+    pub fn metadata(&self) -> &Metadata {
+        each!(self, resource => &resource.metadata)
+    }
+
+    pub fn metadata_mut(&mut self) -> &mut Metadata {
+        each!(self, resource => &mut resource.metadata)
+    }
+
+    /// An object without a namespace is in `default`.
+    pub fn key(&self) -> Key {
+        let metadata = self.metadata();
+        Key { kind: self.kind(), namespace: metadata.namespace_or_default().to_owned(), name: metadata.name.clone() }
+    }
+
+    /// Puts the object in this namespace if it names none.
+    pub fn set_default_namespace(&mut self, namespace: &str) {
+        let mesh_wide = self.kind() == Kind::MeshConfig;
+        let metadata = self.metadata_mut();
+        if metadata.namespace.is_empty() {
+            metadata.namespace = if mesh_wide { MESH_NAMESPACE } else { namespace }.to_owned();
+        }
+    }
+
+    pub fn to_json(&self) -> serde_json::Value {
+        let body = each!(self, resource => serde_json::to_value(resource));
+        let mut object = serde_json::Map::new();
+        object.insert("apiVersion".to_owned(), self.kind().api_version().into());
+        object.insert("kind".to_owned(), self.kind().as_str().into());
+        // Our own types have string keys and finite numbers only, so there is nothing that JSON can't hold.
+        if let Ok(serde_json::Value::Object(fields)) = body {
+            object.extend(fields);
+        }
+        object.into()
+    }
+
+    pub fn to_yaml(&self) -> String {
+        json_to_yaml(&self.to_json())
+    }
+}
+
+/// YAML for people: `apiVersion`, `kind`, `metadata`, `spec`, `status` in that order.
+pub fn json_to_yaml(value: &serde_json::Value) -> String {
+    parse::to_yaml(value)
+}
