@@ -4,6 +4,8 @@
 
 pub mod auth;
 pub mod ca;
-pub mod store;
 pub mod compile;
 pub mod model;
+pub mod snapshot;
+pub mod store;
+pub mod xds;

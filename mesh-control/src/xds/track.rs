@@ -1,0 +1,474 @@
+//! What one client knows of one resource type, and what it has to be told.
+//!
+//! Every name that the client wants is in one of these states: told (acknowledged), in flight (sent, no answer yet),
+//! rejected (sent and refused; not sent again before it changes) or pending. Nothing here does I/O or reads a clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use sha2::{Digest, Sha256};
+
+use super::subscription::{Changed, Subscription};
+use super::types::Type;
+use crate::snapshot::{Encoded, short_hex};
+
+/// What one client may see, at one revision of the store.
+pub trait View: Send + Sync {
+    fn revision(&self) -> u64;
+    fn committed_at(&self) -> Instant;
+    fn get(&self, ty: Type, name: &str) -> Option<Arc<Encoded>>;
+    /// What the wildcard covers.
+    fn names(&self, ty: Type) -> Arc<BTreeSet<String>>;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    Delta,
+    StateOfTheWorld,
+}
+
+/// The state of a name: a resource, or the knowledge that there is none.
+#[derive(Clone, Debug)]
+pub enum Item {
+    Absent,
+    Present(Arc<Encoded>),
+}
+
+impl Item {
+    fn encoded(&self) -> Option<&Arc<Encoded>> {
+        match self {
+            Self::Absent => None,
+            Self::Present(encoded) => Some(encoded),
+        }
+    }
+}
+
+impl PartialEq for Item {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Absent, Self::Absent) => true,
+            (Self::Present(a), Self::Present(b)) => Arc::ptr_eq(a, b) || a.version == b.version,
+            _ => false,
+        }
+    }
+}
+
+/// A response to send.
+#[derive(Clone, Debug)]
+pub struct Push {
+    pub ty: Type,
+    pub nonce: String,
+    pub revision: u64,
+    /// The version of a state-of-the-world response.
+    pub version: String,
+    pub resources: Vec<(String, Arc<Encoded>)>,
+    /// Delta only: names that do not exist (any more).
+    pub removed: Vec<String>,
+}
+
+/// A rejection that still stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nack {
+    /// The client's own words.
+    pub message: String,
+    pub at: Instant,
+    /// Revision of the snapshot that the rejected response was made from.
+    pub revision: u64,
+}
+
+/// A client's answer to a response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub ty: Type,
+    pub accepted: bool,
+    /// When the change that this response carried was committed; `None` if it only answered a question.
+    pub committed_at: Option<Instant>,
+}
+
+/// How far a name has come, for the client status service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Synced,
+    NotSent,
+    Stale,
+    Error,
+}
+
+#[derive(Debug)]
+struct Pending {
+    item: Item,
+    /// The client has asked for this name and waits for an answer.
+    asked: bool,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    nonce: String,
+    items: BTreeMap<String, Item>,
+    revision: u64,
+    committed_at: Option<Instant>,
+    sent_at: Instant,
+}
+
+#[derive(Debug)]
+pub struct Track {
+    ty: Type,
+    protocol: Protocol,
+    subscription: Subscription,
+    told: BTreeMap<String, Item>,
+    in_flight: Option<InFlight>,
+    rejected: BTreeMap<String, Item>,
+    nack: Option<Nack>,
+    last_nonce: Option<String>,
+    /// To be sent even if the client is believed to know it.
+    force: BTreeSet<String>,
+    adds: BTreeMap<String, Pending>,
+    removals: BTreeSet<String>,
+    /// The wildcard was asked for: there must be an answer, even an empty one.
+    must_answer: bool,
+    /// Commit time of the oldest change that is pending.
+    dirty_since: Option<Instant>,
+}
+
+impl Track {
+    pub fn new(ty: Type, protocol: Protocol) -> Self {
+        Self {
+            ty,
+            protocol,
+            subscription: Subscription::default(),
+            told: BTreeMap::new(),
+            in_flight: None,
+            rejected: BTreeMap::new(),
+            nack: None,
+            last_nonce: None,
+            force: BTreeSet::new(),
+            adds: BTreeMap::new(),
+            removals: BTreeSet::new(),
+            must_answer: false,
+            dirty_since: None,
+        }
+    }
+
+    /// A delta request's names. `initial` are the versions that the client brought from an earlier stream.
+    pub fn subscribe_delta<'a>(
+        &mut self,
+        view: &dyn View,
+        add: &[String],
+        drop: &[String],
+        initial: impl ExactSizeIterator<Item = (&'a String, &'a String)>,
+    ) {
+        let changed = self.subscription.change(add, drop, self.ty.full_set());
+        if changed.first {
+            self.must_answer = changed.wildcard_asked && initial.len() == 0;
+            for (name, version) in initial {
+                if self.subscription.wildcard() || self.subscription.names().contains(name) {
+                    let current = view.get(self.ty, name).filter(|current| current.version == *version);
+                    let held = current.unwrap_or_else(|| Arc::new(Encoded::known_as(version.clone())));
+                    self.told.insert(name.clone(), Item::Present(held));
+                }
+            }
+        } else {
+            // A client that asks again has forgotten, whatever it was sent before. One that drops a name which the
+            // wildcard covers must be told what the wildcard says about it.
+            self.force.extend(changed.asked.iter().cloned());
+            if self.subscription.wildcard() {
+                self.force.extend(changed.dropped.iter().cloned());
+            }
+            if changed.wildcard_asked {
+                self.must_answer = true;
+                self.force.extend(view.names(self.ty).iter().cloned());
+            }
+        }
+        self.apply(view, changed);
+    }
+
+    /// A state-of-the-world request's names.
+    pub fn subscribe_all(&mut self, view: &dyn View, names: &[String]) {
+        let changed = self.subscription.replace(names, self.ty.full_set());
+        self.must_answer |= changed.wildcard_asked;
+        self.apply(view, changed);
+    }
+
+    fn apply(&mut self, view: &dyn View, changed: Changed) {
+        if changed.wildcard_asked || changed.wildcard_dropped || changed.first {
+            if changed.wildcard_dropped {
+                self.must_answer = false;
+            }
+            let names = self.all_names(view);
+            self.refresh(view, names, true);
+        } else {
+            self.refresh(view, changed.dropped, false);
+            self.refresh(view, changed.asked, true);
+        }
+    }
+
+    /// Brings what is pending up to date with a new view.
+    pub fn update(&mut self, view: &dyn View) {
+        if !self.subscription.started() {
+            return;
+        }
+        let names = self.all_names(view);
+        self.refresh(view, names, false);
+        if !self.removals.is_empty() || self.adds.values().any(|pending| !pending.asked) {
+            self.dirty_since.get_or_insert(view.committed_at());
+        }
+    }
+
+    /// Sends a name again, if the client has subscribed to it.
+    pub fn restate(&mut self, view: &dyn View, name: &str) {
+        if self.subscription.names().contains(name) {
+            self.force.insert(name.to_owned());
+            self.refresh(view, BTreeSet::from([name.to_owned()]), false);
+        }
+    }
+
+    /// Takes the client's answer to the response with this nonce; `rejection` is its error message.
+    pub fn answer(&mut self, view: &dyn View, nonce: &str, rejection: Option<&str>, now: Instant) -> Option<Verdict> {
+        let InFlight { items, revision, committed_at, .. } = self.in_flight.take_if(|sent| sent.nonce == nonce)?;
+        if let Some(message) = rejection {
+            let names = items.keys().cloned().collect();
+            self.rejected.extend(items);
+            self.nack = Some(Nack { message: message.to_owned(), at: now, revision });
+            // Some of it may have changed while it was under way.
+            self.refresh(view, names, false);
+            return Some(Verdict { ty: self.ty, accepted: false, committed_at });
+        }
+        for (name, item) in items {
+            if matches!(item, Item::Absent) && !self.subscription.names().contains(&name) {
+                self.told.remove(&name);
+            } else {
+                self.told.insert(name, item);
+            }
+        }
+        if self.rejected.is_empty() {
+            self.nack = None;
+        }
+        Some(Verdict { ty: self.ty, accepted: true, committed_at })
+    }
+
+    /// Makes a response of what is new or asked for, `limit` bytes at most (or one resource). `only_asked` leaves out
+    /// what the client has not asked for itself.
+    pub fn push_adds(&mut self, only_asked: bool, nonce: String, revision: u64, now: Instant, limit: usize) -> Push {
+        let whole = self.sends_full_set();
+        let mut size = 0;
+        let mut items = BTreeMap::new();
+        let mut caused = false;
+        for (name, pending) in &self.adds {
+            if only_asked && !pending.asked {
+                continue;
+            }
+            size += name.len() + pending.item.encoded().map_or(0, |encoded| encoded.any.value.len());
+            if size > limit && !items.is_empty() && !whole {
+                break;
+            }
+            caused |= !pending.asked;
+            items.insert(name.clone(), pending.item.clone());
+        }
+        self.adds.retain(|name, _| !items.contains_key(name));
+        self.must_answer = false;
+        self.push(items, caused, nonce, revision, now)
+    }
+
+    pub fn push_removals(&mut self, nonce: String, revision: u64, now: Instant) -> Push {
+        let items = std::mem::take(&mut self.removals).into_iter().map(|name| (name, Item::Absent)).collect();
+        self.push(items, true, nonce, revision, now)
+    }
+
+    fn push(
+        &mut self,
+        mut items: BTreeMap<String, Item>,
+        caused: bool,
+        nonce: String,
+        revision: u64,
+        now: Instant,
+    ) -> Push {
+        for name in items.keys() {
+            self.force.remove(name);
+        }
+        if self.sends_full_set() {
+            // The client's answer will be about these too.
+            for (name, item) in std::mem::take(&mut self.rejected) {
+                items.entry(name).or_insert(item);
+            }
+        } else {
+            self.rejected.retain(|name, _| !items.contains_key(name));
+        }
+        let (resources, version) = match self.protocol {
+            Protocol::Delta => (present(&items), String::new()),
+            Protocol::StateOfTheWorld => {
+                let mut all = self.told.clone();
+                all.extend(self.rejected.clone());
+                all.extend(items.clone());
+                let version = digest(&all);
+                (present(if self.ty.full_set() { &all } else { &items }), version)
+            }
+        };
+        let removed = match self.protocol {
+            Protocol::Delta => {
+                items.iter().filter(|(_, item)| **item == Item::Absent).map(|(name, _)| name.clone()).collect()
+            }
+            Protocol::StateOfTheWorld => Vec::new(),
+        };
+        let committed_at = self.dirty_since.filter(|_| caused);
+        if self.adds.is_empty() && self.removals.is_empty() {
+            self.dirty_since = None;
+        }
+        self.last_nonce = Some(nonce.clone());
+        self.in_flight = Some(InFlight { nonce: nonce.clone(), items, revision, committed_at, sent_at: now });
+        Push { ty: self.ty, nonce, revision, version, resources, removed }
+    }
+
+    fn sends_full_set(&self) -> bool {
+        self.protocol == Protocol::StateOfTheWorld && self.ty.full_set()
+    }
+
+    /// Works out again what is pending for these names. `asked`: the client waits for them.
+    fn refresh(&mut self, view: &dyn View, mut names: BTreeSet<String>, asked: bool) {
+        let wild = self.subscription.wildcard().then(|| view.names(self.ty));
+        let wild = wild.as_deref();
+        // What was rejected in one response is tried again when any part of it has changed: a client may have taken
+        // all of the response but the part that was wrong, or nothing of it.
+        let changed =
+            |name: &String| self.rejected.get(name).is_some_and(|rejected| *rejected != self.desired(view, wild, name));
+        if names.iter().any(changed) {
+            for name in std::mem::take(&mut self.rejected).into_keys() {
+                self.force.insert(name.clone());
+                names.insert(name);
+            }
+        }
+        for name in names {
+            self.refresh_one(view, wild, name, asked);
+        }
+    }
+
+    fn refresh_one(&mut self, view: &dyn View, wild: Option<&BTreeSet<String>>, name: String, asked: bool) {
+        let asked = self.adds.remove(&name).is_some_and(|pending| pending.asked) || asked;
+        self.removals.remove(&name);
+        let explicit = self.subscription.names().contains(&name);
+        if !explicit && wild.is_none() {
+            self.forget(&name);
+            return;
+        }
+        let desired = self.desired(view, wild, &name);
+        let in_flight = self.in_flight.as_ref().and_then(|sent| sent.items.get(&name));
+        let told = self.told.get(&name);
+        let believed = in_flight.or_else(|| self.rejected.get(&name)).or(told);
+        let needed = match believed {
+            _ if self.force.contains(&name) => true,
+            Some(believed) => *believed != desired,
+            None => explicit || matches!(desired, Item::Present(_)),
+        };
+        if !needed {
+            return;
+        }
+        let held = [believed, told].into_iter().flatten().any(|item| matches!(item, Item::Present(_)));
+        if desired == Item::Absent && (held || !explicit) {
+            self.removals.insert(name);
+        } else {
+            self.adds.insert(name, Pending { item: desired, asked });
+        }
+    }
+
+    fn desired(&self, view: &dyn View, wild: Option<&BTreeSet<String>>, name: &str) -> Item {
+        let wanted = self.subscription.names().contains(name) || wild.is_some_and(|names| names.contains(name));
+        wanted.then(|| view.get(self.ty, name)).flatten().map_or(Item::Absent, Item::Present)
+    }
+
+    fn forget(&mut self, name: &str) {
+        self.told.remove(name);
+        self.rejected.remove(name);
+        self.force.remove(name);
+        if let Some(sent) = &mut self.in_flight {
+            sent.items.remove(name);
+        }
+        if self.rejected.is_empty() && self.in_flight.is_none() {
+            self.nack = None;
+        }
+    }
+
+    /// Every name that the client wants or has heard of.
+    fn all_names(&self, view: &dyn View) -> BTreeSet<String> {
+        let mut names = self.subscription.names().clone();
+        if self.subscription.wildcard() {
+            names.extend(view.names(self.ty).iter().cloned());
+        }
+        let sent = self.in_flight.iter().flat_map(|sent| sent.items.keys());
+        let heard = self.told.keys().chain(self.rejected.keys()).chain(sent);
+        names.extend(heard.chain(self.adds.keys()).chain(&self.removals).chain(&self.force).cloned());
+        names
+    }
+
+    pub fn has_adds(&self) -> bool {
+        self.must_answer || !self.adds.is_empty()
+    }
+
+    pub fn has_asked(&self) -> bool {
+        self.must_answer || self.adds.values().any(|pending| pending.asked)
+    }
+
+    pub fn has_removals(&self) -> bool {
+        !self.removals.is_empty()
+    }
+
+    pub fn has_rejected(&self) -> bool {
+        !self.rejected.is_empty()
+    }
+
+    /// When the response that waits for an answer was sent.
+    pub fn in_flight_since(&self) -> Option<Instant> {
+        self.in_flight.as_ref().map(|sent| sent.sent_at)
+    }
+
+    pub fn last_nonce(&self) -> Option<&str> {
+        self.last_nonce.as_deref()
+    }
+
+    pub fn nack(&self) -> Option<&Nack> {
+        self.nack.as_ref()
+    }
+
+    pub fn subscription(&self) -> &Subscription {
+        &self.subscription
+    }
+
+    /// Resources that were sent, acknowledged or not.
+    pub fn sent_count(&self) -> usize {
+        let sent = self.in_flight.iter().flat_map(|sent| &sent.items);
+        let new = sent.filter(|(name, item)| {
+            matches!(item, Item::Present(_)) && !matches!(self.told.get(*name), Some(Item::Present(_)))
+        });
+        self.acked_count() + new.count()
+    }
+
+    pub fn acked_count(&self) -> usize {
+        self.told.values().filter(|item| matches!(item, Item::Present(_))).count()
+    }
+
+    /// Every resource that the client has or should have, with how far it has come.
+    pub fn resources(&self) -> BTreeMap<&str, (&Arc<Encoded>, Status)> {
+        let told = self.told.iter().map(|(name, item)| (name, item, Status::Synced));
+        let pending = self.adds.iter().map(|(name, pending)| (name, &pending.item, Status::NotSent));
+        let sent = self.in_flight.iter().flat_map(|sent| &sent.items);
+        let sent = sent.map(|(name, item)| (name, item, Status::Stale));
+        let rejected = self.rejected.iter().map(|(name, item)| (name, item, Status::Error));
+        let all = told.chain(pending).chain(sent).chain(rejected);
+        all.filter_map(|(name, item, status)| Some((name.as_str(), (item.encoded()?, status)))).collect()
+    }
+}
+
+fn present(items: &BTreeMap<String, Item>) -> Vec<(String, Arc<Encoded>)> {
+    items.iter().filter_map(|(name, item)| Some((name.clone(), item.encoded()?.clone()))).collect()
+}
+
+/// One version for a set of resources.
+fn digest(items: &BTreeMap<String, Item>) -> String {
+    let mut hash = Sha256::new();
+    for (name, encoded) in items.iter().filter_map(|(name, item)| Some((name, item.encoded()?))) {
+        hash.update(name.as_bytes());
+        hash.update([0]);
+        hash.update(encoded.version.as_bytes());
+        hash.update([0]);
+    }
+    short_hex(&hash.finalize())
+}
