@@ -19,7 +19,9 @@ pub enum LogFormat {
 
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    #[error("{filter:?} is not a log filter ({reason}); write a level (error, warn, info, debug, trace) or `module=level,...`")]
+    #[error(
+        "{filter:?} is not a log filter ({reason}); write a level (error, warn, info, debug, trace) or `module=level,...`"
+    )]
     Filter { filter: String, reason: String },
     #[error("{0:?} is not a log format; write `text` or `json`")]
     Format(String),

@@ -23,7 +23,9 @@ pub struct JoinToken {
 
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TokenError {
-    #[error("this is not a join token: it must have the form mesh1.<id>.<secret>.<root>; make one with `meshctl token create`")]
+    #[error(
+        "this is not a join token: it must have the form mesh1.<id>.<secret>.<root>; make one with `meshctl token create`"
+    )]
     Form,
     #[error("the {0} of the join token is damaged: it must be {1} hex digits; copy the token again, whole")]
     Part(&'static str, usize),
@@ -138,7 +140,15 @@ mod tests {
     #[test]
     fn refuses_what_is_damaged() {
         let text = token().reveal();
-        for bad in ["", "mesh1", "mesh1...", "mesh2.1.2.3", &text[..text.len() - 1], &text.to_uppercase(), &format!("{text}.x")] {
+        for bad in [
+            "",
+            "mesh1",
+            "mesh1...",
+            "mesh2.1.2.3",
+            &text[..text.len() - 1],
+            &text.to_uppercase(),
+            &format!("{text}.x"),
+        ] {
             assert!(bad.parse::<JoinToken>().is_err(), "{bad}");
         }
         assert_eq!("mesh1.01.02.03".parse::<JoinToken>(), Err(TokenError::Part("id", 16)));

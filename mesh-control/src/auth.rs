@@ -66,13 +66,17 @@ fn identify<T>(
     request: &Request<T>,
     take: impl FnOnce(&str, Timestamp) -> Result<Identity, TokenError>,
 ) -> Result<Caller, Status> {
-    let peer =
-        request.extensions().get::<Peer>().ok_or_else(|| Status::internal("the acceptor did not describe this connection"))?;
+    let peer = request
+        .extensions()
+        .get::<Peer>()
+        .ok_or_else(|| Status::internal("the acceptor did not describe this connection"))?;
     let now = Timestamp::now();
     let identity = match &peer.certificate {
         // The handshake checked this once; a connection may live longer than its certificate.
         Some(certificate) if certificate.not_after < now => {
-            return Err(Status::unauthenticated("the certificate of this connection has expired: connect again with a new one"));
+            return Err(Status::unauthenticated(
+                "the certificate of this connection has expired: connect again with a new one",
+            ));
         }
         Some(certificate) => Some(certificate.identity.clone()),
         None => match bearer(request)? {

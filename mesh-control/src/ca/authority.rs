@@ -34,7 +34,8 @@ impl Authority {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let [not_before, not_after] = [now - BACKDATE, now + ROOT_LIFE].map(leaf::whole_seconds);
         let name = format!("Mesh root of {trust_domain}");
-        let params = leaf::authority_params(&name, trust_domain, BasicConstraints::Unconstrained, not_before, not_after)?;
+        let params =
+            leaf::authority_params(&name, trust_domain, BasicConstraints::Unconstrained, not_before, not_after)?;
         let certificate = params.self_signed(&key)?.der().clone();
         Ok(Self { certificate, not_before, not_after, issuer: Issuer::new(params, key) })
     }
@@ -45,7 +46,8 @@ impl Authority {
         let not_after = leaf::whole_seconds(now + INTERMEDIATE_LIFE).min(root.not_after);
         // The time in the name keeps two intermediates of one root apart, as chain builders want it.
         let name = format!("Mesh intermediate of {trust_domain}, {not_before}");
-        let params = leaf::authority_params(&name, trust_domain, BasicConstraints::Constrained(0), not_before, not_after)?;
+        let params =
+            leaf::authority_params(&name, trust_domain, BasicConstraints::Constrained(0), not_before, not_after)?;
         let certificate = params.signed_by(&key, &root.issuer)?.der().clone();
         Ok(Self { certificate, not_before, not_after, issuer: Issuer::new(params, key) })
     }
@@ -78,8 +80,8 @@ impl Authority {
             let time = |seconds| Timestamp::from_second(seconds).map_err(|_| damaged("its validity is out of range"));
             (time(parsed.validity().not_before.timestamp())?, time(parsed.validity().not_after.timestamp())?)
         };
-        let issuer =
-            Issuer::from_ca_cert_der(&certificate, key).map_err(|_| damaged("its certificate cannot be used to sign"))?;
+        let issuer = Issuer::from_ca_cert_der(&certificate, key)
+            .map_err(|_| damaged("its certificate cannot be used to sign"))?;
         Ok(Some(Self { certificate, not_before, not_after, issuer }))
     }
 
@@ -110,7 +112,10 @@ impl Authority {
         if signed {
             Ok(())
         } else {
-            Err(CaError::Damaged { path: path.to_owned(), reason: "it was not signed by the root beside it".to_owned() })
+            Err(CaError::Damaged {
+                path: path.to_owned(),
+                reason: "it was not signed by the root beside it".to_owned(),
+            })
         }
     }
 

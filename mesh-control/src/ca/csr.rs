@@ -16,14 +16,17 @@ pub(super) fn verified_key(der: &[u8]) -> Result<SubjectPublicKeyInfo, CaError> 
     if der.len() > MAX_BYTES {
         return Err(refuse("it is larger than 16 KiB"));
     }
-    let (rest, request) = X509CertificationRequest::from_der(der).map_err(|_| refuse("it is not a PKCS#10 request in DER"))?;
+    let (rest, request) =
+        X509CertificationRequest::from_der(der).map_err(|_| refuse("it is not a PKCS#10 request in DER"))?;
     if !rest.is_empty() {
         return Err(refuse("it has bytes after its end"));
     }
     let info = &request.certification_request_info;
     let algorithm = request.signature_algorithm.algorithm.to_id_string();
     if !verify(&info.subject_pki, &algorithm, info.raw, &request.signature_value.data) {
-        return Err(refuse("its signature is wrong, or of an algorithm that is not known here (ECDSA, Ed25519 and RSA are)"));
+        return Err(refuse(
+            "its signature is wrong, or of an algorithm that is not known here (ECDSA, Ed25519 and RSA are)",
+        ));
     }
     SubjectPublicKeyInfo::from_der(info.subject_pki.raw).map_err(|_| refuse("its public key is of an unknown kind"))
 }

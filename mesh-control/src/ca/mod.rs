@@ -66,17 +66,25 @@ pub struct KeyPairPem {
 pub enum CaError {
     #[error("cannot use {path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("{path} holds a private key and others may read it (mode {mode:o}); run `chmod {wanted:o} {path}` and start again")]
+    #[error(
+        "{path} holds a private key and others may read it (mode {mode:o}); run `chmod {wanted:o} {path}` and start again"
+    )]
     Readable { path: PathBuf, mode: u32, wanted: u32 },
-    #[error("{path} is damaged: {reason}; restore it from a backup, or remove the folder that it is in to begin a new mesh")]
+    #[error(
+        "{path} is damaged: {reason}; restore it from a backup, or remove the folder that it is in to begin a new mesh"
+    )]
     Damaged { path: PathBuf, reason: String },
     #[error(
         "{path} is missing but other files of the certificate authority are there; restore it from a backup, or remove the folder that it is in to begin a new mesh"
     )]
     Missing { path: PathBuf },
-    #[error("{path} belongs to the trust domain {found:?}, not {asked:?}; a mesh keeps the trust domain that it began with")]
+    #[error(
+        "{path} belongs to the trust domain {found:?}, not {asked:?}; a mesh keeps the trust domain that it began with"
+    )]
     TrustDomain { path: PathBuf, found: String, asked: String },
-    #[error("the root certificate ended at {0}; remove the folder `ca` in the data folder to begin a new mesh, and join all workloads again")]
+    #[error(
+        "the root certificate ended at {0}; remove the folder `ca` in the data folder to begin a new mesh, and join all workloads again"
+    )]
     RootExpired(Timestamp),
     #[error("the signing request cannot be used: {0}")]
     Request(String),
@@ -134,7 +142,12 @@ impl Ca {
         Ok(true)
     }
 
-    fn new_intermediate(root: &Authority, dir: &Path, trust_domain: &str, now: Timestamp) -> Result<Authority, CaError> {
+    fn new_intermediate(
+        root: &Authority,
+        dir: &Path,
+        trust_domain: &str,
+        now: Timestamp,
+    ) -> Result<Authority, CaError> {
         let intermediate = Authority::intermediate(root, trust_domain, now)?;
         intermediate.save(&dir.join(INTERMEDIATE_FILE))?;
         tracing::info!(until = %intermediate.not_after, "made an intermediate certificate");

@@ -38,8 +38,7 @@ struct Current {
 impl ServerTls {
     /// `names`: DNS names and addresses besides the SPIFFE ID, for clients that verify those.
     pub fn new(ca: Arc<Ca>, names: &[String], now: Timestamp) -> Result<Self, CaError> {
-        let identity =
-            control_identity(ca.trust_domain()).map_err(|error| CaError::Request(error.to_string()))?;
+        let identity = control_identity(ca.trust_domain()).map_err(|error| CaError::Request(error.to_string()))?;
         let names = names
             .iter()
             .map(|name| match name.parse::<IpAddr>() {

@@ -125,7 +125,8 @@ fn put_all(
 fn open_file(path: &Path) -> Result<Database, StoreError> {
     let io = |source| StoreError::Io { path: path.to_owned(), source };
     // Made here rather than by redb, so that it is never readable by others.
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(io)?;
+    let file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
     if !metadata.is_file() {
         return Err(StoreError::NotAFile(path.to_owned()));
@@ -164,7 +165,8 @@ fn load(database: &Database, path: &Path) -> Result<Contents, StoreError> {
     let read = || -> Result<(u64, Contents), redb::Error> {
         let transaction = database.begin_read()?;
         let meta = transaction.open_table(META)?;
-        let number = |key| -> Result<u64, redb::Error> { Ok(meta.get(key)?.map(|value| value.value()).unwrap_or_default()) };
+        let number =
+            |key| -> Result<u64, redb::Error> { Ok(meta.get(key)?.map(|value| value.value()).unwrap_or_default()) };
         let mut contents = Contents { revision: number("revision")?, ..Contents::default() };
         for (table, list) in [(OBJECTS, &mut contents.objects), (TOKENS, &mut contents.tokens)] {
             for entry in transaction.open_table(table)?.iter()? {

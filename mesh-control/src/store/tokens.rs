@@ -119,11 +119,8 @@ impl Tokens {
     /// Forgets tokens that have expired, and returns how many there were.
     pub fn purge(&self, now: Timestamp) -> Result<usize, StoreError> {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        let gone: Vec<Change> = records
-            .iter()
-            .filter(|(_, record)| record.expires <= now)
-            .map(|(id, _)| (id.clone(), None))
-            .collect();
+        let gone: Vec<Change> =
+            records.iter().filter(|(_, record)| record.expires <= now).map(|(id, _)| (id.clone(), None)).collect();
         if !gone.is_empty() {
             self.db.write_tokens(&gone)?;
             records.retain(|_, record| record.expires > now);
