@@ -1,27 +1,143 @@
 //! What happened, for people and for Prometheus. In: one record for each request and each byte stream. Out: metrics
-//! and access log lines.
+//! and access log lines. Nothing here ever makes the data path wait.
 
+mod access_log;
+mod metrics;
 mod record;
+mod series;
 
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_common::identity::Identity;
+
+pub use access_log::{AccessLog, AccessLogError};
+pub use metrics::{ActiveConnection, DnsResult, StreamMetrics};
 pub use record::{Protocol, RequestRecord, TcpRecord};
+
+use access_log::Writer;
+use metrics::Metrics;
+
+/// Who this proxy speaks for.
+#[derive(Clone, Debug, Default)]
+pub struct LocalWorkload {
+    pub workload: String,
+    pub namespace: String,
+    /// Empty when it serves nothing.
+    pub service: String,
+    pub version: String,
+    pub identity: Option<Identity>,
+}
+
+#[derive(Clone, Debug)]
+pub struct TelemetryOptions {
+    pub local: LocalWorkload,
+    pub access_log: AccessLog,
+    /// Where access log lines go; standard output when there is none.
+    pub access_log_file: Option<PathBuf>,
+    /// Time series for requests and byte streams; what would be more is counted under the label value `overflow`.
+    pub max_series: usize,
+}
+
+impl Default for TelemetryOptions {
+    fn default() -> Self {
+        Self { local: LocalWorkload::default(), access_log: AccessLog::Off, access_log_file: None, max_series: 10_000 }
+    }
+}
 
 /// Handle to metrics and access log. Cheap to clone, never waits.
 #[derive(Clone, Debug)]
-pub struct Telemetry {}
+pub struct Telemetry {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    metrics: Metrics,
+    access_log: Option<Writer>,
+}
 
 impl Telemetry {
-    /// A request ended, well or not.
-    pub fn request(&self, record: &RequestRecord<'_>) {
-        tracing::trace!(?record);
+    /// # Errors
+    ///
+    /// When the access log's file cannot be opened.
+    pub fn new(options: TelemetryOptions) -> io::Result<Self> {
+        let access_log = Writer::start(options.access_log, options.access_log_file.as_deref())?;
+        let metrics = Metrics::new(options.local, options.max_series);
+        Ok(Self { inner: Arc::new(Inner { metrics, access_log }) })
     }
 
-    /// A byte stream reached its upstream.
-    pub fn tcp_opened(&self, record: &TcpRecord<'_>) {
-        tracing::trace!(?record);
+    /// Makes the `metrics` macros of the whole process count here. Only the first call in a process has an effect.
+    pub fn install(&self) {
+        if ::metrics::set_global_recorder(self.inner.metrics.recorder()).is_err() {
+            tracing::debug!("the process has a metrics recorder already");
+        }
+    }
+
+    /// A request ended, well or not.
+    pub fn request(&self, record: &RequestRecord<'_>) {
+        self.inner.metrics.request(record);
+        if let Some(log) = &self.inner.access_log {
+            log.request(record);
+        }
+    }
+
+    /// A byte stream reached its upstream. Bytes are counted while they flow, through the handle.
+    pub fn tcp_opened(&self, record: &TcpRecord<'_>) -> StreamMetrics {
+        self.inner.metrics.stream_opened(record)
     }
 
     /// A byte stream ended, or never reached an upstream.
     pub fn tcp_closed(&self, record: &TcpRecord<'_>) {
-        tracing::trace!(?record);
+        self.inner.metrics.stream_closed(record);
+        if let Some(log) = &self.inner.access_log {
+            log.stream(record);
+        }
+    }
+
+    /// Counts a downstream connection as active until the guard is dropped.
+    pub fn connection(&self, direction: crate::listen::Direction) -> ActiveConnection {
+        self.inner.metrics.connection(direction)
+    }
+
+    pub fn dns(&self, result: DnsResult) {
+        self.inner.metrics.dns(result);
+    }
+
+    pub fn xds_connected(&self, connected: bool) {
+        self.inner.metrics.xds_connected(connected);
+    }
+
+    /// End of the certificate's validity, in Unix seconds.
+    pub fn certificate_expiry(&self, unix_seconds: i64) {
+        self.inner.metrics.certificate_expiry(unix_seconds);
+    }
+
+    /// The metrics in Prometheus' text format.
+    pub fn render(&self) -> String {
+        let dropped = self.inner.access_log.as_ref().map_or(0, Writer::dropped);
+        self.inner.metrics.render(dropped)
+    }
+
+    /// Keeps the metrics' memory small. Run it as a task of its own for as long as the process lives.
+    pub async fn upkeep(self) {
+        let mut every = tokio::time::interval(Duration::from_secs(1));
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            every.tick().await;
+            self.inner.metrics.upkeep();
+        }
+    }
+
+    /// Waits until the access log lines so far are written, at most `timeout`. Blocks: for the end of the process.
+    pub fn flush(&self, timeout: Duration) {
+        if let Some(log) = &self.inner.access_log {
+            log.flush(timeout);
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

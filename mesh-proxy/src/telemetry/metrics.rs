@@ -1,0 +1,502 @@
+//! The metrics of the proxy, by the names and labels of `docs/reference/metrics.md`.
+//!
+//! No label has values that a client can choose: sources are identities that were proven, destinations and routes come
+//! from the control plane, codes and flags are small sets.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, Label, Level, Metadata, Recorder, SharedString};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics_util::MetricKindMask;
+
+use super::series::{Budget, Cost, Destination, Key, Plan, Table};
+use super::{LocalWorkload, RequestRecord, TcpRecord};
+use crate::listen::{Direction, Downstream};
+
+const REQUESTS: &str = "mesh_requests_total";
+const DURATION: &str = "mesh_request_duration_seconds";
+const REQUEST_BYTES: &str = "mesh_request_bytes_total";
+const RESPONSE_BYTES: &str = "mesh_response_bytes_total";
+const OPENED: &str = "mesh_tcp_connections_opened_total";
+const CLOSED: &str = "mesh_tcp_connections_closed_total";
+const SENT: &str = "mesh_tcp_sent_bytes_total";
+const RECEIVED: &str = "mesh_tcp_received_bytes_total";
+const OVERFLOW: &str = "mesh_proxy_metrics_overflow_total";
+const BUILD: &str = "mesh_proxy_build_info";
+const ACTIVE: &str = "mesh_proxy_connections_active";
+const XDS: &str = "mesh_proxy_xds_connected";
+const EXPIRY: &str = "mesh_proxy_certificate_expiry_timestamp_seconds";
+const LOG_DROPPED: &str = "mesh_proxy_access_log_dropped_total";
+const DNS: &str = "mesh_proxy_dns_queries_total";
+
+/// From 100 µs to 60 s, narrow enough that an interpolated quantile is off by a fifth at most where requests usually are.
+const BUCKETS: [f64; 30] = [
+    0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075,
+    0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0,
+];
+/// A histogram's buckets with `+Inf`, its sum and its count, and the two byte counters beside it.
+const TRAFFIC_SERIES: usize = BUCKETS.len() + 3 + 2;
+
+/// Label sets that were not used for so long are forgotten, in seconds.
+const IDLE: u64 = 30 * 60;
+/// The recorder forgets later than we do: by then nobody holds a handle to what it drops.
+const RECORDER_IDLE: Duration = Duration::from_secs(IDLE + 5 * 60);
+/// How often to look for idle label sets, in seconds.
+const SWEEP: u64 = 60;
+
+const METADATA: Metadata<'static> = Metadata::new("mesh_proxy", Level::INFO, None);
+
+/// What became of a DNS query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DnsResult {
+    /// Answered with the mesh's addresses.
+    Mesh,
+    /// A name of the mesh without an address of the kind that was asked for.
+    NoData,
+    Forwarded,
+    /// No resolver answered, or there were too many queries.
+    Failed,
+    /// Not a DNS query.
+    Malformed,
+}
+
+#[derive(Debug)]
+pub(super) struct Metrics {
+    local: Local,
+    recorder: Arc<PrometheusRecorder>,
+    handle: PrometheusHandle,
+    requests: Table<RequestHandles>,
+    streams: Table<StreamMetrics>,
+    budget: Budget,
+    /// Seconds since the start, advanced by [`Metrics::upkeep`].
+    now: AtomicU64,
+    proxy: ProxyHandles,
+}
+
+/// Labels of this proxy's own workload.
+#[derive(Debug)]
+struct Local {
+    workload: SharedString,
+    service: SharedString,
+    version: SharedString,
+    identity: SharedString,
+}
+
+#[derive(Clone)]
+struct RequestHandles {
+    requests: Counter,
+    duration: Histogram,
+    request_bytes: Counter,
+    response_bytes: Counter,
+}
+
+/// Counters of one byte stream's label set.
+#[derive(Clone)]
+pub struct StreamMetrics {
+    opened: Counter,
+    closed: Counter,
+    received: Counter,
+    sent: Counter,
+    /// Shared by all streams that are open: while one is, the label set is not idle.
+    open: Arc<()>,
+}
+
+impl StreamMetrics {
+    /// Bytes from downstream to upstream.
+    pub fn received(&self, bytes: u64) {
+        self.received.increment(bytes);
+    }
+
+    /// Bytes from upstream to downstream.
+    pub fn sent(&self, bytes: u64) {
+        self.sent.increment(bytes);
+    }
+}
+
+#[derive(Clone)]
+struct ProxyHandles {
+    inbound: Gauge,
+    outbound: Gauge,
+    xds: Gauge,
+    expiry: Gauge,
+    build: Gauge,
+}
+
+/// Counts as an active connection while it lives.
+pub struct ActiveConnection(Gauge);
+
+impl Drop for ActiveConnection {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+impl Metrics {
+    pub(super) fn new(local: LocalWorkload, max_series: usize) -> Self {
+        let recorder = Arc::new(recorder());
+        describe(&recorder);
+        let handle = recorder.handle();
+        let proxy = ProxyHandles {
+            inbound: gauge(&recorder, ACTIVE, vec![Label::new("direction", "inbound")]),
+            outbound: gauge(&recorder, ACTIVE, vec![Label::new("direction", "outbound")]),
+            xds: gauge(&recorder, XDS, vec![]),
+            expiry: gauge(&recorder, EXPIRY, vec![]),
+            build: gauge(&recorder, BUILD, vec![Label::new("version", env!("CARGO_PKG_VERSION"))]),
+        };
+        proxy.build.set(1.0);
+        proxy.xds.set(0.0);
+        Self {
+            local: Local::of(local),
+            requests: Table::new(),
+            streams: Table::new(),
+            budget: Budget::new(max_series),
+            now: AtomicU64::new(0),
+            proxy,
+            recorder,
+            handle,
+        }
+    }
+
+    pub(super) fn recorder(&self) -> Arc<PrometheusRecorder> {
+        self.recorder.clone()
+    }
+
+    pub(super) fn request(&self, record: &RequestRecord<'_>) {
+        let key = Key {
+            direction: record.downstream.direction,
+            security: record.security,
+            source: source(record.downstream),
+            destination: destination(record.downstream, record.endpoint, record.cluster),
+            route: record.route,
+            status: record.status,
+            grpc_status: record.grpc_status.map(|code| code.min(17)),
+            flags: record.flags,
+        };
+        let now = self.now.load(Ordering::Relaxed);
+        let known = self.requests.with(&key, now, &self.budget, || self.plan_request(&key), |it| it.record(record));
+        if known.is_none() {
+            self.overflowed();
+            request_handles(&self.recorder, overflow_labels(), overflow_labels()).record(record);
+        }
+    }
+
+    pub(super) fn stream_opened(&self, record: &TcpRecord<'_>) -> StreamMetrics {
+        let metrics = self.stream(record, "");
+        metrics.opened.increment(1);
+        metrics
+    }
+
+    pub(super) fn stream_closed(&self, record: &TcpRecord<'_>) {
+        self.stream(record, record.flags).closed.increment(1);
+    }
+
+    fn stream(&self, record: &TcpRecord<'_>, flags: &'static str) -> StreamMetrics {
+        let key = Key {
+            direction: record.downstream.direction,
+            security: record.security,
+            source: source(record.downstream),
+            destination: destination(record.downstream, record.endpoint, record.cluster),
+            route: "",
+            status: 0,
+            grpc_status: None,
+            flags,
+        };
+        let now = self.now.load(Ordering::Relaxed);
+        self.streams.with(&key, now, &self.budget, || self.plan_stream(&key), StreamMetrics::clone).unwrap_or_else(
+            || {
+                self.overflowed();
+                stream_handles(&self.recorder, overflow_labels(), overflow_labels())
+            },
+        )
+    }
+
+    pub(super) fn connection(&self, direction: Direction) -> ActiveConnection {
+        let gauge = match direction {
+            Direction::Inbound => &self.proxy.inbound,
+            Direction::Outbound => &self.proxy.outbound,
+        };
+        gauge.increment(1.0);
+        ActiveConnection(gauge.clone())
+    }
+
+    pub(super) fn dns(&self, result: DnsResult) {
+        let result = match result {
+            DnsResult::Mesh => "mesh",
+            DnsResult::NoData => "no_data",
+            DnsResult::Forwarded => "forwarded",
+            DnsResult::Failed => "failed",
+            DnsResult::Malformed => "malformed",
+        };
+        counter(&self.recorder, DNS, vec![Label::new("result", result)]).increment(1);
+    }
+
+    pub(super) fn xds_connected(&self, connected: bool) {
+        self.proxy.xds.set(f64::from(u8::from(connected)));
+    }
+
+    pub(super) fn certificate_expiry(&self, unix_seconds: i64) {
+        // Exact for the next 280 million years.
+        #[allow(clippy::cast_precision_loss)]
+        self.proxy.expiry.set(unix_seconds as f64);
+    }
+
+    pub(super) fn render(&self, access_log_dropped: u64) -> String {
+        counter(&self.recorder, LOG_DROPPED, vec![]).absolute(access_log_dropped);
+        self.handle.render()
+    }
+
+    /// To be called each second.
+    pub(super) fn upkeep(&self) {
+        // Moves the samples that the histograms gathered into their buckets.
+        self.handle.run_upkeep();
+        let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
+        if now.is_multiple_of(SWEEP) {
+            self.forget_idle(now);
+        }
+    }
+
+    fn forget_idle(&self, now: u64) {
+        let oldest = now.saturating_sub(IDLE);
+        self.requests.sweep(oldest, &self.budget, |_| false);
+        self.streams.sweep(oldest, &self.budget, |stream| {
+            let open = Arc::strong_count(&stream.open) > 1;
+            if open {
+                // Tells the recorder that the series is in use though no byte flows.
+                stream.received.increment(0);
+                stream.sent.increment(0);
+            }
+            open
+        });
+        // The recorder looks for idle series only when it renders; without a Prometheus nobody else makes it.
+        if let Err(error) = self.handle.render_to_write(&mut std::io::sink()) {
+            tracing::debug!(%error, "rendering metrics failed");
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn series(&self) -> usize {
+        self.budget.used()
+    }
+
+    fn overflowed(&self) {
+        counter(&self.recorder, OVERFLOW, vec![]).increment(1);
+    }
+
+    fn plan_request(&self, key: &Key<'_>) -> Plan<'_, RequestHandles> {
+        let code = Label::new("response_code", key.status.to_string());
+        let mut traffic = self.peers(key, false);
+        traffic.push(code.clone());
+        let group = self.requests.hash(&traffic);
+        let mut all = self.peers(key, true);
+        all.push(code);
+        all.push(Label::new("response_flags", flags(key.flags)));
+        all.push(Label::new("grpc_status", grpc_status(key.grpc_status)));
+        all.push(Label::new("route", key.route.to_owned()));
+        let cost = Cost { own: 1, shared: TRAFFIC_SERIES, group };
+        Plan { cost, make: Box::new(|| request_handles(&self.recorder, all, traffic)) }
+    }
+
+    fn plan_stream(&self, key: &Key<'_>) -> Plan<'_, StreamMetrics> {
+        let labels = self.peers(key, true);
+        let group = self.streams.hash(&labels);
+        let mut closed = labels.clone();
+        closed.push(Label::new("response_flags", flags(key.flags)));
+        let cost = Cost { own: 1, shared: 3, group };
+        Plan { cost, make: Box::new(|| stream_handles(&self.recorder, labels, closed)) }
+    }
+
+    /// Who talks to whom. Latency and bytes leave the single workload out: they would be most of the series.
+    fn peers(&self, key: &Key<'_>, workload: bool) -> Vec<Label> {
+        let (source_workload, source_identity) = match key.direction {
+            Direction::Outbound => (self.local.workload.clone(), self.local.identity.clone()),
+            Direction::Inbound => (UNKNOWN, key.source.map_or(UNKNOWN, |it| it.to_string().into())),
+        };
+        let (service, instance, version): (SharedString, SharedString, SharedString) = match key.destination {
+            Destination::Local => (self.local.service.clone(), self.local.workload.clone(), self.local.version.clone()),
+            Destination::Workload(it) => {
+                (service_name(&it.service, &it.namespace), known(it.workload.clone()), known(it.version.clone()))
+            }
+            Destination::Cluster(name) => (service_of_cluster(name), UNKNOWN, UNKNOWN),
+        };
+        let mut labels = vec![
+            Label::new("direction", key.direction.as_str()),
+            Label::new("source_workload", source_workload),
+            Label::new("source_identity", source_identity),
+            Label::new("destination_service", service),
+            Label::new("destination_version", version),
+            Label::new("security", key.security.as_str()),
+        ];
+        if workload {
+            labels.push(Label::new("destination_workload", instance));
+        }
+        labels
+    }
+}
+
+impl RequestHandles {
+    fn record(&self, record: &RequestRecord<'_>) {
+        self.requests.increment(1);
+        self.duration.record(record.duration.as_secs_f64());
+        self.request_bytes.increment(record.request_bytes);
+        self.response_bytes.increment(record.response_bytes);
+    }
+}
+
+impl Local {
+    fn of(local: LocalWorkload) -> Self {
+        Self {
+            service: service_name(&local.service, &local.namespace),
+            workload: known(local.workload),
+            version: known(local.version),
+            identity: local.identity.map_or(UNKNOWN, |it| it.to_string().into()),
+        }
+    }
+}
+
+impl fmt::Debug for RequestHandles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestHandles").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for StreamMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamMetrics").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ProxyHandles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxyHandles").finish_non_exhaustive()
+    }
+}
+
+/// Value of a label about which nothing is known: an empty one would vanish in Prometheus.
+const UNKNOWN: SharedString = SharedString::const_str("unknown");
+
+fn known(value: String) -> SharedString {
+    if value.is_empty() { UNKNOWN } else { value.into() }
+}
+
+fn service_name(service: &str, namespace: &str) -> SharedString {
+    if service.is_empty() { UNKNOWN } else { mesh_common::names::fqdn(service, namespace).into() }
+}
+
+/// The service that a cluster's name says: `tcp:FQDN:port` and `FQDN:port` are `FQDN`.
+fn service_of_cluster(name: &str) -> SharedString {
+    let name = name.strip_prefix("tcp:").unwrap_or(name);
+    let name = match name.rsplit_once(':') {
+        Some((service, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => service,
+        _ => name,
+    };
+    known(name.to_owned())
+}
+
+fn source(downstream: &Downstream) -> Option<&mesh_common::identity::Identity> {
+    match downstream.direction {
+        Direction::Inbound => downstream.identity.as_deref(),
+        Direction::Outbound => None,
+    }
+}
+
+fn destination<'a>(
+    downstream: &Downstream,
+    endpoint: Option<&'a crate::config::Endpoint>,
+    cluster: &'a str,
+) -> Destination<'a> {
+    match (downstream.direction, endpoint.and_then(|it| it.workload.as_ref())) {
+        (Direction::Inbound, _) => Destination::Local,
+        (Direction::Outbound, Some(workload)) => Destination::Workload(workload),
+        (Direction::Outbound, None) => Destination::Cluster(cluster),
+    }
+}
+
+fn flags(flags: &'static str) -> &'static str {
+    if flags.is_empty() { "-" } else { flags }
+}
+
+/// An upstream may send any number; what gRPC does not define is one value.
+fn grpc_status(code: Option<u32>) -> SharedString {
+    match code {
+        None => SharedString::const_str("-"),
+        Some(code) if code <= 16 => code.to_string().into(),
+        Some(_) => UNKNOWN,
+    }
+}
+
+fn overflow_labels() -> Vec<Label> {
+    vec![Label::new("source_workload", "overflow"), Label::new("destination_service", "overflow")]
+}
+
+fn recorder() -> PrometheusRecorder {
+    // Gauges say what is, even if it has been so for long.
+    let idle = MetricKindMask::COUNTER | MetricKindMask::HISTOGRAM;
+    let builder = PrometheusBuilder::new().idle_timeout(idle, Some(RECORDER_IDLE));
+    match builder.set_buckets_for_metric(Matcher::Full(DURATION.to_owned()), &BUCKETS) {
+        Ok(builder) => builder.build_recorder(),
+        // Only an empty list of buckets is refused.
+        Err(_) => PrometheusBuilder::new().build_recorder(),
+    }
+}
+
+fn request_handles(recorder: &PrometheusRecorder, all: Vec<Label>, traffic: Vec<Label>) -> RequestHandles {
+    RequestHandles {
+        requests: counter(recorder, REQUESTS, all),
+        duration: recorder.register_histogram(&metrics::Key::from_parts(DURATION, traffic.clone()), &METADATA),
+        request_bytes: counter(recorder, REQUEST_BYTES, traffic.clone()),
+        response_bytes: counter(recorder, RESPONSE_BYTES, traffic),
+    }
+}
+
+fn stream_handles(recorder: &PrometheusRecorder, labels: Vec<Label>, closed: Vec<Label>) -> StreamMetrics {
+    StreamMetrics {
+        opened: counter(recorder, OPENED, labels.clone()),
+        closed: counter(recorder, CLOSED, closed),
+        received: counter(recorder, RECEIVED, labels.clone()),
+        sent: counter(recorder, SENT, labels),
+        open: Arc::new(()),
+    }
+}
+
+fn counter(recorder: &PrometheusRecorder, name: &'static str, labels: Vec<Label>) -> Counter {
+    recorder.register_counter(&metrics::Key::from_parts(name, labels), &METADATA)
+}
+
+fn gauge(recorder: &PrometheusRecorder, name: &'static str, labels: Vec<Label>) -> Gauge {
+    recorder.register_gauge(&metrics::Key::from_parts(name, labels), &METADATA)
+}
+
+fn describe(recorder: &PrometheusRecorder) {
+    let counters = [
+        (REQUESTS, "HTTP requests that ended."),
+        (REQUEST_BYTES, "Bytes of request bodies."),
+        (RESPONSE_BYTES, "Bytes of response bodies."),
+        (OPENED, "Byte streams that reached their upstream."),
+        (CLOSED, "Byte streams that ended, with those that never reached an upstream."),
+        (SENT, "Bytes from upstream to downstream in byte streams."),
+        (RECEIVED, "Bytes from downstream to upstream in byte streams."),
+        (OVERFLOW, "Records counted under the label value `overflow` because there are too many series."),
+        (LOG_DROPPED, "Access log lines dropped because their reader is too slow."),
+        (DNS, "DNS queries, by what became of them."),
+    ];
+    for (name, text) in counters {
+        recorder.describe_counter(name.into(), None, text.into());
+    }
+    let gauges = [
+        (BUILD, "Always 1, with the version of the proxy."),
+        (ACTIVE, "Downstream connections that are open."),
+        (XDS, "1 while the proxy is connected to a control plane."),
+        (EXPIRY, "End of validity of the proxy's certificate, in Unix seconds."),
+    ];
+    for (name, text) in gauges {
+        recorder.describe_gauge(name.into(), None, text.into());
+    }
+    recorder.describe_histogram(
+        DURATION.into(),
+        None,
+        "Time from a request's first byte to its response's last.".into(),
+    );
+}
