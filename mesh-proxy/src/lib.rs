@@ -5,8 +5,10 @@
 
 pub mod config;
 pub mod error;
+pub mod http;
 pub mod intercept;
 pub mod listen;
 pub mod telemetry;
 pub mod snapshot;
 pub mod tls;
+pub mod upstream;

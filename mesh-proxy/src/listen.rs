@@ -6,6 +6,12 @@ use std::time::Duration;
 
 use mesh_common::identity::Identity;
 use mesh_common::names::port;
+use tokio::sync::watch;
+
+use crate::snapshot::Store;
+use crate::telemetry::Telemetry;
+use crate::tls::Tls;
+use crate::upstream::Upstreams;
 
 /// Which way a connection crosses the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,4 +96,16 @@ impl Default for Settings {
             drain_timeout: Duration::from_secs(5),
         }
     }
+}
+
+/// What every connection shares.
+#[derive(Debug)]
+pub struct Context {
+    pub store: Store,
+    pub tls: Tls,
+    pub upstreams: Upstreams,
+    pub telemetry: Telemetry,
+    pub settings: Settings,
+    /// Turns true when the proxy was told to end.
+    pub drain: watch::Receiver<bool>,
 }
