@@ -2,6 +2,22 @@ use serde::{Deserialize, Serialize};
 
 use super::{Duration, TargetRef};
 
+/// When to try again, besides HTTP statuses.
+pub const RETRY_CONDITIONS: [&str; 12] = [
+    "connect-failure",
+    "refused-stream",
+    "reset",
+    "reset-before-request",
+    "5xx",
+    "gateway-error",
+    "retriable-4xx",
+    "cancelled",
+    "deadline-exceeded",
+    "internal",
+    "resource-exhausted",
+    "unavailable",
+];
+
 /// How calls to a service (or of a route) are made. Without `targetRefs` it holds for all services of its namespace; in
 /// the mesh's own namespace, for all.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]

@@ -2,6 +2,23 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::{LABEL_REGISTERED, WorkloadEntry};
+
+/// What a port may speak, when it is told.
+pub const PROTOCOLS: [&str; 4] = ["http", "http2", "grpc", "tcp"];
+
+impl WorkloadEntry {
+    /// A proxy registered it, and it goes when the proxy goes.
+    pub fn registered(&self) -> bool {
+        self.metadata.labels.get(LABEL_REGISTERED).is_some_and(|value| value == "true")
+    }
+
+    /// It has a proxy, so it is called over mutual TLS.
+    pub fn in_mesh(&self) -> bool {
+        self.spec.mesh.unwrap_or_else(|| self.registered())
+    }
+}
+
 /// A process, a VM or any host that serves or calls services.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]

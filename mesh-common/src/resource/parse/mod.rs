@@ -382,3 +382,6 @@ impl Serialize for Ordered<'_> {
         map.end()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,144 @@
+use super::super::{Object, parse_yaml};
+use super::validate;
+
+fn object(text: &str) -> Object {
+    let value: serde_json::Value = serde_saphyr::from_str(text).unwrap();
+    Object::from_json(&value.to_string()).unwrap()
+}
+
+fn paths(text: &str) -> Vec<String> {
+    validate(&object(text)).into_iter().map(|e| e.path).collect()
+}
+
+fn route(rule: &str) -> String {
+    let mut text = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r}\nspec:\n  parentRefs: [{group: '', kind: Service, name: s}]\n  rules:\n  - ".to_owned();
+    text.push_str(&rule.replace('\n', "\n    "));
+    text
+}
+
+#[test]
+fn takes_a_full_route() {
+    let text = route(
+        "matches: [{path: {type: Exact, value: /a}, method: GET, headers: [{name: a, value: b}], queryParams: [{name: q, value: '.*', type: RegularExpression}]}]
+filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x, value: why}], remove: [z]}}, {type: RequestMirror, requestMirror: {backendRef: {name: m, port: 80}, percent: 5}}]
+backendRefs: [{name: s-v1, port: 80, weight: 90}, {name: s-v2, port: 80, weight: 10}]
+timeouts: {request: 10s, backendRequest: 2s}
+retry: {codes: [503], attempts: 3, backoff: 100ms}",
+    );
+    assert_eq!(validate(&object(&text)), []);
+}
+
+#[test]
+fn refuses_wrong_rules_by_path() {
+    for (rule, path) in [
+        ("matches: [{path: {value: a}}]", "matches[0].path.value"),
+        ("matches: [{path: {value: /a//b}}]", "matches[0].path.value"),
+        ("matches: [{path: {value: /a/..}}]", "matches[0].path.value"),
+        ("matches: [{path: {type: RegularExpression, value: '('}}]", "matches[0].path.value"),
+        ("matches: [{headers: [{name: 'a b', value: c}]}]", "matches[0].headers[0].name"),
+        ("matches: [{headers: [{name: a, value: c}, {name: A, value: d}]}]", "matches[0].headers[1].name"),
+        (
+            "matches: [{queryParams: [{name: a, value: '[', type: RegularExpression}]}]",
+            "matches[0].queryParams[0].value",
+        ),
+        ("filters: [{type: CORS, cors: {}}]", "filters[0].type"),
+        ("filters: [{type: RequestMirror}]", "filters[0].requestMirror"),
+        ("filters: [{type: URLRewrite, urlRewrite: {hostname: A}}]", "filters[0].urlRewrite.hostname"),
+        (
+            "filters: [{type: RequestRedirect, requestRedirect: {statusCode: 200}}]",
+            "filters[0].requestRedirect.statusCode",
+        ),
+        ("filters: [{type: RequestRedirect, requestRedirect: {}}]\nbackendRefs: [{name: a, port: 1}]", "backendRefs"),
+        (
+            "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: Host, value: a}]}}]",
+            "filters[0].requestHeaderModifier.set[0].name",
+        ),
+        (
+            "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: a, value: \"b\\r\\nc\"}]}}]",
+            "filters[0].requestHeaderModifier.set[0].value",
+        ),
+        (
+            "matches: [{path: {type: Exact, value: /a}}]\nfilters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /b}}}]",
+            "filters[0]",
+        ),
+        ("backendRefs: [{name: a}]", "backendRefs[0].port"),
+        ("backendRefs: [{name: a, port: 1, kind: Bucket}]", "backendRefs[0].kind"),
+        ("backendRefs: [{name: a, port: 1, weight: 1000001}]", "backendRefs[0].weight"),
+        (
+            "backendRefs: [{name: a, port: 1, filters: [{type: RequestRedirect, requestRedirect: {}}]}]",
+            "backendRefs[0].filters[0].type",
+        ),
+        ("timeouts: {request: 1s, backendRequest: 2s}", "timeouts.backendRequest"),
+        ("retry: {codes: [200]}", "retry.codes[0]"),
+        ("sessionPersistence: {type: Cookie}", "sessionPersistence"),
+    ] {
+        assert_eq!(paths(&route(rule)), [format!("spec.rules[0].{path}")], "{rule}");
+    }
+}
+
+#[test]
+fn a_route_for_a_gateway_is_refused_with_what_to_write() {
+    let text = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r}\nspec: {parentRefs: [{name: s}]}";
+    let errors = validate(&object(text));
+    assert!(errors[0].message.contains("kind: Service"), "{errors:?}");
+}
+
+#[test]
+fn policies() {
+    let header = "apiVersion: meshctl.dev/v1alpha1\nmetadata: {name: p}\n";
+    for (body, path) in [
+        ("kind: FaultInjection\nspec: {targetRefs: [], faults: [{percent: 1, reset: {}}]}", "spec.targetRefs"),
+        (
+            "kind: FaultInjection\nspec: {targetRefs: [{kind: Service, name: a}], faults: [{percent: 101, reset: {}}]}",
+            "spec.faults[0].percent",
+        ),
+        (
+            "kind: FaultInjection\nspec: {targetRefs: [{kind: Service, name: a}], faults: [{percent: 0.00001, reset: {}}]}",
+            "spec.faults[0].percent",
+        ),
+        (
+            "kind: FaultInjection\nspec: {targetRefs: [{kind: Service, name: a}], faults: [{percent: 1}]}",
+            "spec.faults[0]",
+        ),
+        (
+            "kind: FaultInjection\nspec: {targetRefs: [{kind: Service, name: a}], faults: [{percent: 1, abort: {httpStatus: 99}}]}",
+            "spec.faults[0].abort.httpStatus",
+        ),
+        (
+            "kind: FaultInjection\nspec: {targetRefs: [{kind: Service, name: a}], faults: [{percent: 1, delay: {duration: 0s}}]}",
+            "spec.faults[0].delay.duration",
+        ),
+        (
+            "kind: FaultInjection\nspec: {targetRefs: [{kind: Service, name: a}], from: [{}], faults: [{percent: 1, reset: {}}]}",
+            "spec.from[0]",
+        ),
+        (
+            "kind: FaultInjection\nspec: {targetRefs: [{kind: Service, name: a}], faults: [{percent: 1, reset: {}}], expiresAt: later}",
+            "spec.expiresAt",
+        ),
+        ("kind: TrafficPolicy\nspec: {targetRefs: [{kind: Pod, name: a}]}", "spec.targetRefs[0].kind"),
+        ("kind: TrafficPolicy\nspec: {retries: {on: [sometimes]}}", "spec.retries.on[0]"),
+        ("kind: TrafficPolicy\nspec: {retries: {backoff: {base: 2s, max: 1s}}}", "spec.retries.backoff.max"),
+        ("kind: TrafficPolicy\nspec: {connectionPool: {maxPending: 0}}", "spec.connectionPool.maxPending"),
+        ("kind: PeerAuthentication\nspec: {ports: {'http': STRICT}}", "spec.ports.http"),
+        ("kind: PeerAuthentication\nspec: {}", "spec"),
+        ("kind: WorkloadEntry\nspec: {service: a}", "spec.addresses"),
+        ("kind: WorkloadEntry\nspec: {service: a, addresses: [0.0.0.0]}", "spec.addresses[0]"),
+        ("kind: WorkloadEntry\nspec: {mesh: true}", "spec.serviceAccount"),
+        ("kind: WorkloadEntry\nspec: {ports: [{port: 1}, {port: 2, servicePort: 1}]}", "spec.ports[1]"),
+        ("kind: WorkloadEntry\nspec: {ports: [{port: 1, protocol: smtp}]}", "spec.ports[0].protocol"),
+    ] {
+        assert_eq!(paths(&format!("{header}{body}")), [path], "{body}");
+    }
+}
+
+#[test]
+fn positions_of_what_is_refused() {
+    let text = format!("---\n{}", route("matches:\n- path: {value: a}\nbackendRefs: [{name: a, port: 1}]"));
+    let errors = parse_yaml("r.yaml", &text).unwrap_err();
+    assert_eq!(errors.len(), 1);
+    assert_eq!(
+        errors[0].to_string(),
+        "r.yaml:9:14: HTTPRoute r: spec.rules[0].matches[0].path.value: a path begins with `/`"
+    );
+}
