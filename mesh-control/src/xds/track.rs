@@ -399,6 +399,10 @@ impl Track {
         names
     }
 
+    pub fn ty(&self) -> Type {
+        self.ty
+    }
+
     pub fn has_adds(&self) -> bool {
         self.must_answer || !self.adds.is_empty()
     }
@@ -430,6 +434,16 @@ impl Track {
 
     pub fn subscription(&self) -> &Subscription {
         &self.subscription
+    }
+
+    /// Names that the client wants, those under a wildcard among them.
+    pub fn subscribed_count(&self) -> usize {
+        let names = self.subscription.names();
+        if !self.subscription.wildcard() {
+            return names.len();
+        }
+        let resources = self.resources();
+        resources.len() + names.iter().filter(|name| !resources.contains_key(name.as_str())).count()
     }
 
     /// Resources that were sent, acknowledged or not.
