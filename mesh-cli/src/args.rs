@@ -61,6 +61,7 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Run(crate::run::Args),
     Token(commands::token::Args),
     Wait(commands::wait::Args),
     Version(commands::version::Args),

@@ -8,7 +8,9 @@ mod args;
 mod client;
 mod commands;
 mod failure;
+mod netns;
 mod output;
+mod run;
 
 use std::process::ExitCode;
 
@@ -17,6 +19,9 @@ use clap::Parser;
 use crate::args::Cli;
 
 fn main() -> ExitCode {
+    if let Some(code) = netns::entry() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(problem) => {

@@ -39,6 +39,7 @@ impl Context {
 pub async fn run(cli: Cli) -> Result<(), Failure> {
     let context = Context::new(cli.global);
     match cli.command {
+        Command::Run(args) => crate::run::execute(&context, args).await,
         Command::Token(args) => token::run(&context, args).await,
         Command::Wait(args) => wait::run(&context, args).await,
         Command::Version(args) => version::run(&context, args).await,
