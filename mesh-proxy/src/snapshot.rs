@@ -1,13 +1,29 @@
 //! What the data path reads: the xDS resources in force, swapped as a whole.
 //!
-//! In: decoded resources from [`crate::xds`]. Out: `Arc`s of them by name, and the names that the application asks for.
+//! In: decoded resources from [`crate::xds`]. Out: `Arc`s of them by name, and the names that the application asks for,
+//! which become subscriptions. A resource that is here is found without a lock; only the first question for a name, and
+//! a question whose answer is "there is none", look at the table of subscriptions.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
+use tokio::sync::Notify;
 
 use crate::config::{Cluster, Endpoints, Listener, Name, RouteTable};
+
+mod interest;
+mod resource;
+
+pub(crate) use interest::Subscriptions;
+use interest::{Asked, Interest};
+use resource::Held;
+pub use resource::{Resource, Type};
+
+/// How long a question waits for the control plane.
+const WAIT: Duration = Duration::from_secs(5);
 
 /// The answer to "what is the resource of this name?".
 #[derive(Clone, Debug)]
@@ -19,94 +35,324 @@ pub enum Found<T> {
     Unknown,
 }
 
-/// A resource with its name, as it is put into a snapshot.
-#[derive(Clone, Debug)]
-pub enum Resource {
-    Listener(Arc<Listener>),
-    Routes(Arc<RouteTable>),
-    Cluster(Arc<Cluster>),
-    Endpoints(Arc<Endpoints>),
-    Name(String, Arc<Name>),
-}
-
 /// All resources that were in force at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    listeners: HashMap<Arc<str>, Arc<Listener>>,
-    routes: HashMap<Arc<str>, Arc<RouteTable>>,
-    clusters: HashMap<Arc<str>, Arc<Cluster>>,
-    endpoints: HashMap<Arc<str>, Arc<Endpoints>>,
-    names: HashMap<Arc<str>, Arc<Name>>,
+    clock: Arc<Clock>,
+    listeners: Map<Listener>,
+    routes: Map<RouteTable>,
+    clusters: Map<Cluster>,
+    endpoints: Map<Endpoints>,
+    names: Map<Name>,
+}
+
+/// Behind an `Arc` for each type, so that a change of one type copies no other.
+type Map<T> = Arc<HashMap<Arc<str>, Entry<T>>>;
+
+#[derive(Debug)]
+struct Entry<T> {
+    value: Arc<T>,
+    used: Arc<Used>,
+}
+
+// Not derived, because that would ask for `T: Clone`.
+impl<T> Clone for Entry<T> {
+    fn clone(&self) -> Self {
+        Self { value: self.value.clone(), used: self.used.clone() }
+    }
+}
+
+/// Seconds since the store was made, kept by [`Store::sweep`]: coarse, and free to read.
+#[derive(Debug, Default)]
+struct Clock(AtomicU32);
+
+impl Clock {
+    fn now(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// When something was last used, by [`Clock`].
+#[derive(Debug, Default)]
+struct Used(AtomicU32);
+
+impl Used {
+    fn touch(&self, now: u32) {
+        // Read first: a cache line that nobody writes stays shared among the workers.
+        if self.0.load(Ordering::Relaxed) != now {
+            self.0.store(now, Ordering::Relaxed);
+        }
+    }
+
+    fn last(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Snapshot {
     pub fn listener(&self, name: &str) -> Option<&Arc<Listener>> {
-        self.listeners.get(name)
+        self.get(name)
     }
 
     pub fn routes(&self, name: &str) -> Option<&Arc<RouteTable>> {
-        self.routes.get(name)
+        self.get(name)
     }
 
     pub fn cluster(&self, name: &str) -> Option<&Arc<Cluster>> {
-        self.clusters.get(name)
+        self.get(name)
     }
 
     pub fn endpoints(&self, name: &str) -> Option<&Arc<Endpoints>> {
-        self.endpoints.get(name)
+        self.get(name)
     }
 
     pub fn name(&self, question: &str) -> Option<&Arc<Name>> {
-        self.names.get(question)
+        self.get(question)
     }
 
-    fn insert(&mut self, resource: Resource) {
+    /// Names of all resources of a type, in no order.
+    pub fn held(&self, ty: Type) -> Vec<Arc<str>> {
+        match ty {
+            Type::Listener => self.listeners.keys().cloned().collect(),
+            Type::Routes => self.routes.keys().cloned().collect(),
+            Type::Cluster => self.clusters.keys().cloned().collect(),
+            Type::Endpoints => self.endpoints.keys().cloned().collect(),
+            Type::Name => self.names.keys().cloned().collect(),
+        }
+    }
+
+    fn get<T: Held>(&self, name: &str) -> Option<&Arc<T>> {
+        let entry = T::map(self).get(name)?;
+        entry.used.touch(self.clock.now());
+        Some(&entry.value)
+    }
+
+    fn insert(&mut self, name: Arc<str>, resource: Resource, used: Arc<Used>) {
         match resource {
-            Resource::Listener(it) => drop(self.listeners.insert(it.name.as_str().into(), it)),
-            Resource::Routes(it) => drop(self.routes.insert(it.name.as_str().into(), it)),
-            Resource::Cluster(it) => drop(self.clusters.insert(it.name.as_str().into(), it)),
-            Resource::Endpoints(it) => drop(self.endpoints.insert(it.name.as_str().into(), it)),
-            Resource::Name(name, it) => drop(self.names.insert(name.into(), it)),
+            Resource::Listener(value) => drop(Arc::make_mut(&mut self.listeners).insert(name, Entry { value, used })),
+            Resource::Routes(value) => drop(Arc::make_mut(&mut self.routes).insert(name, Entry { value, used })),
+            Resource::Cluster(value) => drop(Arc::make_mut(&mut self.clusters).insert(name, Entry { value, used })),
+            Resource::Endpoints(value) => drop(Arc::make_mut(&mut self.endpoints).insert(name, Entry { value, used })),
+            Resource::Name(_, value) => drop(Arc::make_mut(&mut self.names).insert(name, Entry { value, used })),
+        }
+    }
+
+    fn remove(&mut self, ty: Type, name: &str) {
+        match ty {
+            Type::Listener => drop(Arc::make_mut(&mut self.listeners).remove(name)),
+            Type::Routes => drop(Arc::make_mut(&mut self.routes).remove(name)),
+            Type::Cluster => drop(Arc::make_mut(&mut self.clusters).remove(name)),
+            Type::Endpoints => drop(Arc::make_mut(&mut self.endpoints).remove(name)),
+            Type::Name => drop(Arc::make_mut(&mut self.names).remove(name)),
         }
     }
 }
 
-/// The current [`Snapshot`], and the way to ask for what is not in it yet.
+/// The current [`Snapshot`], and the way to ask for what is not in it yet. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Store {
-    current: Arc<ArcSwap<Snapshot>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    current: ArcSwap<Snapshot>,
+    clock: Arc<Clock>,
+    started: Instant,
+    interest: Mutex<Interest>,
+    /// Told when there are subscriptions to send.
+    wanted: Notify,
+}
+
+/// What one response of the control plane changes, of one type.
+#[derive(Debug, Default)]
+pub(crate) struct Update {
+    /// With their versions.
+    pub(crate) resources: Vec<(String, Resource)>,
+    pub(crate) removed: Vec<String>,
+    /// Names of resources that could not be decoded: whoever waits for one that was never there has its answer.
+    pub(crate) refused: Vec<String>,
 }
 
 impl Store {
+    /// An empty store, whose questions wait for a control plane.
+    pub fn new(now: Instant) -> Self {
+        Self::with(Snapshot::default(), Interest::default(), now)
+    }
+
     /// A store that holds these resources and has no control plane: everything else is unknown.
     pub fn of(resources: impl IntoIterator<Item = Resource>) -> Self {
         let mut snapshot = Snapshot::default();
-        resources.into_iter().for_each(|r| snapshot.insert(r));
-        Self { current: Arc::new(ArcSwap::from_pointee(snapshot)) }
+        for resource in resources {
+            snapshot.insert(resource.name().into(), resource, Arc::default());
+        }
+        let mut interest = Interest::default();
+        interest.set_reachable(false);
+        Self::with(snapshot, interest, Instant::now())
+    }
+
+    fn with(snapshot: Snapshot, interest: Interest, started: Instant) -> Self {
+        let clock = snapshot.clock.clone();
+        let current = ArcSwap::from_pointee(snapshot);
+        let shared = Shared { current, clock, started, interest: Mutex::new(interest), wanted: Notify::new() };
+        Self { shared: Arc::new(shared) }
     }
 
     /// The snapshot in force now. Takes no lock.
     pub fn load(&self) -> Guard<Arc<Snapshot>> {
-        self.current.load()
+        self.shared.current.load()
     }
 
+    /// The listener for a destination address, `ip:port`, or `inbound`.
     pub async fn listener(&self, name: &str) -> Found<Arc<Listener>> {
-        self.load().listener(name).map_or(Found::Unknown, |it| Found::Yes(it.clone()))
+        self.find(name).await
     }
 
     pub async fn routes(&self, name: &str) -> Found<Arc<RouteTable>> {
-        self.load().routes(name).map_or(Found::Unknown, |it| Found::Yes(it.clone()))
+        self.find(name).await
     }
 
     pub async fn cluster(&self, name: &str) -> Found<Arc<Cluster>> {
-        self.load().cluster(name).map_or(Found::Unknown, |it| Found::Yes(it.clone()))
+        self.find(name).await
     }
 
     pub async fn endpoints(&self, name: &str) -> Found<Arc<Endpoints>> {
-        self.load().endpoints(name).map_or(Found::Unknown, |it| Found::Yes(it.clone()))
+        self.find(name).await
     }
 
+    /// What a DNS name means in the mesh; lower case, no trailing dot.
     pub async fn name(&self, question: &str) -> Found<Arc<Name>> {
-        self.load().name(question).map_or(Found::Unknown, |it| Found::Yes(it.clone()))
+        self.find(question).await
+    }
+
+    async fn find<T: Held>(&self, name: &str) -> Found<Arc<T>> {
+        if let Some(value) = self.load().get(name) {
+            return Found::Yes(Arc::clone(value));
+        }
+        let deadline = tokio::time::Instant::now() + WAIT;
+        loop {
+            let answer = match self.ask(T::TYPE, name) {
+                Asked::Present => None,
+                Asked::Absent => return Found::Absent,
+                Asked::Unknown => return Found::Unknown,
+                Asked::Wait(answer) => Some(answer),
+            };
+            if let Some(answer) = answer
+                && tokio::time::timeout_at(deadline, answer).await.is_err()
+            {
+                return Found::Unknown;
+            }
+            if let Some(value) = self.load().get(name) {
+                return Found::Yes(Arc::clone(value));
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Found::Unknown;
+            }
+        }
+    }
+
+    fn ask(&self, ty: Type, name: &str) -> Asked {
+        let mut interest = self.interest();
+        let (asked, evicted) = interest.ask(ty, name, self.shared.clock.now());
+        self.drop_from_snapshot(&evicted);
+        let wake = interest.has_changes();
+        drop(interest);
+        if wake {
+            self.shared.wanted.notify_one();
+        }
+        asked
+    }
+
+    /// Puts a response in force, and answers those who waited for it. Subscribes to what the new resources refer to, so
+    /// that the first request finds it.
+    pub(crate) fn apply(&self, ty: Type, update: Update) {
+        let mut interest = self.interest();
+        let mut next = Snapshot::clone(&self.shared.current.load());
+        let now = self.shared.clock.now();
+        let mut answered = Vec::new();
+        for (version, resource) in update.resources {
+            // One that nobody wants any more, or that was never asked for.
+            let Some((name, used)) = interest.present(ty, resource.name(), version, &mut answered) else { continue };
+            interest.follow(&resource, now);
+            next.insert(name, resource, used);
+        }
+        for name in &update.removed {
+            if interest.absent(ty, name, now, &mut answered) {
+                next.remove(ty, name);
+            }
+        }
+        for name in &update.refused {
+            interest.refused(ty, name, &mut answered);
+        }
+        self.shared.current.store(Arc::new(next));
+        let wake = interest.has_changes();
+        drop(interest);
+        answered.iter().for_each(|waiters| waiters.notify_waiters());
+        if wake {
+            self.shared.wanted.notify_one();
+        }
+    }
+
+    /// Drops what nobody used for ten minutes, and what was removed but still referred to until now. To be called
+    /// every few seconds; it is also what moves the coarse clock.
+    pub fn sweep(&self, now: Instant) {
+        let seconds = u32::try_from(now.saturating_duration_since(self.shared.started).as_secs()).unwrap_or(u32::MAX);
+        self.shared.clock.0.store(seconds, Ordering::Relaxed);
+        let mut interest = self.interest();
+        let evicted = interest.sweep(seconds);
+        self.drop_from_snapshot(&evicted);
+        let wake = interest.has_changes();
+        drop(interest);
+        if wake {
+            self.shared.wanted.notify_one();
+        }
+    }
+
+    /// Whether the control plane can be reached. While it cannot, questions for what is not here are answered at once
+    /// with [`Found::Unknown`], and nothing is evicted.
+    pub(crate) fn set_reachable(&self, reachable: bool) {
+        let waiting = self.interest().set_reachable(reachable);
+        waiting.iter().for_each(|waiters| waiters.notify_waiters());
+    }
+
+    pub fn reachable(&self) -> bool {
+        self.interest().reachable()
+    }
+
+    /// Ends when [`changes`](Self::changes) has something.
+    pub(crate) async fn wanted(&self) {
+        self.shared.wanted.notified().await;
+    }
+
+    /// What to tell the control plane since the last call, or since [`resubscribe`](Self::resubscribe).
+    pub(crate) fn changes(&self) -> Vec<(Type, Subscriptions)> {
+        self.interest().changes()
+    }
+
+    /// What to tell a control plane that knows nothing: all names, and the versions that are here.
+    pub(crate) fn resubscribe(&self) -> Vec<(Type, Subscriptions)> {
+        self.interest().resubscribe()
+    }
+
+    /// How many names are subscribed to.
+    pub fn subscribed(&self, ty: Type) -> usize {
+        self.interest().subscribed(ty)
+    }
+
+    fn drop_from_snapshot(&self, evicted: &[(Type, Arc<str>)]) {
+        if evicted.is_empty() {
+            return;
+        }
+        let mut next = Snapshot::clone(&self.shared.current.load());
+        evicted.iter().for_each(|(ty, name)| next.remove(*ty, name));
+        self.shared.current.store(Arc::new(next));
+    }
+
+    /// Every writer of the snapshot holds this lock.
+    fn interest(&self) -> MutexGuard<'_, Interest> {
+        self.shared.interest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,11 +11,20 @@ pub struct Cluster {
     pub discovery: Discovery,
     pub balancer: Balancer,
     pub connect_timeout: Duration,
-    /// mTLS for endpoints that are in the mesh.
+    /// mTLS for endpoints that are in the mesh; ask [`tls_for`](Self::tls_for).
     pub tls: Option<UpstreamTls>,
+    /// mTLS for all endpoints, whether they say that they are in the mesh or not.
+    pub tls_always: bool,
     /// What the cluster's connections speak when they carry HTTP.
     pub http: UpstreamHttp,
     pub limits: Limits,
+}
+
+impl Cluster {
+    /// How connections to an endpoint are secured. `None`: not at all.
+    pub fn tls_for(&self, endpoint: &Endpoint) -> Option<&UpstreamTls> {
+        self.tls.as_ref().filter(|_| self.tls_always || endpoint.mesh)
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -3,6 +3,7 @@
 //! reason (NACK) and what was there before stays.
 
 mod cluster;
+pub mod decode;
 mod listener;
 mod route;
 

@@ -9,6 +9,8 @@ use http::{Method, StatusCode};
 pub struct RouteTable {
     pub name: String,
     pub virtual_hosts: Vec<VirtualHost>,
+    /// Domains are compared with the host without its port.
+    pub ignore_port: bool,
 }
 
 #[derive(Debug)]
@@ -99,7 +101,10 @@ pub enum PathRewrite {
     /// Replaces the prefix that matched.
     Prefix(String),
     Full(String),
-    Regex { pattern: regex::Regex, substitution: String },
+    Regex {
+        pattern: regex::Regex,
+        substitution: String,
+    },
 }
 
 #[derive(Clone, Debug, Default)]
@@ -163,6 +168,17 @@ impl HeaderMutation {
     pub fn is_empty(&self) -> bool {
         self.set.is_empty() && self.add.is_empty() && self.remove.is_empty()
     }
+
+    /// This and then `next`, as one.
+    pub fn then(mut self, next: Self) -> Self {
+        let replaced = |name: &HeaderName| next.remove.contains(name) || next.set.iter().any(|(set, _)| set == name);
+        self.set.retain(|(name, _)| !replaced(name));
+        self.add.retain(|(name, _)| !replaced(name));
+        self.set.extend(next.set);
+        self.add.extend(next.add);
+        self.remove.extend(next.remove);
+        self
+    }
 }
 
 /// Faults of a route or a TCP proxy, in order; every rule that hits applies (a delay, then an abort or reset).
@@ -185,7 +201,10 @@ pub struct FaultRule {
 pub enum FaultKind {
     Delay(Duration),
     /// `grpc` is the status for gRPC requests.
-    Abort { http: StatusCode, grpc: u32 },
+    Abort {
+        http: StatusCode,
+        grpc: u32,
+    },
     Reset,
 }
 

@@ -1,0 +1,144 @@
+//! Faults: our own, which know callers, resets and an end, and Envoy's delay and abort.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::route::v3::FilterConfig;
+use envoy_types::pb::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3::fault_abort::ErrorType;
+use envoy_types::pb::google::protobuf::Any;
+use http::StatusCode;
+use mesh_common::names::FILTER_FAULT;
+use mesh_common::proto::extensions::{
+    Fault as PbFault, FaultRule as PbRule, HeaderMatch as PbHeader, fault_rule, header_match,
+};
+
+use super::{At, Decoded, Rejected, duration, each, matching, parts_per_million, unless, unpack, unsupported_type};
+use crate::config::{Fault, FaultKind, FaultRule, HeaderMatch, StringMatch};
+
+/// The fault among the filter configurations of a route or a virtual host; all others are refused.
+pub(super) fn of_filters(configs: &HashMap<String, Any>) -> Decoded<Option<Arc<Fault>>> {
+    let mut found = None;
+    for (name, any) in configs {
+        let field = format!("typed_per_filter_config[{name:?}]");
+        let mut any = any.clone();
+        let mut optional = false;
+        if let Some(wrapper) = unpack::<FilterConfig>(&any) {
+            let wrapper = wrapper.at(&field)?;
+            if wrapper.disabled {
+                continue;
+            }
+            optional = wrapper.is_optional;
+            let Some(inner) = wrapper.config else { continue };
+            any = inner;
+        }
+        match fault(&any) {
+            Some(fault) if name == FILTER_FAULT => found = Some(Arc::new(fault.at(field)?)),
+            _ if optional => {}
+            _ => return Err(unsupported_type(&any)).at(field),
+        }
+    }
+    Ok(found)
+}
+
+/// `None` if it is of another type.
+pub(super) fn fault(any: &Any) -> Option<Decoded<Fault>> {
+    if let Some(pb) = unpack::<HttpFault>(any) {
+        return Some(pb.and_then(envoy_fault));
+    }
+    Some(unpack::<PbFault>(any)?.and_then(|pb| Ok(Fault { rules: each("rules", pb.rules, rule)? })))
+}
+
+fn rule(pb: PbRule) -> Decoded<FaultRule> {
+    unless(pb.parts_per_million > 1_000_000, "parts_per_million", "must not be more than 1000000")?;
+    let kind = match pb.kind {
+        Some(fault_rule::Kind::Delay(delay)) => FaultKind::Delay(Duration::from_millis(delay.milliseconds)),
+        Some(fault_rule::Kind::Reset(_)) => FaultKind::Reset,
+        Some(fault_rule::Kind::Abort(abort)) => {
+            let http = status(abort.http_status).at("abort.http_status")?;
+            unless(abort.grpc_status > 16, "abort.grpc_status", "must be 0 to 16")?;
+            let grpc = if abort.grpc_status == 0 { grpc_status(http) } else { abort.grpc_status };
+            FaultKind::Abort { http, grpc }
+        }
+        None => return Err(Rejected::new("one of delay, abort and reset is needed")),
+    };
+    let headers = each("headers", pb.headers, header)?;
+    Ok(FaultRule {
+        name: pb.name,
+        parts_per_million: pb.parts_per_million,
+        kind,
+        expires_unix_ms: pb.expires_unix_ms,
+        headers: Arc::new(headers),
+    })
+}
+
+fn header(pb: PbHeader) -> Decoded<HeaderMatch> {
+    let name = pb.name.to_ascii_lowercase();
+    if name.is_empty() {
+        return Err(Rejected::field("name", "must not be empty"));
+    }
+    let matcher = match pb.matcher {
+        Some(header_match::Matcher::Exact(text)) => StringMatch::Exact(text),
+        Some(header_match::Matcher::Regex(pattern)) => StringMatch::Regex(matching::whole(&pattern).at("regex")?),
+        Some(header_match::Matcher::Present(present)) => StringMatch::Present(present),
+        None => return Err(Rejected::new("one of exact, regex and present is needed")),
+    };
+    Ok(HeaderMatch { name, matcher, invert: false })
+}
+
+/// Envoy's fault filter: at most one delay, then at most one abort.
+fn envoy_fault(pb: HttpFault) -> Decoded<Fault> {
+    unless(!pb.upstream_cluster.is_empty(), "upstream_cluster", "is not supported; put the fault on the route")?;
+    unless(!pb.downstream_nodes.is_empty(), "downstream_nodes", "is not supported")?;
+    unless(pb.response_rate_limit.is_some(), "response_rate_limit", "is not supported")?;
+    let headers = Arc::new(each("headers", pb.headers, matching::header)?);
+    let mut rules = Vec::new();
+    let mut push = |parts_per_million, kind| {
+        let headers = headers.clone();
+        rules.push(FaultRule { name: String::new(), parts_per_million, kind, expires_unix_ms: 0, headers });
+    };
+    if let Some(delay) = pb.delay {
+        let Some(FaultDelaySecifier::FixedDelay(fixed)) = &delay.fault_delay_secifier else {
+            return Err(Rejected::field("delay", "only fixed_delay is supported"));
+        };
+        let share = delay.percentage.as_ref().map_or(Ok(0), parts_per_million).at("delay.percentage")?;
+        push(share, FaultKind::Delay(duration(fixed).at("delay.fixed_delay")?));
+    }
+    if let Some(abort) = pb.abort {
+        let share = abort.percentage.as_ref().map_or(Ok(0), parts_per_million).at("abort.percentage")?;
+        let kind = match abort.error_type {
+            Some(ErrorType::HttpStatus(code)) => {
+                let http = status(code).at("abort.http_status")?;
+                FaultKind::Abort { http, grpc: grpc_status(http) }
+            }
+            Some(ErrorType::GrpcStatus(grpc @ 1..=16)) => {
+                FaultKind::Abort { http: StatusCode::SERVICE_UNAVAILABLE, grpc }
+            }
+            _ => return Err(Rejected::field("abort", "needs http_status, or grpc_status from 1 to 16")),
+        };
+        push(share, kind);
+    }
+    Ok(Fault { rules })
+}
+
+fn status(code: u32) -> Decoded<StatusCode> {
+    u16::try_from(code)
+        .ok()
+        .filter(|code| (200..600).contains(code))
+        .and_then(|code| StatusCode::from_u16(code).ok())
+        .ok_or_else(|| Rejected::new(format_args!("{code} is not a status from 200 to 599")))
+}
+
+/// The gRPC specification's mapping from HTTP.
+fn grpc_status(http: StatusCode) -> u32 {
+    match http.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        _ => 2,
+    }
+}

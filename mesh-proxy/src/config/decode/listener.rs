@@ -1,0 +1,237 @@
+//! Listener -> [`Listener`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType as FilterConfig;
+use envoy_types::pb::envoy::config::listener::v3::listener_filter::ConfigType as ListenerFilterConfig;
+use envoy_types::pb::envoy::config::listener::v3::{
+    Filter, FilterChain as PbChain, FilterChainMatch, Listener as PbListener, ListenerFilter,
+};
+use envoy_types::pb::envoy::extensions::filters::http::cors::v3::Cors;
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use envoy_types::pb::envoy::extensions::filters::http::grpc_stats::v3::FilterConfig as GrpcStats;
+use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
+use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
+use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
+    CodecType, RouteSpecifier,
+};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, HttpFilter,
+};
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy as PbTcp;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::weighted_cluster::ClusterWeight;
+use envoy_types::pb::google::protobuf::Any;
+use mesh_common::proto::extensions::Fault as PbFault;
+
+use super::{
+    At, Decoded, Rejected, duration_or, each, fault, from_ads, is, is_true, route, tls, unless, unpack,
+    unsupported_type,
+};
+use crate::config::{
+    ChainMatch, Fault, FilterChain, HeaderMutation, HttpManager, Listener, NetworkFilter, RouteSource, TcpProxy,
+    Transport, WeightedCluster, WeightedClusters,
+};
+
+/// Envoy's defaults.
+const IDLE: Duration = Duration::from_secs(3600);
+const STREAM_IDLE: Duration = Duration::from_secs(300);
+
+pub(super) fn listener(pb: PbListener) -> Decoded<Listener> {
+    if pb.name.is_empty() {
+        return Err(Rejected::field("name", "must not be empty"));
+    }
+    unless(pb.api_listener.is_some(), "api_listener", "is for gRPC clients without a proxy")?;
+    unless(pb.udp_listener_config.is_some(), "udp_listener_config", "is not supported")?;
+    unless(pb.filter_chain_matcher.is_some(), "filter_chain_matcher", "is not supported")?;
+    unless(pb.fcds_config.is_some(), "fcds_config", "is not supported")?;
+    unless(pb.listener_specifier.is_some(), "internal_listener", "is not supported")?;
+    each("listener_filters", &pb.listener_filters, listener_filter)?;
+    let chains = each("filter_chains", pb.filter_chains, chain)?;
+    let default_chain = pb.default_filter_chain.map(chain).transpose().at("default_filter_chain")?;
+    Ok(Listener { name: pb.name, chains, default_chain })
+}
+
+/// The proxy looks at a connection as far as its filter chains need, whatever inspectors are listed.
+fn listener_filter(pb: &ListenerFilter) -> Decoded<()> {
+    unless(pb.filter_disabled.is_some(), "filter_disabled", "is not supported")?;
+    match &pb.config_type {
+        Some(ListenerFilterConfig::TypedConfig(any))
+            if is::<OriginalDst>(any) || is::<TlsInspector>(any) || is::<HttpInspector>(any) =>
+        {
+            Ok(())
+        }
+        Some(ListenerFilterConfig::TypedConfig(any)) => Err(unsupported_type(any)),
+        _ => Err(Rejected::field("typed_config", "is needed")),
+    }
+}
+
+fn chain(pb: PbChain) -> Decoded<FilterChain> {
+    #[allow(deprecated)]
+    unless(is_true(&pb.use_proxy_proto), "use_proxy_proto", "is not supported")?;
+    let matches = pb.filter_chain_match.map_or(Ok(ChainMatch::default()), chain_match).at("filter_chain_match")?;
+    let tls = pb.transport_socket.as_ref().map_or(Ok(None), tls::downstream).at("transport_socket")?;
+    Ok(FilterChain { matches, tls, filter: network_filters(pb.filters)? })
+}
+
+fn chain_match(pb: FilterChainMatch) -> Decoded<ChainMatch> {
+    unless(!pb.prefix_ranges.is_empty(), "prefix_ranges", "is not supported")?;
+    unless(!pb.address_suffix.is_empty() || pb.suffix_len.is_some(), "address_suffix", "is not supported")?;
+    unless(!pb.direct_source_prefix_ranges.is_empty(), "direct_source_prefix_ranges", "is not supported")?;
+    unless(pb.source_type != 0, "source_type", "is not supported")?;
+    unless(!pb.source_prefix_ranges.is_empty(), "source_prefix_ranges", "is not supported")?;
+    unless(!pb.source_ports.is_empty(), "source_ports", "is not supported")?;
+    unless(!pb.server_names.is_empty(), "server_names", "is not supported")?;
+    let destination_port = match &pb.destination_port {
+        None => None,
+        Some(port) => match u16::try_from(port.value) {
+            Ok(port) if port > 0 => Some(port),
+            _ => return Err(Rejected::field("destination_port", "must be 1 to 65535")),
+        },
+    };
+    let transport = match pb.transport_protocol.as_str() {
+        "" => None,
+        "raw_buffer" => Some(Transport::Raw),
+        "tls" => Some(Transport::Tls),
+        other => return Err(Rejected::field("transport_protocol", format_args!("{other:?} is not supported"))),
+    };
+    Ok(ChainMatch { destination_port, transport, application_protocols: pb.application_protocols })
+}
+
+/// Faults, then one HTTP connection manager or TCP proxy.
+fn network_filters(filters: Vec<Filter>) -> Decoded<NetworkFilter> {
+    let last = filters.len().checked_sub(1).ok_or_else(|| Rejected::field("filters", "must not be empty"))?;
+    let mut found_fault = None;
+    let mut found = None;
+    for (index, filter) in filters.into_iter().enumerate() {
+        let (decoded, any_fault) = network_filter(filter, index == last).at(format_args!("filters[{index}]"))?;
+        found = decoded;
+        found_fault = any_fault.or(found_fault);
+    }
+    match (found, found_fault) {
+        (Some(NetworkFilter::Tcp(tcp)), fault) => {
+            let tcp = Arc::try_unwrap(tcp).map_err(|_| Rejected::field("filters", "must not be shared"))?;
+            Ok(NetworkFilter::Tcp(Arc::new(TcpProxy { fault, ..tcp })))
+        }
+        (Some(_), Some(_)) => Err(Rejected::field("filters", "faults of HTTP belong to its routes")),
+        (Some(http), None) => Ok(http),
+        (None, _) => Err(Rejected::field("filters", "the last must be an HTTP connection manager or a TCP proxy")),
+    }
+}
+
+fn network_filter(pb: Filter, last: bool) -> Decoded<(Option<NetworkFilter>, Option<Arc<Fault>>)> {
+    let any = match pb.config_type {
+        Some(FilterConfig::TypedConfig(any)) => any,
+        _ => return Err(Rejected::field("typed_config", "is needed")),
+    };
+    if !last {
+        return match is::<PbFault>(&any).then(|| fault::fault(&any)).flatten() {
+            Some(fault) => Ok((None, Some(Arc::new(fault.at("typed_config")?)))),
+            None => Err(unsupported_type(&any)),
+        };
+    }
+    if let Some(pb) = unpack::<HttpConnectionManager>(&any) {
+        return Ok((Some(NetworkFilter::Http(Arc::new(pb.and_then(http_manager).at("typed_config")?))), None));
+    }
+    if let Some(pb) = unpack::<PbTcp>(&any) {
+        return Ok((Some(NetworkFilter::Tcp(Arc::new(pb.and_then(tcp_proxy).at("typed_config")?))), None));
+    }
+    Err(unsupported_type(&any))
+}
+
+fn http_manager(pb: HttpConnectionManager) -> Decoded<HttpManager> {
+    unless(pb.codec_type == CodecType::Http3 as i32, "codec_type", "HTTP/3 is not supported")?;
+    unless(is_true(&pb.normalize_path), "normalize_path", "is not supported")?;
+    unless(pb.merge_slashes, "merge_slashes", "is not supported")?;
+    unless(pb.path_with_escaped_slashes_action > 1, "path_with_escaped_slashes_action", "is not supported")?;
+    unless(pb.path_normalization_options.is_some(), "path_normalization_options", "is not supported")?;
+    let early = !pb.early_header_mutation_extensions.is_empty();
+    unless(early, "early_header_mutation_extensions", "is not supported")?;
+    let detection = !pb.original_ip_detection_extensions.is_empty();
+    unless(detection, "original_ip_detection_extensions", "is not supported")?;
+    unless(pb.typed_header_validation_config.is_some(), "typed_header_validation_config", "is not supported")?;
+    unless(pb.local_reply_config.is_some(), "local_reply_config", "is not supported")?;
+    http_filters(pb.http_filters)?;
+    let routes = match pb.route_specifier {
+        Some(RouteSpecifier::Rds(rds)) => {
+            from_ads(&rds.config_source).at("rds.config_source")?;
+            unless(rds.route_config_name.is_empty(), "rds.route_config_name", "must not be empty")?;
+            RouteSource::Rds(rds.route_config_name)
+        }
+        Some(RouteSpecifier::RouteConfig(table)) => {
+            RouteSource::Inline(Arc::new(route::inline_table(table).at("route_config")?))
+        }
+        Some(RouteSpecifier::ScopedRoutes(_)) => return Err(Rejected::field("scoped_routes", "is not supported")),
+        None => return Err(Rejected::new("one of rds and route_config is needed")),
+    };
+    let common = pb.common_http_protocol_options.unwrap_or_default();
+    Ok(HttpManager {
+        stat_prefix: pb.stat_prefix,
+        routes,
+        idle_timeout: duration_or("common_http_protocol_options.idle_timeout", &common.idle_timeout, IDLE)?,
+        stream_idle_timeout: duration_or("stream_idle_timeout", &pb.stream_idle_timeout, STREAM_IDLE)?,
+    })
+}
+
+fn http_filters(filters: Vec<HttpFilter>) -> Decoded<()> {
+    let last = filters.len().checked_sub(1).ok_or_else(|| Rejected::field("http_filters", "must end in the router"))?;
+    for (index, filter) in filters.into_iter().enumerate() {
+        let at = format!("http_filters[{index}]");
+        let any = match filter.config_type {
+            Some(ConfigType::TypedConfig(any)) => any,
+            _ if filter.disabled || filter.is_optional => continue,
+            _ => return Err(Rejected::field("typed_config", "is needed")).at(at),
+        };
+        if is::<Router>(&any) && index == last {
+            return Ok(());
+        }
+        if !(filter.disabled || filter.is_optional) {
+            http_filter(&any).at(at)?;
+        }
+    }
+    Err(Rejected::field("http_filters", "must end in the router"))
+}
+
+/// Those that do nothing until a route configures them, or only count.
+fn http_filter(any: &Any) -> Decoded<()> {
+    if is::<Cors>(any) || is::<GrpcStats>(any) {
+        return Ok(());
+    }
+    if let Some(pb) = unpack::<HttpFault>(any) {
+        let pb = pb.at("typed_config")?;
+        return unless(pb.delay.is_some() || pb.abort.is_some(), "typed_config", "put faults on routes");
+    }
+    if let Some(pb) = unpack::<PbFault>(any) {
+        return unless(!pb.at("typed_config")?.rules.is_empty(), "typed_config", "put faults on routes");
+    }
+    Err(unsupported_type(any))
+}
+
+fn tcp_proxy(pb: PbTcp) -> Decoded<TcpProxy> {
+    unless(pb.tunneling_config.is_some(), "tunneling_config", "is not supported")?;
+    unless(pb.metadata_match.is_some(), "metadata_match", "is not supported")?;
+    let clusters = match pb.cluster_specifier {
+        Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => WeightedClusters::single(&name),
+        Some(ClusterSpecifier::WeightedClusters(pb)) => {
+            WeightedClusters::new(each("weighted_clusters.clusters", pb.clusters, weighted)?)
+        }
+        _ => return Err(Rejected::new("one of cluster and weighted_clusters is needed")),
+    };
+    let idle_timeout = duration_or("idle_timeout", &pb.idle_timeout, IDLE)?;
+    Ok(TcpProxy { stat_prefix: pb.stat_prefix, clusters, idle_timeout, fault: None })
+}
+
+fn weighted(pb: ClusterWeight) -> Decoded<WeightedCluster> {
+    unless(pb.name.is_empty(), "name", "must not be empty")?;
+    unless(pb.metadata_match.is_some(), "metadata_match", "is not supported")?;
+    Ok(WeightedCluster {
+        cluster: pb.name.into(),
+        weight: pb.weight,
+        request_headers: HeaderMutation::default(),
+        response_headers: HeaderMutation::default(),
+    })
+}

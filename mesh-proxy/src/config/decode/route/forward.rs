@@ -1,0 +1,184 @@
+//! RouteAction -> [`Forward`]: clusters, timeouts, retries, rewrites.
+
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, HostRewriteSpecifier};
+use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
+use envoy_types::pb::envoy::config::route::v3::{RetryPolicy as PbRetry, RouteAction};
+use http::StatusCode;
+use http::header::HeaderValue;
+
+use super::super::{At, Decoded, Rejected, duration, duration_or, each, matching, unless};
+use super::{Scope, mirror};
+use crate::config::{Forward, PathMatch, PathRewrite, RetryOn, RetryPolicy, WeightedCluster, WeightedClusters};
+
+/// Envoy's defaults.
+const TIMEOUT: Duration = Duration::from_secs(15);
+const BACKOFF: Duration = Duration::from_millis(25);
+
+pub(super) fn forward(pb: RouteAction, path: &PathMatch, scope: &Scope) -> Decoded<Forward> {
+    unless(pb.metadata_match.is_some(), "metadata_match", "is not supported")?;
+    unless(pb.path_rewrite_policy.is_some(), "path_rewrite_policy", "is not supported")?;
+    unless(!pb.rate_limits.is_empty(), "rate_limits", "is not supported")?;
+    #[allow(deprecated)]
+    unless(pb.cors.is_some(), "cors", "is not supported")?;
+    unless(pb.internal_redirect_policy.is_some(), "internal_redirect_policy", "is not supported")?;
+    unless(pb.hedge_policy.is_some(), "hedge_policy", "is not supported")?;
+    unless(pb.retry_policy_typed_config.is_some(), "retry_policy_typed_config", "is not supported")?;
+    let stream = pb.max_stream_duration.as_ref().and_then(|it| it.max_stream_duration.as_ref());
+    let timeout = match (&pb.timeout, stream) {
+        (Some(timeout), _) => duration(timeout).at("timeout")?,
+        (None, Some(longest)) => duration(longest).at("max_stream_duration.max_stream_duration")?,
+        (None, None) => TIMEOUT,
+    };
+    let rewrite_host = match &pb.host_rewrite_specifier {
+        None => None,
+        Some(HostRewriteSpecifier::AutoHostRewrite(auto)) if !auto.value => None,
+        Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
+            let host = matching::literal(host).at("host_rewrite_literal")?;
+            let value = HeaderValue::try_from(host);
+            Some(value.map_err(|_| Rejected::field("host_rewrite_literal", "is not a host"))?)
+        }
+        Some(_) => return Err(Rejected::new("of host rewrites only host_rewrite_literal is supported")),
+    };
+    let mirrors = each("request_mirror_policies", pb.request_mirror_policies.clone(), mirror)?;
+    Ok(Forward {
+        rewrite_path: rewrite(&pb, path)?,
+        clusters: clusters(pb.cluster_specifier)?,
+        timeout,
+        idle_timeout: pb.idle_timeout.as_ref().map(duration).transpose().at("idle_timeout")?,
+        retry: match pb.retry_policy.as_ref().or(scope.retry.as_ref()) {
+            Some(pb) => retry(pb).at("retry_policy")?,
+            None => never(),
+        },
+        rewrite_host,
+        mirrors: if mirrors.is_empty() { scope.mirrors.clone() } else { mirrors },
+    })
+}
+
+fn clusters(pb: Option<ClusterSpecifier>) -> Decoded<WeightedClusters> {
+    match pb {
+        Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => Ok(WeightedClusters::single(&name)),
+        Some(ClusterSpecifier::WeightedClusters(pb)) => {
+            let choices = each("weighted_clusters.clusters", pb.clusters, weighted)?;
+            let total: u64 = choices.iter().map(|it| u64::from(it.weight)).sum();
+            let too_many = total > u64::from(u32::MAX);
+            unless(too_many, "weighted_clusters", "the sum of the weights must not be more than 4294967295")?;
+            Ok(WeightedClusters::new(choices))
+        }
+        _ => Err(Rejected::new("one of cluster and weighted_clusters is needed")),
+    }
+}
+
+fn weighted(pb: ClusterWeight) -> Decoded<WeightedCluster> {
+    unless(!pb.cluster_header.is_empty(), "cluster_header", "is not supported")?;
+    unless(pb.name.is_empty(), "name", "must not be empty")?;
+    unless(pb.metadata_match.is_some(), "metadata_match", "is not supported")?;
+    unless(!pb.typed_per_filter_config.is_empty(), "typed_per_filter_config", "is not supported here")?;
+    unless(pb.host_rewrite_specifier.is_some(), "host_rewrite_literal", "is not supported here")?;
+    Ok(WeightedCluster {
+        weight: pb.weight.as_ref().map_or(0, |it| it.value),
+        request_headers: matching::mutation("request", pb.request_headers_to_add, pb.request_headers_to_remove)?,
+        response_headers: matching::mutation("response", pb.response_headers_to_add, pb.response_headers_to_remove)?,
+        cluster: pb.name.into(),
+    })
+}
+
+fn rewrite(pb: &RouteAction, path: &PathMatch) -> Decoded<Option<PathRewrite>> {
+    let all = [!pb.prefix_rewrite.is_empty(), !pb.path_rewrite.is_empty(), pb.regex_rewrite.is_some()];
+    unless(all.into_iter().filter(|it| *it).count() > 1, "prefix_rewrite", "is not the only rewrite of the path")?;
+    if !pb.path_rewrite.is_empty() {
+        return Ok(Some(PathRewrite::Full(matching::literal(&pb.path_rewrite).at("path_rewrite")?)));
+    }
+    if let Some(pb) = &pb.regex_rewrite {
+        let pattern = pb.pattern.as_ref().ok_or_else(|| Rejected::field("regex_rewrite.pattern", "is needed"))?;
+        let pattern = matching::regex(&pattern.regex).at("regex_rewrite.pattern.regex")?;
+        let substitution = substitution(&pb.substitution).at("regex_rewrite.substitution")?;
+        return Ok(Some(PathRewrite::Regex { pattern, substitution }));
+    }
+    if pb.prefix_rewrite.is_empty() {
+        return Ok(None);
+    }
+    let replacement = matching::literal(&pb.prefix_rewrite).at("prefix_rewrite")?;
+    match path {
+        PathMatch::Prefix(_) | PathMatch::SegmentPrefix(_) => Ok(Some(PathRewrite::Prefix(replacement))),
+        PathMatch::Exact(_) => Ok(Some(PathRewrite::Full(replacement))),
+        PathMatch::Regex(_) => {
+            Err(Rejected::field("prefix_rewrite", "needs a route that matches a path or a prefix, case sensitive"))
+        }
+    }
+}
+
+/// RE2 writes groups as `\1`, the `regex` crate as `${1}`.
+fn substitution(re2: &str) -> Decoded<String> {
+    let mut out = String::with_capacity(re2.len() + 8);
+    let mut chars = re2.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '$' => out.push_str("$$"),
+            '\\' => match chars.next() {
+                Some(digit) if digit.is_ascii_digit() => {
+                    out.push_str("${");
+                    out.push(digit);
+                    out.push('}');
+                }
+                Some('\\') => out.push('\\'),
+                _ => return Err(Rejected::new(r"a backslash must be followed by a digit or a backslash")),
+            },
+            other => out.push(other),
+        }
+    }
+    Ok(out)
+}
+
+fn never() -> RetryPolicy {
+    RetryPolicy {
+        retries: 0,
+        on: RetryOn::default(),
+        per_try_timeout: Duration::ZERO,
+        backoff_base: BACKOFF,
+        backoff_max: BACKOFF * 10,
+    }
+}
+
+fn retry(pb: &PbRetry) -> Decoded<RetryPolicy> {
+    unless(!pb.retriable_request_headers.is_empty(), "retriable_request_headers", "is not supported")?;
+    let mut on = RetryOn::default();
+    for condition in pb.retry_on.split(',').map(str::trim) {
+        match condition {
+            "5xx" => on.server_error = true,
+            "gateway-error" => on.gateway_error = true,
+            "reset" => on.reset = true,
+            "reset-before-request" => on.reset_before_request = true,
+            "connect-failure" => on.connect_failure = true,
+            "refused-stream" => on.refused_stream = true,
+            "retriable-4xx" => on.retriable_4xx = true,
+            "retriable-status-codes" => {
+                on.statuses = each("retriable_status_codes", &pb.retriable_status_codes, |code| {
+                    let status = u16::try_from(*code).ok().and_then(|it| StatusCode::from_u16(it).ok());
+                    status.ok_or_else(|| Rejected::new(format_args!("{code} is not a status")))
+                })?;
+            }
+            "cancelled" => on.grpc.push(1),
+            "deadline-exceeded" => on.grpc.push(4),
+            "resource-exhausted" => on.grpc.push(8),
+            "internal" => on.grpc.push(13),
+            "unavailable" => on.grpc.push(14),
+            // As Envoy has it: what is not known is one condition less to retry on.
+            _ => {}
+        }
+    }
+    let backoff = pb.retry_back_off.clone().unwrap_or_default();
+    let backoff_base = duration_or("retry_back_off.base_interval", &backoff.base_interval, BACKOFF)?;
+    unless(backoff_base.is_zero(), "retry_back_off.base_interval", "must be more than zero")?;
+    let longest = backoff_base.saturating_mul(10);
+    let backoff_max = duration_or("retry_back_off.max_interval", &backoff.max_interval, longest)?;
+    unless(backoff_max < backoff_base, "retry_back_off.max_interval", "must not be less than base_interval")?;
+    Ok(RetryPolicy {
+        retries: pb.num_retries.as_ref().map_or(1, |it| it.value),
+        on,
+        per_try_timeout: duration_or("per_try_timeout", &pb.per_try_timeout, Duration::ZERO)?,
+        backoff_base,
+        backoff_max,
+    })
+}
