@@ -48,6 +48,15 @@ pub mod port {
 /// The mark of the proxy's own sockets, which the redirect leaves alone.
 pub const SOCKET_MARK: u32 = 0x6d65_7368;
 
+/// Whether the control plane gives addresses like this one to services: 240.240.0.0/16 and fd00:6d65:7368::/64. They
+/// exist only inside the mesh.
+pub fn is_virtual(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.octets()[..2] == [240, 240],
+        IpAddr::V6(address) => address.segments()[..4] == [0xfd00, 0x6d65, 0x7368, 0],
+    }
+}
+
 /// `<service>.<namespace>.svc.cluster.local`
 pub fn fqdn(service: &str, namespace: &str) -> String {
     format!("{service}.{namespace}.svc.{CLUSTER_DOMAIN}")
@@ -76,6 +85,16 @@ pub fn inbound_cluster(port: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn virtual_addresses_are_told_from_others() {
+        for text in ["240.240.0.1", "240.240.255.255", "::ffff:240.240.1.1", "fd00:6d65:7368::1"] {
+            assert!(is_virtual(text.parse().unwrap()), "{text}");
+        }
+        for text in ["240.241.0.1", "10.0.0.1", "fd00:6d65:7368:1::1", "::1"] {
+            assert!(!is_virtual(text.parse().unwrap()), "{text}");
+        }
+    }
 
     #[test]
     fn listener_names_put_ipv6_in_brackets() {

@@ -4,11 +4,16 @@
 //! traffic. Out: the same traffic at the endpoint that was chosen, over mutual TLS, and telemetry about it.
 
 pub mod config;
+pub mod detect;
 pub mod error;
+pub mod forward;
 pub mod http;
+pub mod inbound;
 pub mod intercept;
 pub mod listen;
-pub mod telemetry;
+pub mod outbound;
 pub mod snapshot;
+pub mod tcp;
+pub mod telemetry;
 pub mod tls;
 pub mod upstream;

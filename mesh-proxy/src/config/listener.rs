@@ -42,7 +42,7 @@ pub struct DownstreamTls {
     pub alpn: Vec<Vec<u8>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum NetworkFilter {
     Http(Arc<HttpManager>),
     Tcp(Arc<TcpProxy>),

@@ -9,6 +9,7 @@ mod series;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use mesh_common::identity::Identity;
@@ -19,6 +20,9 @@ pub use record::{Protocol, RequestRecord, TcpRecord};
 
 use access_log::Writer;
 use metrics::Metrics;
+
+/// Lines about failed connections in the program's own log, for each second.
+const LOG_ALLOWANCE: u32 = 10;
 
 /// Who this proxy speaks for.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +61,7 @@ pub struct Telemetry {
 struct Inner {
     metrics: Metrics,
     access_log: Option<Writer>,
+    log_allowance: AtomicU32,
 }
 
 impl Telemetry {
@@ -66,7 +71,7 @@ impl Telemetry {
     pub fn new(options: TelemetryOptions) -> io::Result<Self> {
         let access_log = Writer::start(options.access_log, options.access_log_file.as_deref())?;
         let metrics = Metrics::new(options.local, options.max_series);
-        Ok(Self { inner: Arc::new(Inner { metrics, access_log }) })
+        Ok(Self { inner: Arc::new(Inner { metrics, access_log, log_allowance: AtomicU32::new(LOG_ALLOWANCE) }) })
     }
 
     /// Makes the `metrics` macros of the whole process count here. Only the first call in a process has an effect.
@@ -128,7 +133,14 @@ impl Telemetry {
         loop {
             every.tick().await;
             self.inner.metrics.upkeep();
+            self.inner.log_allowance.store(LOG_ALLOWANCE, Ordering::Relaxed);
         }
+    }
+
+    /// Whether one more failure may go to the program's own log in this second. The access log has all of them.
+    pub fn may_log(&self) -> bool {
+        let one_less = |left: u32| left.checked_sub(1);
+        self.inner.log_allowance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
     }
 
     /// Waits until the access log lines so far are written, at most `timeout`. Blocks: for the end of the process.

@@ -1,5 +1,8 @@
 //! Where connections come in: what is known of each, and what every part of the data path shares.
 
+mod accept;
+mod socket;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +15,11 @@ use crate::snapshot::Store;
 use crate::telemetry::Telemetry;
 use crate::tls::Tls;
 use crate::upstream::Upstreams;
+
+pub use accept::{Connections, accept};
+pub use socket::{
+    Bind, BindError, everywhere, inherited_udp, mark, original_destination, plain, reset_on_close, tcp_listener,
+};
 
 /// Which way a connection crosses the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

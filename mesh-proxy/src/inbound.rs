@@ -1,0 +1,132 @@
+//! Connections to the application: from the port that a peer wanted, through mutual TLS, to the application itself.
+//!
+//! Everything that is not certain closes the connection: no listener, no chain, no certificate, no proof of identity.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mesh_common::names::LISTENER_INBOUND;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::config::{DownstreamTls, Listener, NetworkFilter};
+use crate::detect::{self, Detected};
+use crate::error::{Error, Kind};
+use crate::http::DownstreamIo;
+use crate::listen::{self, Connections, Context, Direction, Downstream};
+use crate::snapshot::Found;
+use crate::tls::peer_identity;
+use crate::{http, tcp};
+
+/// Takes the connections that the redirect sends here, until the proxy drains.
+pub async fn serve(listener: TcpListener, connections: Connections, ctx: Arc<Context>) {
+    listen::accept(listener, &connections, ctx.drain.clone(), |stream, peer| connection(stream, peer, ctx.clone()))
+        .await;
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, ctx: Arc<Context>) {
+    let began = Instant::now();
+    let _active = ctx.telemetry.connection(Direction::Inbound);
+    let local = stream.local_addr().map(listen::plain);
+    let (local, original_destination) = match (local, listen::original_destination(&stream)) {
+        (Ok(local), Ok(original)) => (local, original),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::debug!(%peer, %error, "a connection was gone before it was looked at");
+            return;
+        }
+    };
+    let mut downstream = Downstream {
+        peer,
+        original_destination,
+        direction: Direction::Inbound,
+        identity: None,
+        tls: false,
+        alpn: None,
+    };
+    let (tls, filter) = match choose(&stream, local, &mut downstream, &ctx).await {
+        Ok(chosen) => chosen,
+        Err(error) => return tcp::refuse(stream, &downstream, "", began, &error, &ctx),
+    };
+    let Some(tls) = tls else { return dispatch(stream, downstream, filter, ctx).await };
+    match handshake(stream, &tls, &ctx).await {
+        Ok(stream) => {
+            describe_peer(&stream, &mut downstream);
+            if tls.require_client_certificate && downstream.identity.is_none() {
+                let error = Error::because(Kind::Denied, "the client's certificate has no identity of the mesh");
+                return tcp::refuse(stream, &downstream, "", began, &error, &ctx);
+            }
+            dispatch(stream, downstream, filter, ctx).await;
+        }
+        Err(error) => tcp::record_failure(&downstream, "", began, &error, &ctx),
+    }
+}
+
+/// The filter for this connection, and the TLS to end before it.
+async fn choose(
+    stream: &TcpStream,
+    local: SocketAddr,
+    downstream: &mut Downstream,
+    ctx: &Context,
+) -> Result<(Option<DownstreamTls>, NetworkFilter), Error> {
+    let destination = downstream.original_destination;
+    let port = destination.port();
+    // Without a redirect the peer connected to the proxy's own port, which belongs to no application.
+    if destination == local || port == ctx.settings.inbound_port || port == ctx.settings.outbound_port {
+        return Err(Error::because(Kind::Denied, format_args!("{destination} is the proxy itself")));
+    }
+    let listener = find(ctx).await?;
+    let detected = if detect::is_needed(&listener, port) {
+        detect::peek(stream, ctx.settings.detect_timeout, ctx.settings.handshake_timeout)
+            .await
+            .map_err(|error| Error::because(Kind::Downstream, error))?
+    } else {
+        Detected::Raw
+    };
+    let chain = detect::chain(&listener, port, &detected).ok_or_else(|| no_chain(&detected, port))?;
+    downstream.alpn = detected.plaintext_protocol().map(<[u8]>::to_vec);
+    Ok((chain.tls.clone(), chain.filter.clone()))
+}
+
+async fn find(ctx: &Context) -> Result<Arc<Listener>, Error> {
+    if let Some(listener) = ctx.store.load().listener(LISTENER_INBOUND) {
+        return Ok(listener.clone());
+    }
+    match ctx.store.listener(LISTENER_INBOUND).await {
+        Found::Yes(listener) => Ok(listener),
+        Found::Absent | Found::Unknown => Err(Error::because(Kind::Configuration, "no inbound listener")),
+    }
+}
+
+fn no_chain(detected: &Detected, port: u16) -> Error {
+    let why = match detected {
+        Detected::Tls(_) => format!("port {port} takes no TLS but that of the mesh"),
+        _ => format!("port {port} takes no plaintext"),
+    };
+    Error::because(Kind::NoRoute, why)
+}
+
+async fn handshake(stream: TcpStream, tls: &DownstreamTls, ctx: &Context) -> Result<TlsStream<TcpStream>, Error> {
+    let config = ctx.tls.server(tls)?;
+    let handshake = TlsAcceptor::from(config).accept(stream);
+    match tokio::time::timeout(ctx.settings.handshake_timeout, handshake).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(Error::because(Kind::DownstreamProtocol, format_args!("TLS handshake: {error}"))),
+        Err(_) => Err(Error::because(Kind::DownstreamProtocol, "the TLS handshake took too long")),
+    }
+}
+
+fn describe_peer(stream: &TlsStream<TcpStream>, downstream: &mut Downstream) {
+    let (_, connection) = stream.get_ref();
+    downstream.tls = true;
+    downstream.alpn = connection.alpn_protocol().map(<[u8]>::to_vec);
+    downstream.identity = connection.peer_certificates().and_then(peer_identity).map(Arc::new);
+}
+
+async fn dispatch<IO: DownstreamIo>(io: IO, downstream: Downstream, filter: NetworkFilter, ctx: Arc<Context>) {
+    match filter {
+        NetworkFilter::Http(manager) => http::serve(io, Arc::new(downstream), manager, ctx).await,
+        NetworkFilter::Tcp(filter) => tcp::proxy(io, &downstream, &filter, &ctx).await,
+    }
+}

@@ -1,0 +1,280 @@
+//! Copies bytes both ways between two streams, each way until its own end.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
+
+/// Most byte streams are idle or say little: the buffer grows with those that fill it.
+const SMALL: usize = 4 * 1024;
+const LARGE: usize = 128 * 1024;
+
+/// Why copying ended before both sides had said all.
+#[derive(Debug)]
+pub(super) enum Broken {
+    Downstream(io::Error),
+    Upstream(io::Error),
+    /// No byte either way for the idle timeout.
+    Idle,
+}
+
+/// Told of bytes as they are handed on.
+pub(super) trait Count {
+    /// From downstream to upstream.
+    fn received(&mut self, bytes: u64);
+    /// From upstream to downstream.
+    fn sent(&mut self, bytes: u64);
+}
+
+/// Copies until both sides have ended, or one breaks. The end of one way is passed on and leaves the other way open.
+pub(super) async fn copy<D, U>(
+    downstream: &mut D,
+    upstream: &mut U,
+    idle: Option<Duration>,
+    count: &mut impl Count,
+) -> Result<(), Broken>
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut forth = Way::default();
+    let mut back = Way::default();
+    let mut idle = idle.map(IdleTimer::new);
+    poll_fn(|cx| {
+        let forth_done = forth.poll(cx, downstream, upstream).map_err(|error| match error {
+            Side::Reading(error) => Broken::Downstream(error),
+            Side::Writing(error) => Broken::Upstream(error),
+        })?;
+        let back_done = back.poll(cx, upstream, downstream).map_err(|error| match error {
+            Side::Reading(error) => Broken::Upstream(error),
+            Side::Writing(error) => Broken::Downstream(error),
+        })?;
+        let (received, sent) = (forth.take_moved(), back.take_moved());
+        if received > 0 {
+            count.received(received);
+        }
+        if sent > 0 {
+            count.sent(sent);
+        }
+        if forth_done.is_ready() && back_done.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        match &mut idle {
+            Some(timer) => timer.poll(cx, received + sent > 0).map(|()| Err(Broken::Idle)),
+            None => Poll::Pending,
+        }
+    })
+    .await
+}
+
+enum Side {
+    Reading(io::Error),
+    Writing(io::Error),
+}
+
+/// One way of the copy.
+#[derive(Default)]
+struct Way {
+    buffer: Vec<u8>,
+    /// What of the buffer is still to be written.
+    start: usize,
+    end: usize,
+    moved: u64,
+    unflushed: bool,
+    read_all: bool,
+    done: bool,
+}
+
+impl Way {
+    fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), Side>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        while !self.done {
+            while self.start < self.end {
+                let rest = &self.buffer[self.start..self.end];
+                match ready!(Pin::new(&mut *writer).poll_write(cx, rest)).map_err(Side::Writing)? {
+                    0 => return Poll::Ready(Err(Side::Writing(io::ErrorKind::WriteZero.into()))),
+                    written => {
+                        self.start += written;
+                        self.moved += written as u64;
+                        self.unflushed = true;
+                    }
+                }
+            }
+            if self.read_all {
+                ready!(Pin::new(&mut *writer).poll_shutdown(cx)).map_err(Side::Writing)?;
+                self.done = true;
+                break;
+            }
+            match self.poll_fill(cx, reader) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Side::Reading(error))),
+                Poll::Pending => {
+                    // TLS may hold back what was written until it is told that this was all for now.
+                    if self.unflushed {
+                        ready!(Pin::new(&mut *writer).poll_flush(cx)).map_err(Side::Writing)?;
+                        self.unflushed = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_fill<R: AsyncRead + Unpin>(&mut self, cx: &mut Context<'_>, reader: &mut R) -> Poll<io::Result<()>> {
+        let filled_before = self.end == self.buffer.len();
+        if filled_before && self.buffer.len() < LARGE {
+            self.buffer.resize((self.buffer.len() * 4).clamp(SMALL, LARGE), 0);
+        }
+        let mut space = ReadBuf::new(&mut self.buffer);
+        ready!(Pin::new(reader).poll_read(cx, &mut space))?;
+        self.start = 0;
+        self.end = space.filled().len();
+        self.read_all = self.end == 0;
+        Poll::Ready(Ok(()))
+    }
+
+    fn take_moved(&mut self) -> u64 {
+        std::mem::take(&mut self.moved)
+    }
+}
+
+/// Fires when nothing has happened for `limit`. Noting that something did costs one look at the clock.
+struct IdleTimer {
+    limit: Duration,
+    last: Instant,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl IdleTimer {
+    fn new(limit: Duration) -> Self {
+        Self { limit, last: Instant::now(), sleep: Box::pin(sleep(limit)) }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, active: bool) -> Poll<()> {
+        if active {
+            self.last = Instant::now();
+        }
+        loop {
+            ready!(self.sleep.as_mut().poll(cx));
+            let end = self.last + self.limit;
+            if end <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.sleep.as_mut().reset(end);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    #[derive(Default)]
+    struct Sum {
+        received: u64,
+        sent: u64,
+    }
+
+    impl Count for Sum {
+        fn received(&mut self, bytes: u64) {
+            self.received += bytes;
+        }
+
+        fn sent(&mut self, bytes: u64) {
+            self.sent += bytes;
+        }
+    }
+
+    /// A client and a server, and the copying between them.
+    fn between(
+        idle: Option<Duration>,
+    ) -> (DuplexStream, DuplexStream, impl Future<Output = (Result<(), Broken>, Sum)>) {
+        let (client, mut downstream) = duplex(1000);
+        let (server, mut upstream) = duplex(1000);
+        let copying = async move {
+            let mut sum = Sum::default();
+            let result = copy(&mut downstream, &mut upstream, idle, &mut sum).await;
+            (result, sum)
+        };
+        (client, server, copying)
+    }
+
+    #[tokio::test]
+    async fn each_way_ends_by_itself() {
+        let (mut client, mut server, copying) = between(None);
+        let copying = tokio::spawn(copying);
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut question = String::new();
+        server.read_to_string(&mut question).await.unwrap();
+        assert_eq!(question, "question");
+        // The way back is still open.
+        server.write_all(b"the answer").await.unwrap();
+        drop(server);
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "the answer");
+        let (result, sum) = copying.await.unwrap();
+        result.unwrap();
+        assert_eq!((sum.received, sum.sent), (8, 10));
+    }
+
+    #[tokio::test]
+    async fn much_data_arrives_whole() {
+        let (client, server, copying) = between(Some(Duration::from_secs(3600)));
+        let copying = tokio::spawn(copying);
+        let data: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
+        let expected = data.clone();
+        let (mut from_client, mut to_server) = tokio::io::split(client);
+        let (mut from_server, mut to_client) = tokio::io::split(server);
+        let send = tokio::spawn(async move {
+            to_server.write_all(&data).await.unwrap();
+            to_server.shutdown().await.unwrap();
+        });
+        let echo = tokio::spawn(async move {
+            tokio::io::copy(&mut from_server, &mut to_client).await.unwrap();
+            to_client.shutdown().await.unwrap();
+        });
+        let mut received = vec![];
+        from_client.read_to_end(&mut received).await.unwrap();
+        assert!(received == expected);
+        send.await.unwrap();
+        echo.await.unwrap();
+        let (result, sum) = copying.await.unwrap();
+        result.unwrap();
+        assert_eq!((sum.received, sum.sent), (3_000_000, 3_000_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_silence_is_idle() {
+        let (mut client, mut server, copying) = between(Some(Duration::from_secs(10)));
+        let begun = Instant::now();
+        let copying = tokio::spawn(copying);
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_secs(9)).await;
+            client.write_all(b"x").await.unwrap();
+            server.read_u8().await.unwrap();
+        }
+        let (result, _) = copying.await.unwrap();
+        assert!(matches!(result, Err(Broken::Idle)));
+        assert_eq!(begun.elapsed().as_secs(), 55);
+    }
+
+    #[tokio::test]
+    async fn a_broken_side_is_named() {
+        let (client, mut server, copying) = between(None);
+        server.write_all(b"data that nobody takes").await.unwrap();
+        drop(client);
+        let (result, _) = copying.await;
+        assert!(matches!(result, Err(Broken::Downstream(_))), "{result:?}");
+    }
+}

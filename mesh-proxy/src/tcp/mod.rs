@@ -1,0 +1,220 @@
+//! Byte streams. In: a connection and where it may go. Out: the same bytes at the upstream, and a record of how it went.
+//!
+//! A stream that breaks on one side is reset on the other: a clean end would say that all bytes have arrived.
+
+mod copy;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_common::names::CLUSTER_PASSTHROUGH;
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::config::{Endpoint, Fault, FaultKind, FaultRule, TcpProxy};
+use crate::error::{Error, Kind, Side};
+use crate::http::DownstreamIo;
+use crate::listen::{self, Context, Direction, Downstream, Security};
+use crate::telemetry::{StreamMetrics, TcpRecord};
+use crate::upstream::{TcpUpstream, UpstreamStream};
+
+use copy::{Broken, Count};
+
+const PASSTHROUGH_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const PASSTHROUGH_IDLE: Duration = Duration::from_secs(3600);
+
+/// Carries the connection to one of the proxy's clusters until it ends.
+pub async fn proxy<IO: DownstreamIo>(io: IO, downstream: &Downstream, filter: &TcpProxy, ctx: &Context) {
+    let began = Instant::now();
+    if let Some(fault) = &filter.fault
+        && let Err(error) = inject(fault).await
+    {
+        return refuse(io, downstream, "", began, &error, ctx);
+    }
+    let Some(choice) = filter.clusters.pick() else {
+        return refuse(io, downstream, "", began, &Kind::NoCluster.into(), ctx);
+    };
+    match ctx.upstreams.connect_tcp(&choice.cluster, downstream).await {
+        Ok(upstream) => {
+            let idle = (!filter.idle_timeout.is_zero()).then_some(filter.idle_timeout);
+            carry(io, downstream, &choice.cluster, upstream, idle, began, ctx).await;
+        }
+        Err(error) => refuse(io, downstream, &choice.cluster, began, &error, ctx),
+    }
+}
+
+/// Carries the connection to where it was going anyway, as it came.
+pub async fn passthrough<IO: DownstreamIo>(io: IO, downstream: &Downstream, ctx: &Context) {
+    let began = Instant::now();
+    let address = downstream.original_destination;
+    match tokio::time::timeout(PASSTHROUGH_CONNECT_TIMEOUT, connect(address)).await {
+        Ok(Ok(stream)) => {
+            let endpoint = Endpoint {
+                address,
+                weight: 1,
+                healthy: true,
+                mesh: false,
+                priority: 0,
+                locality: String::new(),
+                workload: None,
+            };
+            let upstream = TcpUpstream {
+                io: UpstreamStream::Plain(stream),
+                endpoint: Arc::new(endpoint),
+                security: Security::None,
+            };
+            carry(io, downstream, CLUSTER_PASSTHROUGH, upstream, Some(PASSTHROUGH_IDLE), began, ctx).await;
+        }
+        Ok(Err(error)) => {
+            let error = Error::because(Kind::UpstreamConnect, format_args!("{address}: {error}"));
+            refuse(io, downstream, CLUSTER_PASSTHROUGH, began, &error, ctx);
+        }
+        Err(_) => {
+            let error = Error::because(Kind::UpstreamConnect, format_args!("{address}: no answer in time"));
+            refuse(io, downstream, CLUSTER_PASSTHROUGH, began, &error, ctx);
+        }
+    }
+}
+
+/// Resets the connection and records why.
+pub fn refuse<IO: DownstreamIo>(
+    io: IO,
+    downstream: &Downstream,
+    cluster: &str,
+    began: Instant,
+    error: &Error,
+    ctx: &Context,
+) {
+    io.reset_on_close();
+    drop(io);
+    record_failure(downstream, cluster, began, error, ctx);
+}
+
+/// Records a connection that ended before it reached an upstream.
+pub fn record_failure(downstream: &Downstream, cluster: &str, began: Instant, error: &Error, ctx: &Context) {
+    let security = match downstream.direction {
+        Direction::Inbound => downstream.security(),
+        Direction::Outbound => Security::None,
+    };
+    let detail = error.to_string();
+    let record = TcpRecord {
+        downstream,
+        cluster,
+        endpoint: None,
+        security,
+        flags: error.kind.flag(),
+        duration: began.elapsed(),
+        received_bytes: 0,
+        sent_bytes: 0,
+        detail: Some(&detail),
+    };
+    ctx.telemetry.tcp_closed(&record);
+    log(downstream, error, ctx);
+}
+
+/// Carries bytes until both sides have ended or one breaks, and records it.
+async fn carry<IO: DownstreamIo>(
+    mut io: IO,
+    downstream: &Downstream,
+    cluster: &str,
+    mut upstream: TcpUpstream,
+    idle: Option<Duration>,
+    began: Instant,
+    ctx: &Context,
+) {
+    let security = match downstream.direction {
+        Direction::Inbound => downstream.security(),
+        Direction::Outbound => upstream.security,
+    };
+    let mut record = TcpRecord {
+        downstream,
+        cluster,
+        endpoint: Some(&upstream.endpoint),
+        security,
+        flags: "",
+        duration: began.elapsed(),
+        received_bytes: 0,
+        sent_bytes: 0,
+        detail: None,
+    };
+    let mut counted = Counted { metrics: ctx.telemetry.tcp_opened(&record), received: 0, sent: 0 };
+    let result = copy::copy(&mut io, &mut upstream.io, idle, &mut counted).await;
+    let error = result.err().map(|broken| match broken {
+        Broken::Downstream(error) => Error::because(Kind::Downstream, error),
+        Broken::Upstream(error) => Error::because(Kind::UpstreamReset, error),
+        Broken::Idle => Error::new(Kind::StreamIdle),
+    });
+    if error.is_some() {
+        io.reset_on_close();
+        listen::reset_on_close(upstream.io.tcp());
+    }
+    drop(io);
+    record.duration = began.elapsed();
+    (record.received_bytes, record.sent_bytes) = (counted.received, counted.sent);
+    let detail = error.as_ref().map(Error::to_string);
+    record.detail = detail.as_deref();
+    record.flags = error.as_ref().map_or("", |it| it.kind.flag());
+    ctx.telemetry.tcp_closed(&record);
+    if let Some(error) = &error {
+        log(downstream, error, ctx);
+    }
+}
+
+struct Counted {
+    metrics: StreamMetrics,
+    received: u64,
+    sent: u64,
+}
+
+impl Count for Counted {
+    fn received(&mut self, bytes: u64) {
+        self.received += bytes;
+        self.metrics.received(bytes);
+    }
+
+    fn sent(&mut self, bytes: u64) {
+        self.sent += bytes;
+        self.metrics.sent(bytes);
+    }
+}
+
+fn log(downstream: &Downstream, error: &Error, ctx: &Context) {
+    let (peer, destination) = (downstream.peer, downstream.original_destination);
+    let (direction, flags) = (downstream.direction.as_str(), error.kind.flag());
+    if error.kind.side() == Side::Downstream || error.kind == Kind::Fault || !ctx.telemetry.may_log() {
+        tracing::debug!(%peer, %destination, direction, flags, "connection failed: {error}");
+    } else {
+        tracing::info!(%peer, %destination, direction, flags, "connection failed: {error}");
+    }
+}
+
+async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    listen::mark(&socket);
+    socket.set_nodelay(true)?;
+    socket.connect(address).await
+}
+
+/// Byte streams can be delayed and reset; an abort, which needs HTTP, is a reset too.
+async fn inject(fault: &Fault) -> Result<(), Error> {
+    for rule in &fault.rules {
+        if !hits(rule, jiff::Timestamp::now().as_millisecond(), fastrand::u32(..1_000_000)) {
+            continue;
+        }
+        match rule.kind {
+            FaultKind::Delay(delay) => tokio::time::sleep(delay).await,
+            FaultKind::Abort { .. } | FaultKind::Reset => return Err(Error::because(Kind::Fault, &rule.name)),
+        }
+    }
+    Ok(())
+}
+
+/// `roll` is below one million.
+fn hits(rule: &FaultRule, now_unix_ms: i64, roll: u32) -> bool {
+    let over = rule.expires_unix_ms != 0 && rule.expires_unix_ms <= now_unix_ms;
+    // A rule about headers is for HTTP.
+    !over && rule.headers.is_empty() && roll < rule.parts_per_million
+}
+
+#[cfg(test)]
+mod tests;
