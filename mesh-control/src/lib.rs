@@ -2,10 +2,16 @@
 //!
 //! In: Kubernetes-shaped objects and registrations of workloads. Out: xDS v3 resources, certificates, status.
 
+pub mod api;
+pub mod args;
 pub mod auth;
 pub mod ca;
 pub mod compile;
+pub mod housekeeping;
 pub mod model;
+pub mod registry;
+pub mod serve;
 pub mod snapshot;
+pub mod status;
 pub mod store;
 pub mod xds;

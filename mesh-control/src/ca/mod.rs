@@ -90,6 +90,10 @@ pub enum CaError {
     Request(String),
     #[error("the identity {0} is not of the trust domain {1}")]
     ForeignIdentity(Identity, String),
+    #[error("the identity of the control plane itself: {0}")]
+    Identity(#[from] mesh_common::identity::IdentityError),
+    #[error(transparent)]
+    Tls(#[from] mesh_common::tls::TlsError),
     #[error("signing failed: {0}")]
     Sign(#[from] rcgen::Error),
     #[error("the system gives no random numbers")]

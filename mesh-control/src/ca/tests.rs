@@ -1,1 +1,225 @@
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 
+use mesh_common::tls::{
+    Peers, PinnedVerifier, ServerVerifier, SharedBundle, SharedCertificate, TrustBundle, certified_key, client_config,
+    peer_identity,
+};
+use rcgen::{CertificateParams, DistinguishedName, DnType, PublicKeyData};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::*;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn web() -> Identity {
+    Identity::new("mesh.local", "shop", "web").unwrap()
+}
+
+/// A request that asks for the names of somebody else.
+fn request(key: &KeyPair) -> Vec<u8> {
+    let mut params = CertificateParams::new(vec!["spiffe.example".to_owned(), "10.0.0.1".to_owned()]).unwrap();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, "spiffe://mesh.local/ns/mesh-system/sa/mesh-control");
+    params.serialize_request(key).unwrap().der().to_vec()
+}
+
+fn now() -> Timestamp {
+    leaf::whole_seconds(Timestamp::now())
+}
+
+#[test]
+fn signs_for_the_proven_identity_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = now();
+    let ca = Ca::open(&dir.path().join("ca"), "mesh.local", now).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let issued = ca.sign_csr(&request(&key), &web(), Duration::ZERO, now).unwrap();
+
+    assert_eq!(issued.chain.len(), 2);
+    assert_eq!(issued.not_after, now + HOUR);
+    let (_, leaf) = X509Certificate::from_der(&issued.chain[0]).unwrap();
+    assert_eq!(leaf.subject().iter().count(), 0);
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    assert!(names.critical);
+    assert_eq!(names.value.general_names.len(), 1);
+    assert_eq!(peer_identity(&[CertificateDer::from(issued.chain[0].clone())]), Some(web()));
+    assert_eq!(leaf.public_key().subject_public_key.data.as_ref(), key.public_key_raw());
+    assert_eq!(leaf.validity().not_before.timestamp(), (now - BACKDATE).as_second());
+    assert_eq!(leaf.validity().not_after.timestamp(), issued.not_after.as_second());
+    assert!(!leaf.is_ca());
+
+    // The same key again is another certificate.
+    let again = ca.sign_csr(&request(&key), &web(), Duration::ZERO, now).unwrap();
+    let (_, second) = X509Certificate::from_der(&again.chain[0]).unwrap();
+    assert_ne!(leaf.raw_serial(), second.raw_serial());
+
+    let foreign = Identity::new("other.example", "shop", "web").unwrap();
+    assert!(matches!(ca.sign_csr(&request(&key), &foreign, HOUR, now), Err(CaError::ForeignIdentity(..))));
+}
+
+#[test]
+fn lifetimes_have_limits() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = now();
+    let ca = Ca::open(dir.path().join("ca").as_path(), "mesh.local", start).unwrap();
+    let csr = request(&KeyPair::generate().unwrap());
+    let until = |ttl, now| ca.sign_csr(&csr, &web(), ttl, now).unwrap().not_after;
+    assert_eq!(until(DAY * 30, start), start + DAY);
+    assert_eq!(until(Duration::from_secs(1), start), start + MIN_TTL);
+
+    // Near the end of the intermediate, nothing outlives it; renewed, it lasts again.
+    let end = ca.intermediate.load().not_after;
+    assert_eq!(until(DAY, end - HOUR), end);
+    assert!(!ca.renew(start + DAY).unwrap());
+    assert!(ca.renew(end - HOUR).unwrap());
+    assert_eq!(until(DAY, end - HOUR), end - HOUR + DAY);
+    // And the new one is what a restart finds.
+    let renewed = ca.intermediate.load().certificate.clone();
+    let ca = Ca::open(dir.path().join("ca").as_path(), "mesh.local", end - HOUR).unwrap();
+    assert_eq!(ca.intermediate.load().certificate, renewed);
+
+    let root_end = ca.root_not_after();
+    ca.renew(root_end - HOUR).unwrap();
+    assert_eq!(ca.intermediate.load().not_after, root_end);
+    assert!(matches!(Ca::open(dir.path().join("ca").as_path(), "mesh.local", root_end), Err(CaError::RootExpired(_))));
+}
+
+#[test]
+fn refuses_requests_that_prove_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = Ca::open(&dir.path().join("ca"), "mesh.local", now()).unwrap();
+    let good = request(&KeyPair::generate().unwrap());
+    let sign = |csr: &[u8]| ca.sign_csr(csr, &web(), HOUR, now());
+    sign(&good).unwrap();
+    for csr in [&b""[..], b"garbage", &good[..good.len() - 1], &[&good[..], b"x"].concat(), &vec![0x30; 20_000]] {
+        assert!(matches!(sign(csr), Err(CaError::Request(_))));
+    }
+    // A bit flipped in the signed part or the signature is seen; elsewhere it may be one that means nothing.
+    let key = |csr: &[u8]| csr::verified_key(csr).map(|key| key.der_bytes().to_vec());
+    let whole = key(&good).unwrap();
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        assert!(key(&bad).is_ok_and(|key| key == whole) || key(&bad).is_err(), "byte {at}");
+    }
+    for algorithm in [&rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
+        sign(&request(&KeyPair::generate_for(algorithm).unwrap())).unwrap();
+    }
+}
+
+#[test]
+fn keys_are_private_and_files_belong_together() {
+    let data = tempfile::tempdir().unwrap();
+    let dir = data.path().join("ca");
+    let open = || Ca::open(&dir, "mesh.local", now());
+    let first = open().unwrap().root_fingerprint();
+    assert_eq!(open().unwrap().root_fingerprint(), first);
+    let mode = |name: &str| fs::metadata(dir.join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!([mode("."), mode(ROOT_FILE), mode(INTERMEDIATE_FILE), mode(BUNDLE_FILE)], [0o700, 0o600, 0o600, 0o644]);
+    assert!(!fs::read_to_string(dir.join(BUNDLE_FILE)).unwrap().contains("PRIVATE"));
+
+    let root = dir.join(ROOT_FILE);
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o640)).unwrap();
+    let error = open().err().unwrap().to_string();
+    assert!(error.contains("chmod 600") && error.contains("root.pem"), "{error}");
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(open().err().unwrap().to_string().contains("chmod 700"));
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+
+    let error = Ca::open(&dir, "other.example", now()).err().unwrap().to_string();
+    assert!(error.contains("\"mesh.local\"") && error.contains("\"other.example\""), "{error}");
+
+    let [good, intermediate] = [&root, &dir.join(INTERMEDIATE_FILE)].map(|path| fs::read(path).unwrap());
+    for bad in [&b""[..], b"garbage", &good[..good.len() / 2], &intermediate] {
+        fs::write(&root, bad).unwrap();
+        assert!(matches!(open(), Err(CaError::Damaged { .. } | CaError::TrustDomain { .. })));
+    }
+    fs::remove_file(&root).unwrap();
+    assert!(matches!(open(), Err(CaError::Missing { .. })));
+    fs::write(&root, &good).unwrap();
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::remove_file(dir.join(INTERMEDIATE_FILE)).unwrap();
+    assert_eq!(open().unwrap().root_fingerprint(), first);
+}
+
+/// Both ends of a handshake in memory, with a byte each way.
+fn handshake(client: rustls::ClientConfig, server: rustls::ServerConfig) -> Result<Option<Identity>, rustls::Error> {
+    let mut client = rustls::ClientConnection::new(Arc::new(client), "mesh-control".try_into().unwrap()).unwrap();
+    let mut server = rustls::ServerConnection::new(Arc::new(server)).unwrap();
+    client.writer().write_all(b"x").unwrap();
+    while client.is_handshaking() || server.is_handshaking() || client.wants_write() || server.wants_write() {
+        let mut wire = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut wire).unwrap();
+        }
+        let mut wire = wire.as_slice();
+        while !wire.is_empty() {
+            server.read_tls(&mut wire).unwrap();
+            server.process_new_packets()?;
+        }
+        let mut wire = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut wire).unwrap();
+        }
+        let mut wire = wire.as_slice();
+        while !wire.is_empty() {
+            client.read_tls(&mut wire).unwrap();
+            client.process_new_packets()?;
+        }
+    }
+    let mut byte = [0];
+    server.reader().read_exact(&mut byte).unwrap();
+    Ok(server.peer_certificates().and_then(peer_identity))
+}
+
+#[test]
+fn servers_and_workloads_meet_in_mutual_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = now();
+    let ca = Arc::new(Ca::open(&dir.path().join("ca"), "mesh.local", now).unwrap());
+    let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let server = ServerTls::new(ca.clone(), &names, now).unwrap();
+    let roots: Vec<_> = ca.roots_der().into_iter().map(CertificateDer::from).collect();
+    let bundle = SharedBundle::new(TrustBundle::new("mesh.local", roots).unwrap());
+    let verifier =
+        || Arc::new(ServerVerifier::new(bundle.clone(), Peers::Only(vec![control_identity("mesh.local").unwrap()])));
+    let alpn = || vec![b"h2".to_vec()];
+
+    // Before it has a certificate, a workload knows the control plane by the fingerprint of the root.
+    let nobody = Arc::new(SharedCertificate::default());
+    let pinned = client_config(Arc::new(PinnedVerifier::new(ca.root_fingerprint())), nobody.clone(), alpn()).unwrap();
+    assert_eq!(handshake(pinned, server.config().unwrap()), Ok(None));
+    let wrong = client_config(Arc::new(PinnedVerifier::new([0; 32])), nobody, alpn()).unwrap();
+    assert!(handshake(wrong, server.config().unwrap()).is_err());
+
+    let own = ca.issue_with_key(&web(), HOUR, now).unwrap();
+    let certified = |pair: &KeyPairPem| {
+        let chain = CertificateDer::pem_slice_iter(pair.chain_pem.as_bytes()).map(Result::unwrap).collect();
+        let certificate = SharedCertificate::default();
+        certificate
+            .store(certified_key(chain, PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).unwrap()).unwrap());
+        Arc::new(certificate)
+    };
+    let mutual = client_config(verifier(), certified(&own), alpn()).unwrap();
+    assert_eq!(handshake(mutual, server.config().unwrap()), Ok(Some(web())));
+
+    // Certificates of another mesh, or of yesterday, are refused.
+    let other =
+        Ca::open(&dir.path().join("other"), "mesh.local", now).unwrap().issue_with_key(&web(), HOUR, now).unwrap();
+    let old = ca.issue_with_key(&web(), HOUR, now - DAY).unwrap();
+    for pair in [other, old] {
+        let client = client_config(verifier(), certified(&pair), alpn()).unwrap();
+        assert!(handshake(client, server.config().unwrap()).is_err());
+    }
+
+    assert_eq!(server.not_after(), now + HOUR);
+    assert!(!server.renew(now + HOUR / 3).unwrap());
+    assert!(server.renew(now + HOUR / 2).unwrap());
+    assert_eq!(server.not_after(), now + HOUR / 2 + HOUR);
+}

@@ -33,6 +33,8 @@ pub enum StoreError {
     Stopped(PathBuf),
     #[error("the store holds {key}, which cannot be read ({reason}); was it written by a newer mesh-control?")]
     Unreadable { key: String, reason: String },
+    #[error("the store was stopped in the middle of a change; it was not made, or will be found after a restart")]
+    Interrupted,
     #[error("the system gives no random numbers")]
     Random,
 

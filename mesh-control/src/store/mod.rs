@@ -291,6 +291,15 @@ fn file_key(key: &Key) -> String {
     format!("{}/{}/{}", key.kind, key.namespace, key.name)
 }
 
+/// Does work that waits for the disk where it keeps nobody else waiting.
+pub async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<StoreError> + Send + 'static,
+{
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(StoreError::Interrupted.into()))
+}
+
 /// From the system's source, fit for secrets.
 pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N], StoreError> {
     let mut bytes = [0; N];

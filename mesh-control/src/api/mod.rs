@@ -1,0 +1,194 @@
+//! `mesh.control.v1`: what `meshctl` asks for, on the operator's own socket.
+//!
+//! In: objects as JSON, keys, revisions. Out: objects with their status, and what the control plane knows of proxies,
+//! services and itself.
+
+mod convert;
+mod findings;
+mod objects;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use jiff::Timestamp;
+use mesh_common::identity::Identity;
+use mesh_common::proto::control::mesh_server::{Mesh, MeshServer};
+use mesh_common::proto::control::*;
+use mesh_common::resource::DEFAULT_NAMESPACE;
+use mesh_common::telemetry::LogFilter;
+use tokio::sync::watch::Receiver;
+use tonic::{Request, Response, Status};
+
+use crate::ca::{Ca, control_identity};
+use crate::model::Settings;
+use crate::snapshot::Snapshot;
+use crate::store::{self, Store, TokenError, blocking};
+use crate::xds::Xds;
+
+/// A request with as many objects as a batch may have must fit.
+const MAX_REQUEST_BYTES: usize = 64 << 20;
+const DEFAULT_WAIT: Duration = Duration::from_secs(30);
+const MAX_WAIT: Duration = Duration::from_secs(3600);
+
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What the service works with. A clone is the same service.
+#[derive(Clone)]
+pub struct MeshService {
+    pub store: Store,
+    pub ca: Arc<Ca>,
+    pub xds: Xds,
+    pub snapshots: Receiver<Arc<Snapshot>>,
+    pub settings: Settings,
+    /// `None` where logging is not ours to change, as in tests.
+    pub log: Option<LogFilter>,
+    pub data_dir: PathBuf,
+    /// Addresses as they are served.
+    pub listeners: Vec<String>,
+}
+
+impl MeshService {
+    pub fn server(self) -> MeshServer<Self> {
+        MeshServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES).max_encoding_message_size(usize::MAX)
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshots.borrow().clone()
+    }
+}
+
+#[tonic::async_trait]
+impl Mesh for MeshService {
+    async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
+        let ApplyRequest { objects, dry_run } = request.into_inner();
+        let service = self.clone();
+        let response = blocking(move || service.apply_objects(&objects, dry_run)).await;
+        Ok(Response::new(response.map_err(convert::status)?))
+    }
+
+    async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        let ListRequest { kind, namespace, name } = request.into_inner();
+        let kind = convert::kind(&kind)?;
+        let (objects, snapshot) = (self.store.current(), self.snapshot());
+        let list = objects
+            .select(kind, convert::given(&namespace), convert::given(&name))
+            .map(|(key, object)| convert::with_status(key, object, &snapshot.model))
+            .collect();
+        Ok(Response::new(ListResponse { objects: list, revision: objects.revision }))
+    }
+
+    async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
+        let DeleteRequest { keys, ignore_missing } = request.into_inner();
+        let keys = keys.iter().map(convert::key).collect::<Result<Vec<_>, _>>()?;
+        let store = self.store.clone();
+        let deleted = blocking(move || store.delete(&keys, ignore_missing)).await;
+        let (deleted, revision) = deleted.map_err(|error| convert::status(error.into()))?;
+        for key in &deleted {
+            tracing::info!(object = %key, revision, "deleted");
+        }
+        Ok(Response::new(DeleteResponse { deleted: deleted.iter().map(convert::object_key).collect(), revision }))
+    }
+
+    type WatchStream = Streamed<WatchEvent>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let WatchRequest { kind, namespace } = request.into_inner();
+        let kind = convert::kind(&kind)?;
+        let events = watch::events(self.store.watch(), kind, convert::given(&namespace).map(str::to_owned));
+        Ok(Response::new(Box::pin(events.map(Ok))))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<CreateTokenRequest>,
+    ) -> Result<Response<CreateTokenResponse>, Status> {
+        let CreateTokenRequest { namespace, service_account, ttl_seconds, uses } = request.into_inner();
+        let namespace = convert::given(&namespace).unwrap_or(DEFAULT_NAMESPACE);
+        let identity = Identity::new(self.ca.trust_domain(), namespace, &service_account).map_err(|error| {
+            Status::invalid_argument(format!("a token needs a namespace and a service account: {error}"))
+        })?;
+        if control_identity(self.ca.trust_domain()).is_ok_and(|control| control == identity) {
+            return Err(Status::permission_denied(format!(
+                "{identity} is mesh-control itself; whoever had a token for it could pose as the control plane"
+            )));
+        }
+        let ttl = if ttl_seconds == 0 { store::DEFAULT_TTL } else { Duration::from_secs(ttl_seconds) };
+        let (tokens, root, spiffe_id) = (self.store.tokens(), self.ca.root_fingerprint(), identity.to_string());
+        let created = blocking(move || tokens.create(&identity, ttl, uses.max(1), root, Timestamp::now())).await;
+        let (token, expires) = created.map_err(|error| match error {
+            TokenError::Limits => Status::invalid_argument(error.to_string()),
+            TokenError::TooMany => Status::resource_exhausted(error.to_string()),
+            other => Status::unavailable(other.to_string()),
+        })?;
+        tracing::info!(identity = spiffe_id, id = token.id(), uses = uses.max(1), until = %expires, "made a join token");
+        Ok(Response::new(CreateTokenResponse { token: token.reveal(), spiffe_id, expires_unix: expires.as_second() }))
+    }
+
+    async fn list_proxies(
+        &self,
+        _request: Request<ListProxiesRequest>,
+    ) -> Result<Response<ListProxiesResponse>, Status> {
+        Ok(Response::new(ListProxiesResponse { proxies: self.xds.proxies(), revision: self.xds.revision() }))
+    }
+
+    type WaitStream = Streamed<WaitProgress>;
+
+    async fn wait(&self, request: Request<WaitRequest>) -> Result<Response<Self::WaitStream>, Status> {
+        let WaitRequest { revision, timeout_ms } = request.into_inner();
+        let newest = self.store.current().revision;
+        if revision > newest {
+            return Err(Status::invalid_argument(format!(
+                "revision {revision} does not exist yet, the newest is {newest}; leave it out to wait for that"
+            )));
+        }
+        // The newest of the store, which the newest snapshot may not have yet.
+        let revision = if revision == 0 { newest } else { revision };
+        let timeout = if timeout_ms == 0 { DEFAULT_WAIT } else { Duration::from_millis(timeout_ms).min(MAX_WAIT) };
+        Ok(Response::new(Box::pin(self.xds.wait(revision, timeout).map(Ok))))
+    }
+
+    async fn list_services(
+        &self,
+        _request: Request<ListServicesRequest>,
+    ) -> Result<Response<ListServicesResponse>, Status> {
+        let services = convert::services(&self.snapshot().model, &self.xds.proxies());
+        Ok(Response::new(ListServicesResponse { services }))
+    }
+
+    async fn get_status(&self, _request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
+        let (objects, snapshot) = (self.store.current(), self.snapshot());
+        let findings = findings::findings(
+            &snapshot.model,
+            &objects,
+            &self.xds.proxies(),
+            self.ca.root_not_after(),
+            Timestamp::now(),
+        );
+        Ok(Response::new(GetStatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            trust_domain: self.ca.trust_domain().to_owned(),
+            revision: objects.revision,
+            listeners: self.listeners.clone(),
+            root_not_after_unix: self.ca.root_not_after().as_second(),
+            findings,
+            data_dir: self.data_dir.display().to_string(),
+        }))
+    }
+
+    async fn set_log_filter(
+        &self,
+        request: Request<SetLogFilterRequest>,
+    ) -> Result<Response<SetLogFilterResponse>, Status> {
+        let filter = request.into_inner().filter;
+        let log = self.log.as_ref().ok_or_else(|| Status::unimplemented("the log levels of this process are fixed"))?;
+        let previous = log.set(&filter).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        tracing::info!(filter, previous, "changed the log filter");
+        Ok(Response::new(SetLogFilterResponse { previous }))
+    }
+}

@@ -1,0 +1,133 @@
+//! The command line of mesh-control.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Parser, ValueEnum};
+use mesh_common::identity::check_trust_domain;
+use mesh_common::telemetry::LogFormat;
+
+/// The control plane of the mesh: keeps its objects, signs its certificates, and configures its proxies.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "mesh-control", version, max_term_width = 110)]
+pub struct Args {
+    /// Where objects come from.
+    #[arg(long, value_enum, default_value = "standalone")]
+    pub mode: Mode,
+
+    /// Folder of the store, the certificate authority and the sockets; made if it does not exist.
+    #[arg(long, value_name = "DIR", env = "MESH_DATA")]
+    pub data: PathBuf,
+
+    /// Address for proxies: xDS, certificates and registration, over TLS.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:15012")]
+    pub listen_xds: SocketAddr,
+
+    /// Address for xDS clients of this machine without TLS; it must be a loopback address. `off` for none.
+    #[arg(long, value_name = "ADDRESS:PORT|off", default_value = "127.0.0.1:15010", value_parser = loopback)]
+    pub listen_plaintext: Optional,
+
+    /// Address of /metrics, /healthz, /readyz and /version. `off` for none.
+    #[arg(long, value_name = "ADDRESS:PORT|off", default_value = "127.0.0.1:15014")]
+    pub listen_metrics: Optional,
+
+    /// The name that all identities begin with; fixed once the data folder is in use.
+    #[arg(long, value_name = "NAME", default_value = "mesh.local", value_parser = trust_domain)]
+    pub trust_domain: String,
+
+    /// Log levels, in the syntax of RUST_LOG: `info`, `mesh_control=debug,info`, ...
+    #[arg(long, value_name = "FILTER", default_value = "info", env = "MESH_LOG")]
+    pub log: String,
+
+    #[arg(long, value_name = "text|json", default_value = "text")]
+    pub log_format: LogFormat,
+
+    /// A further DNS name or IP address for the server's certificate; may be given several times.
+    #[arg(long, value_name = "NAME", value_parser = subject_name)]
+    pub san: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// An embedded store in the data folder.
+    Standalone,
+}
+
+/// An address, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Optional(pub Option<SocketAddr>);
+
+impl FromStr for Optional {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self(None)),
+            _ => match text.parse() {
+                Ok(address) => Ok(Self(Some(address))),
+                Err(_) => {
+                    Err("write an address with a port, such as 127.0.0.1:15010 or [::1]:15010, or `off`".to_owned())
+                }
+            },
+        }
+    }
+}
+
+fn loopback(text: &str) -> Result<Optional, String> {
+    match text.parse()? {
+        Optional(Some(address)) if !address.ip().is_loopback() => Err(format!(
+            "{} is not a loopback address, and whoever reaches this port without TLS could read the mesh's configuration; use 127.0.0.1 or ::1",
+            address.ip()
+        )),
+        fits => Ok(fits),
+    }
+}
+
+fn trust_domain(text: &str) -> Result<String, String> {
+    check_trust_domain(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
+fn subject_name(text: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    let fits = text.parse::<IpAddr>().is_ok() || (text.len() <= 253 && text.split('.').all(label));
+    if fits { Ok(text.to_owned()) } else { Err("write a DNS name or an IP address".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &str) -> Result<Args, String> {
+        let words = ["mesh-control", "--data", "/tmp/x"].into_iter().chain(arguments.split_whitespace());
+        Args::try_parse_from(words).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn defaults_are_the_fields_conventions() {
+        let args = parse("").unwrap();
+        assert_eq!(args.listen_xds.port(), mesh_common::names::port::XDS);
+        assert_eq!(args.listen_plaintext.0.unwrap().port(), mesh_common::names::port::XDS_PLAINTEXT);
+        assert_eq!(args.listen_metrics.0.unwrap().port(), mesh_common::names::port::CONTROL_METRICS);
+        assert_eq!(args.mode, Mode::Standalone);
+    }
+
+    #[test]
+    fn plaintext_stays_on_this_machine() {
+        assert_eq!(parse("--listen-plaintext off").unwrap().listen_plaintext, Optional(None));
+        assert!(parse("--listen-plaintext [::1]:1").is_ok());
+        let error = parse("--listen-plaintext 0.0.0.0:15010").unwrap_err();
+        assert!(error.contains("not a loopback address"), "{error}");
+        assert!(parse("--listen-plaintext here").unwrap_err().contains("write an address"));
+    }
+
+    #[test]
+    fn names_are_checked() {
+        assert!(parse("--san control.example.org --san 10.0.0.1 --san ::1").is_ok());
+        assert!(parse("--san a..b").is_err());
+        assert!(parse("--trust-domain Mesh").is_err());
+    }
+}

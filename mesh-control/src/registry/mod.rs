@@ -1,0 +1,212 @@
+//! Workloads that register themselves through their proxies: each is a `WorkloadEntry` object for as long as its stream
+//! lives, and for a grace time after the stream broke.
+//!
+//! In: registrations with proven identities, ends of streams, the time. Out: objects in the store.
+
+mod entry;
+mod service;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use mesh_common::identity::Identity;
+use mesh_common::proto::workload::Registration;
+use mesh_common::resource::{Key, Kind, LABEL_REGISTERED, Object, WorkloadEntry};
+use tonic::Status;
+
+use crate::store::{Store, StoreError, blocking};
+
+pub use service::RegistryService;
+
+/// How long a workload stays when its stream broke, or when mesh-control restarted.
+pub const GRACE: Duration = Duration::from_secs(30);
+
+/// A handle; clones share the registry.
+#[derive(Clone)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    sessions: Mutex<Sessions>,
+    /// Held over a look at the store and the write that hangs on it, so that two identities can't both find a name free.
+    writing: tokio::sync::Mutex<()>,
+    closed: AtomicBool,
+}
+
+#[derive(Default)]
+struct Sessions {
+    by_key: BTreeMap<Key, Session>,
+    newest: u64,
+}
+
+/// The stream that speaks for an entry.
+struct Session {
+    id: u64,
+    /// Set while there is no stream: when the entry goes.
+    until: Option<Instant>,
+}
+
+/// Names one stream's claim to an entry. A later stream for the same entry takes the claim over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    pub key: Key,
+    id: u64,
+}
+
+impl Registry {
+    /// Entries that are in the store already get the grace time to show up again.
+    pub fn new(store: Store, now: Instant) -> Self {
+        let mut sessions = Sessions::default();
+        for (key, object) in store.current().select(Some(Kind::WorkloadEntry), None, None) {
+            if is_registered(object) {
+                sessions.by_key.insert(key.clone(), Session { id: 0, until: Some(now + GRACE) });
+            }
+        }
+        let inner = Inner {
+            store,
+            sessions: Mutex::new(sessions),
+            writing: tokio::sync::Mutex::default(),
+            closed: AtomicBool::new(false),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Registers, or registers anew. Returns the claim and the revision that holds the entry.
+    pub async fn register(
+        &self,
+        identity: &Identity,
+        registration: &Registration,
+        healthy: bool,
+    ) -> Result<(Claim, u64), Status> {
+        let entry = entry::from_registration(identity, registration, healthy)
+            .map_err(|reason| Status::invalid_argument(format!("registration refused: {reason}")))?;
+        let key = Object::from(entry.clone()).key();
+        // Held to the end: between the write and the claim, the entry must not be found without a stream.
+        let _writing = self.inner.writing.lock().await;
+        let revision = self.put(identity, &key, entry).await?;
+
+        let mut sessions = self.sessions();
+        sessions.newest += 1;
+        let id = sessions.newest;
+        if sessions.by_key.insert(key.clone(), Session { id, until: None }).is_some_and(|old| old.until.is_none()) {
+            tracing::warn!(workload = %key, "registered by a second stream, which takes over");
+        }
+        metrics::gauge!("mesh_control_workloads").set(sessions.by_key.len() as f64);
+        Ok((Claim { key, id }, revision))
+    }
+
+    /// Changes the entry of a claim that is still held. Returns the revision that holds the change.
+    pub async fn update(
+        &self,
+        claim: &Claim,
+        identity: &Identity,
+        registration: &Registration,
+        healthy: bool,
+    ) -> Result<u64, Status> {
+        let entry = entry::from_registration(identity, registration, healthy)
+            .map_err(|reason| Status::invalid_argument(format!("registration refused: {reason}")))?;
+        let _writing = self.inner.writing.lock().await;
+        if !self.holds(claim) {
+            return Err(Status::aborted("another stream has registered this workload"));
+        }
+        self.put(identity, &claim.key, entry).await
+    }
+
+    /// Whether `claim` still speaks for its entry.
+    pub fn holds(&self, claim: &Claim) -> bool {
+        self.sessions().by_key.get(&claim.key).is_some_and(|session| session.id == claim.id)
+    }
+
+    /// The stream ended in good order, or the workload says that it is leaving: the entry goes now.
+    pub async fn leave(&self, claim: &Claim) -> Result<(), StoreError> {
+        let _writing = self.inner.writing.lock().await;
+        if !self.holds(claim) || self.is_closed() {
+            return Ok(());
+        }
+        let (store, key) = (self.inner.store.clone(), claim.key.clone());
+        blocking(move || store.delete(&[key], true)).await?;
+        let mut sessions = self.sessions();
+        sessions.by_key.remove(&claim.key);
+        metrics::gauge!("mesh_control_workloads").set(sessions.by_key.len() as f64);
+        Ok(())
+    }
+
+    /// The stream broke: the entry stays for the grace time.
+    pub fn lost(&self, claim: &Claim, now: Instant) {
+        if let Some(session) = self.sessions().by_key.get_mut(&claim.key).filter(|session| session.id == claim.id) {
+            session.until = Some(now + GRACE);
+        }
+    }
+
+    /// Removes entries whose grace time is over; call it from time to time.
+    pub async fn expire(&self, now: Instant) -> Result<Vec<Key>, StoreError> {
+        let _writing = self.inner.writing.lock().await;
+        if self.is_closed() {
+            return Ok(Vec::new());
+        }
+        let over = |session: &Session| session.until.is_some_and(|until| until <= now);
+        let gone: Vec<Key> = {
+            let sessions = self.sessions();
+            sessions.by_key.iter().filter(|(_, session)| over(session)).map(|(key, _)| key.clone()).collect()
+        };
+        if gone.is_empty() {
+            return Ok(gone);
+        }
+        let (store, keys) = (self.inner.store.clone(), gone.clone());
+        blocking(move || store.delete(&keys, true)).await?;
+        let mut sessions = self.sessions();
+        sessions.by_key.retain(|_, session| !over(session));
+        metrics::gauge!("mesh_control_workloads").set(sessions.by_key.len() as f64);
+        Ok(gone)
+    }
+
+    /// From now on nothing is removed: mesh-control is ending, and takes the streams with it.
+    pub fn close(&self) {
+        self.inner.closed.store(true, Ordering::Relaxed);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.inner.closed.load(Ordering::Relaxed)
+    }
+
+    /// The caller holds `writing`.
+    async fn put(&self, identity: &Identity, key: &Key, entry: WorkloadEntry) -> Result<u64, Status> {
+        if let Some(stored) = self.inner.store.current().objects.get(key) {
+            refuse_takeover(identity, key, stored)?;
+        }
+        let store = self.inner.store.clone();
+        let applied = blocking(move || store.apply(vec![entry.into()], false)).await.map_err(|error| {
+            tracing::error!(workload = %key, %error, "cannot store a registration");
+            Status::unavailable(error.to_string())
+        })?;
+        Ok(applied.revision)
+    }
+
+    fn sessions(&self) -> std::sync::MutexGuard<'_, Sessions> {
+        self.inner.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A name belongs to the identity that registered it first, and one that the operator wrote belongs to the operator.
+fn refuse_takeover(identity: &Identity, key: &Key, stored: &Object) -> Result<(), Status> {
+    let Object::WorkloadEntry(entry) = stored else { return Ok(()) };
+    if !is_registered(stored) {
+        return Err(Status::already_exists(format!("{key} was written by the operator; register under another name")));
+    }
+    if entry.spec.service_account != identity.service_account {
+        return Err(Status::permission_denied(format!(
+            "{key} belongs to another service account; register under another name"
+        )));
+    }
+    Ok(())
+}
+
+fn is_registered(object: &Object) -> bool {
+    object.metadata().labels.get(LABEL_REGISTERED).is_some_and(|value| value == "true")
+}

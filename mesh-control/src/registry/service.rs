@@ -1,0 +1,178 @@
+//! `mesh.workload.v1`: one stream for each registered workload.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_common::identity::Identity;
+use mesh_common::proto::workload::workload_registry_server::WorkloadRegistry;
+use mesh_common::proto::workload::{RegisterRequest, RegisterResponse, Registration};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Claim, GRACE, Registry};
+use crate::auth;
+use crate::snapshot::Snapshot;
+use crate::store::Tokens;
+
+/// How long to wait for the virtual addresses of a service that has just come into being.
+const MODEL_WAIT: Duration = Duration::from_secs(2);
+/// The first message must be there by then.
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+
+type Answers = mpsc::Sender<Result<RegisterResponse, Status>>;
+
+pub struct RegistryService {
+    registry: Registry,
+    tokens: Arc<Tokens>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+}
+
+/// How a stream came to its end.
+enum End {
+    /// The workload goes.
+    Left,
+    /// Something broke, and the workload may come back.
+    Lost,
+    /// Another stream speaks for the entry now.
+    Replaced,
+    Refused(Status),
+}
+
+impl RegistryService {
+    pub fn new(registry: Registry, tokens: Arc<Tokens>, snapshots: watch::Receiver<Arc<Snapshot>>) -> Self {
+        Self { registry, tokens, snapshots }
+    }
+}
+
+#[tonic::async_trait]
+impl WorkloadRegistry for RegistryService {
+    type RegisterStream = ReceiverStream<Result<RegisterResponse, Status>>;
+
+    async fn register(
+        &self,
+        request: Request<Streaming<RegisterRequest>>,
+    ) -> Result<Response<Self::RegisterStream>, Status> {
+        let caller = auth::caller(&request, &self.tokens)?;
+        let identity = caller.required()?.clone();
+        let (answers, stream) = mpsc::channel(4);
+        let session =
+            Session { registry: self.registry.clone(), snapshots: self.snapshots.clone(), identity, claim: None };
+        // A task of its own, so that the entry is looked after even when the caller drops the answer.
+        tokio::spawn(session.run(request.into_inner(), answers));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+struct Session {
+    registry: Registry,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    identity: Identity,
+    claim: Option<Claim>,
+}
+
+impl Session {
+    async fn run(mut self, mut requests: Streaming<RegisterRequest>, answers: Answers) {
+        let end = self.serve(&mut requests, &answers).await;
+        let Some(claim) = &self.claim else {
+            if let End::Refused(status) = end {
+                let _ = answers.send(Err(status)).await;
+            }
+            return;
+        };
+        let workload = &claim.key;
+        match end {
+            End::Left => {
+                tracing::info!(%workload, "left");
+                if let Err(error) = self.registry.leave(claim).await {
+                    tracing::error!(%workload, %error, "cannot remove a workload that left; it is removed after the grace time");
+                    self.registry.lost(claim, Instant::now());
+                }
+            }
+            End::Lost => {
+                tracing::info!(%workload, grace = ?GRACE, "its stream broke; it stays for the grace time");
+                self.registry.lost(claim, Instant::now());
+            }
+            End::Replaced => {
+                let _ = answers.send(Err(Status::aborted("another stream has registered this workload"))).await;
+            }
+            End::Refused(status) => {
+                self.registry.lost(claim, Instant::now());
+                let _ = answers.send(Err(status)).await;
+            }
+        }
+    }
+
+    async fn serve(&mut self, requests: &mut Streaming<RegisterRequest>, answers: &Answers) -> End {
+        let first = match tokio::time::timeout(FIRST_MESSAGE, requests.message()).await {
+            Ok(Ok(Some(first))) => first,
+            Ok(_) => return End::Lost,
+            Err(_) => return End::Refused(Status::deadline_exceeded("the first message did not come in time")),
+        };
+        let Some(mut registration) = first.registration else {
+            return End::Refused(Status::invalid_argument("the first message must hold the registration"));
+        };
+        if first.leaving {
+            return End::Left;
+        }
+        if let Err(status) = self.register(&registration, first.healthy, answers).await {
+            return End::Refused(status);
+        }
+        let mut healthy = first.healthy;
+        loop {
+            let request = match requests.message().await {
+                Ok(Some(request)) => request,
+                Ok(None) => return End::Left,
+                Err(_) => return End::Lost,
+            };
+            if self.claim.as_ref().is_some_and(|claim| !self.registry.holds(claim)) {
+                return End::Replaced;
+            }
+            if request.leaving {
+                return End::Left;
+            }
+            let repeated = request.registration.unwrap_or_else(|| registration.clone());
+            if repeated.name != registration.name {
+                return End::Refused(Status::invalid_argument("a stream registers one workload, with one name"));
+            }
+            if request.healthy != healthy {
+                tracing::info!(workload = registration.name, healthy = request.healthy, "its health changed");
+            }
+            (registration, healthy) = (repeated, request.healthy);
+            if let Err(status) = self.register(&registration, healthy, answers).await {
+                return End::Refused(status);
+            }
+        }
+    }
+
+    async fn register(&mut self, registration: &Registration, healthy: bool, answers: &Answers) -> Result<(), Status> {
+        let (claim, revision) = match &self.claim {
+            Some(claim) => {
+                let revision = self.registry.update(claim, &self.identity, registration, healthy).await?;
+                (claim.clone(), revision)
+            }
+            None => {
+                let registered = self.registry.register(&self.identity, registration, healthy).await?;
+                tracing::info!(workload = %registered.0.key, identity = %self.identity, healthy, "registered");
+                registered
+            }
+        };
+        let namespace = claim.key.namespace.clone();
+        self.claim = Some(claim);
+        let virtual_addresses = self.virtual_addresses(&namespace, &registration.service, revision).await;
+        let grace_seconds = u32::try_from(GRACE.as_secs()).unwrap_or(u32::MAX);
+        // A caller that has gone shows when the next message is read.
+        let _ = answers.send(Ok(RegisterResponse { virtual_addresses, grace_seconds })).await;
+        Ok(())
+    }
+
+    async fn virtual_addresses(&mut self, namespace: &str, service: &str, revision: u64) -> Vec<String> {
+        if service.is_empty() {
+            return Vec::new();
+        }
+        let fresh = self.snapshots.wait_for(|snapshot| snapshot.revision >= revision);
+        let Ok(Ok(snapshot)) = tokio::time::timeout(MODEL_WAIT, fresh).await else { return Vec::new() };
+        let service = snapshot.model.service(namespace, service);
+        service.map(|service| service.virtual_addresses.iter().map(ToString::to_string).collect()).unwrap_or_default()
+    }
+}

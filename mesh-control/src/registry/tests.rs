@@ -1,0 +1,130 @@
+use mesh_common::proto::workload::WorkloadPort;
+
+use super::*;
+
+fn identity(account: &str) -> Identity {
+    Identity::new("mesh.local", "shop", account).unwrap()
+}
+
+fn registration(name: &str) -> Registration {
+    Registration {
+        name: name.to_owned(),
+        service: "reviews".to_owned(),
+        version: "v2".to_owned(),
+        addresses: vec!["10.0.0.1".to_owned(), "fd00::1".to_owned()],
+        ports: vec![WorkloadPort { port: 9080, protocol: "http".to_owned(), ..WorkloadPort::default() }],
+        ..Registration::default()
+    }
+}
+
+fn open() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    (dir, store)
+}
+
+fn entry(store: &Store, key: &Key) -> Option<WorkloadEntry> {
+    match store.current().objects.get(key).map(Arc::as_ref) {
+        Some(Object::WorkloadEntry(entry)) => Some(entry.clone()),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn an_entry_lives_as_long_as_its_stream() {
+    let (_dir, store) = open();
+    let now = Instant::now();
+    let registry = Registry::new(store.clone(), now);
+    let who = identity("reviews");
+    let (claim, revision) = registry.register(&who, &registration("reviews-v2-a"), false).await.unwrap();
+    assert_eq!(claim.key.to_string(), "WorkloadEntry shop/reviews-v2-a");
+    assert_eq!(revision, 1);
+    let stored = entry(&store, &claim.key).unwrap();
+    assert_eq!(stored.spec.service_account, "reviews");
+    assert_eq!((stored.spec.healthy, stored.spec.mesh), (Some(false), Some(true)));
+    assert!(is_registered(&stored.into()));
+
+    registry.update(&claim, &who, &registration("reviews-v2-a"), true).await.unwrap();
+    assert_eq!(entry(&store, &claim.key).unwrap().spec.healthy, Some(true));
+    registry.leave(&claim).await.unwrap();
+    assert!(entry(&store, &claim.key).is_none());
+}
+
+#[tokio::test]
+async fn a_broken_stream_has_its_grace() {
+    let (_dir, store) = open();
+    let now = Instant::now();
+    let registry = Registry::new(store.clone(), now);
+    let who = identity("reviews");
+    let (first, _) = registry.register(&who, &registration("a"), true).await.unwrap();
+    registry.lost(&first, now);
+    assert!(registry.expire(now + GRACE / 2).await.unwrap().is_empty());
+
+    // It comes back: the end of the old stream, noticed late, has no say any more.
+    let (second, _) = registry.register(&who, &registration("a"), true).await.unwrap();
+    registry.lost(&first, now);
+    registry.leave(&first).await.unwrap();
+    assert!(registry.update(&first, &who, &registration("a"), false).await.is_err());
+    assert!(registry.expire(now + GRACE * 2).await.unwrap().is_empty());
+    assert!(entry(&store, &second.key).is_some());
+
+    // After a restart of mesh-control, those that don't come back go, and what the operator wrote stays.
+    let (third, _) = registry.register(&who, &registration("b"), true).await.unwrap();
+    let mut written = entry::from_registration(&who, &registration("c"), true).unwrap();
+    written.metadata.labels.clear();
+    store.apply(vec![written.into()], false).unwrap();
+    let registry = Registry::new(store.clone(), now);
+    registry.register(&who, &registration("a"), true).await.unwrap();
+    assert!(registry.expire(now + GRACE / 2).await.unwrap().is_empty());
+    assert_eq!(registry.expire(now + GRACE).await.unwrap(), [third.key]);
+    assert_eq!(store.current().objects.len(), 2);
+}
+
+#[tokio::test]
+async fn nobody_takes_the_name_of_another() {
+    let (_dir, store) = open();
+    let registry = Registry::new(store.clone(), Instant::now());
+    let (claim, _) = registry.register(&identity("reviews"), &registration("a"), true).await.unwrap();
+    let refused = registry.register(&identity("web"), &registration("a"), true).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    assert!(registry.holds(&claim));
+    assert_eq!(entry(&store, &claim.key).unwrap().spec.service_account, "reviews");
+
+    let mut written = entry::from_registration(&identity("reviews"), &registration("vm"), true).unwrap();
+    written.metadata.labels.clear();
+    store.apply(vec![written.into()], false).unwrap();
+    let refused = registry.register(&identity("reviews"), &registration("vm"), true).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::AlreadyExists);
+}
+
+#[test]
+fn registrations_are_checked() {
+    let check = |change: fn(&mut Registration)| {
+        let mut registration = registration("a");
+        change(&mut registration);
+        entry::from_registration(&identity("reviews"), &registration, true).map(|_| ())
+    };
+    assert_eq!(check(|_| {}), Ok(()));
+    assert_eq!(check(|r| r.namespace = "shop".into()), Ok(()));
+    assert_eq!(check(|r| (r.service, r.addresses) = (String::new(), vec![])), Ok(()));
+    for change in [
+        (|r| r.namespace = "other".into()) as fn(&mut Registration),
+        |r| r.name = String::new(),
+        |r| r.name = "../a".into(),
+        |r| r.service = "Reviews".into(),
+        |r| r.addresses = vec!["reviews.example.org".into()],
+        |r| r.addresses = vec!["0.0.0.0".into()],
+        |r| r.addresses.clear(),
+        |r| r.addresses = vec!["10.0.0.1".into(); 17],
+        |r| r.ports[0].port = 0,
+        |r| r.ports[0].port = 65536,
+        |r| r.ports[0].service_port = 70000,
+        |r| r.ports[0].protocol = "quic".into(),
+        |r| r.weight = u32::MAX,
+        |r| r.locality = "a\nb".into(),
+        |r| _ = r.labels.insert("meshctl.dev/registered".into(), "false".into()),
+        |r| _ = r.labels.insert("a b".into(), "x".into()),
+    ] {
+        check(change).unwrap_err();
+    }
+}

@@ -1,0 +1,146 @@
+//! Accepts connections, up to a limit, and gives each a short time to show that it is what this door is for.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use metrics::{counter, gauge};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_stream::wrappers::ReceiverStream;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::connection::{Connection, Io};
+use crate::auth::{Peer, PeerCertificate, Transport};
+
+/// How long to leave a listener alone that has no more file descriptors to give.
+const PAUSE: Duration = Duration::from_millis(100);
+
+pub enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections open at the same time; further ones are closed at once.
+    pub connections: usize,
+    /// For the TLS handshake and the first bytes of HTTP/2.
+    pub handshake: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 10_000, handshake: Duration::from_secs(10) }
+    }
+}
+
+/// One listening socket with what is behind it.
+pub struct Door {
+    /// For logs and metrics: `xds`, `plaintext`, `proxy`, `control`.
+    pub name: &'static str,
+    pub listener: Listener,
+    /// Without it the door speaks plaintext.
+    pub tls: Option<TlsAcceptor>,
+    pub transport: Transport,
+    pub limits: Limits,
+}
+
+impl Door {
+    /// Connections that are ready to be served. Accepting ends when the stream is dropped.
+    pub fn incoming(self) -> ReceiverStream<io::Result<Connection>> {
+        let (ready, stream) = mpsc::channel(16);
+        tokio::spawn(async move {
+            let closed = ready.clone();
+            tokio::select! {
+                () = closed.closed() => {}
+                () = self.accept_all(ready) => {}
+            }
+        });
+        ReceiverStream::new(stream)
+    }
+
+    async fn accept_all(self, ready: mpsc::Sender<io::Result<Connection>>) {
+        let name = self.name;
+        let permits = Arc::new(Semaphore::new(self.limits.connections));
+        loop {
+            let (io, address) = match self.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(listener = name, %error, "cannot accept a connection; is the limit of open files too low?");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = permits.clone().try_acquire_owned() else {
+                counter!("mesh_control_connections_refused_total", "listener" => name, "reason" => "limit")
+                    .increment(1);
+                continue;
+            };
+            gauge!("mesh_control_connections", "listener" => name)
+                .set((self.limits.connections - permits.available_permits()) as f64);
+            let (tls, transport, ready) = (self.tls.clone(), self.transport, ready.clone());
+            let limit = self.limits.handshake;
+            tokio::spawn(async move {
+                let opened = tokio::time::timeout(limit, open(io, address.clone(), tls, transport, permit)).await;
+                let reason = match opened {
+                    Ok(Ok(connection)) => {
+                        // Nobody takes it any more when the server is ending.
+                        let _ = ready.send(Ok(connection)).await;
+                        return;
+                    }
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "it said nothing in time".to_owned(),
+                };
+                counter!("mesh_control_connections_refused_total", "listener" => name, "reason" => "handshake")
+                    .increment(1);
+                tracing::debug!(listener = name, peer = address, reason, "closed a connection");
+            });
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(Box<dyn Io>, String)> {
+        match &self.listener {
+            Listener::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                // Answers are small and awaited.
+                let _ = stream.set_nodelay(true);
+                Ok((Box::new(stream), address.to_string()))
+            }
+            Listener::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Box::new(stream), "unix".to_owned()))
+            }
+        }
+    }
+}
+
+async fn open(
+    io: Box<dyn Io>,
+    address: String,
+    tls: Option<TlsAcceptor>,
+    transport: Transport,
+    permit: OwnedSemaphorePermit,
+) -> io::Result<Connection> {
+    let Some(tls) = tls else {
+        return Connection::open(io, Peer { address, transport, certificate: None }, permit).await;
+    };
+    let stream = tls.accept(io).await?;
+    let certificate = match stream.get_ref().1.peer_certificates() {
+        Some(chain) => Some(peer_certificate(chain).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "the client's certificate holds no SPIFFE ID")
+        })?),
+        None => None,
+    };
+    Connection::open(Box::new(stream), Peer { address, transport, certificate }, permit).await
+}
+
+/// Of a chain that the handshake has verified.
+fn peer_certificate(chain: &[CertificateDer<'_>]) -> Option<PeerCertificate> {
+    let (_, leaf) = X509Certificate::from_der(chain.first()?).ok()?;
+    let not_after = Timestamp::from_second(leaf.validity().not_after.timestamp()).ok()?;
+    Some(PeerCertificate { identity: mesh_common::tls::peer_identity(chain)?, not_after })
+}
