@@ -37,6 +37,9 @@ pub struct Args {
     pub headers: Vec<String>,
     #[arg(long)]
     pub http2: bool,
+    /// Stay until told to end, after the report.
+    #[arg(long)]
+    pub linger: bool,
     /// Count replies that took longer than this, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     pub slow: u64,

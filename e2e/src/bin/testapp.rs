@@ -69,7 +69,12 @@ async fn main() -> anyhow::Result<()> {
                 told.await;
                 stop.send_replace(true);
             });
+            let linger = args.linger;
+            let mut told = stopped.clone();
             println!("{}", serde_json::to_string(&load::run(args, stopped).await?)?);
+            if linger {
+                told.wait_for(|told| *told).await?;
+            }
             Ok(())
         }
     }
