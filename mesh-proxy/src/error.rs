@@ -87,14 +87,18 @@ impl Kind {
     pub fn side(self) -> Side {
         match self {
             Self::Downstream | Self::DownstreamProtocol => Side::Downstream,
-            Self::NoRoute | Self::NoCluster | Self::Overflow | Self::Fault | Self::Denied | Self::Configuration => Side::Proxy,
+            Self::NoRoute | Self::NoCluster | Self::Overflow | Self::Fault | Self::Denied | Self::Configuration => {
+                Side::Proxy
+            }
             _ => Side::Upstream,
         }
     }
 
     pub fn retry(self) -> Retry {
         match self {
-            Self::UpstreamConnect | Self::UpstreamTls | Self::UpstreamResetBeforeRequest | Self::UpstreamRefused => Retry::Safe,
+            Self::UpstreamConnect | Self::UpstreamTls | Self::UpstreamResetBeforeRequest | Self::UpstreamRefused => {
+                Retry::Safe
+            }
             Self::UpstreamReset | Self::PerTryTimeout => Retry::IfIdempotent,
             _ => Retry::Never,
         }

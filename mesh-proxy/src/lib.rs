@@ -4,16 +4,20 @@
 //! traffic. Out: the same traffic at the endpoint that was chosen, over mutual TLS, and telemetry about it.
 
 pub mod config;
+pub mod control;
 pub mod detect;
 pub mod error;
 pub mod forward;
 pub mod http;
+pub mod identity;
 pub mod inbound;
 pub mod intercept;
 pub mod listen;
 pub mod outbound;
+pub mod registry;
 pub mod snapshot;
 pub mod tcp;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;
+pub mod xds;

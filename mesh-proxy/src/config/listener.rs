@@ -35,7 +35,7 @@ pub enum Transport {
     Tls,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DownstreamTls {
     pub require_client_certificate: bool,
     /// ALPN protocols to offer, in order.
