@@ -10,6 +10,8 @@ mod session;
 mod status;
 mod stream;
 mod subscription;
+#[cfg(test)]
+mod tests;
 mod track;
 mod types;
 mod wire;

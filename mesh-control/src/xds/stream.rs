@@ -254,25 +254,17 @@ impl Open {
     }
 
     fn record(&self, verdict: Option<Verdict>, now: Instant) {
-        let Some(Verdict { ty, accepted, committed_at }) = verdict else { return };
-        if accepted {
-            if let Some(committed_at) = committed_at {
-                let took = now.saturating_duration_since(committed_at);
-                metrics::histogram!("mesh_control_push_duration_seconds", "type" => ty.short()).record(took);
-            }
-            return;
+        let Some(Verdict { ty, rejection, committed_at }) = verdict else { return };
+        let r#type = ty.short();
+        if let Some(message) = rejection {
+            metrics::counter!("mesh_control_xds_nacks_total", "type" => r#type).increment(1);
+            let node = &self.connection().client.node.id;
+            tracing::warn!(node, r#type, message, "a proxy rejected its configuration");
+            self.registration.notify();
+        } else if let Some(committed_at) = committed_at {
+            let took = now.saturating_duration_since(committed_at);
+            metrics::histogram!("mesh_control_push_duration_seconds", "type" => r#type).record(took);
         }
-        metrics::counter!("mesh_control_xds_nacks_total", "type" => ty.short()).increment(1);
-        let session = self.connection().session();
-        let message = session.track(ty).nack().map(|nack| nack.message.as_str()).unwrap_or_default();
-        tracing::warn!(
-            node = self.connection().client.node.id,
-            r#type = ty.short(),
-            message,
-            "a proxy rejected its configuration"
-        );
-        drop(session);
-        self.registration.notify();
     }
 }
 

@@ -81,7 +81,8 @@ pub struct Nack {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     pub ty: Type,
-    pub accepted: bool,
+    /// The client's error message, if it refused the response.
+    pub rejection: Option<String>,
     /// When the change that this response carried was committed; `None` if it only answered a question.
     pub committed_at: Option<Instant>,
 }
@@ -232,19 +233,19 @@ impl Track {
             self.nack = Some(Nack { message: message.to_owned(), at: now, revision });
             // Some of it may have changed while it was under way.
             self.refresh(view, names, false);
-            return Some(Verdict { ty: self.ty, accepted: false, committed_at });
+            self.settle_nack();
+            return Some(Verdict { ty: self.ty, rejection: Some(message.to_owned()), committed_at });
         }
         for (name, item) in items {
-            if matches!(item, Item::Absent) && !self.subscription.names().contains(&name) {
-                self.told.remove(&name);
-            } else {
+            let named = self.subscription.names().contains(&name);
+            if named || self.subscription.wildcard() && matches!(item, Item::Present(_)) {
                 self.told.insert(name, item);
+            } else {
+                self.told.remove(&name);
             }
         }
-        if self.rejected.is_empty() {
-            self.nack = None;
-        }
-        Some(Verdict { ty: self.ty, accepted: true, committed_at })
+        self.settle_nack();
+        Some(Verdict { ty: self.ty, rejection: None, committed_at })
     }
 
     /// Makes a response of what is new or asked for, `limit` bytes at most (or one resource). `only_asked` leaves out
@@ -351,6 +352,12 @@ impl Track {
             return;
         }
         let desired = self.desired(view, wild, &name);
+        let refused = self.rejected.get(&name) == Some(&Item::Absent);
+        if refused && !explicit && !matches!(self.told.get(&name), Some(Item::Present(_))) {
+            // The client refused to hear that there is nothing, and has stopped asking.
+            self.rejected.remove(&name);
+            self.settle_nack();
+        }
         let in_flight = self.in_flight.as_ref().and_then(|sent| sent.items.get(&name));
         let told = self.told.get(&name);
         let believed = in_flight.or_else(|| self.rejected.get(&name)).or(told);
@@ -379,10 +386,12 @@ impl Track {
         self.told.remove(name);
         self.rejected.remove(name);
         self.force.remove(name);
-        if let Some(sent) = &mut self.in_flight {
-            sent.items.remove(name);
-        }
-        if self.rejected.is_empty() && self.in_flight.is_none() {
+        self.settle_nack();
+    }
+
+    /// A rejection is over when nothing of what was rejected is left to mend, unless it is being tried again.
+    fn settle_nack(&mut self) {
+        if self.rejected.is_empty() && self.force.is_empty() && self.in_flight.is_none() {
             self.nack = None;
         }
     }
