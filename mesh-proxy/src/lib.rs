@@ -3,9 +3,11 @@
 //! In: Envoy xDS v3 resources from `mesh-control` (decoded by [`config`], held by [`snapshot`]) and the application's
 //! traffic. Out: the same traffic at the endpoint that was chosen, over mutual TLS, and telemetry about it.
 
+pub mod admin;
 pub mod config;
 pub mod control;
 pub mod detect;
+pub mod dns;
 pub mod error;
 pub mod forward;
 pub mod http;

@@ -190,7 +190,9 @@ async fn silence_and_unfinished_beginnings_have_their_time() {
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
 }
 
-fn listener(chains: &[(&str, Option<u16>, Option<Transport>, &[&str])], default: Option<&str>) -> Listener {
+type Chain<'a> = (&'a str, Option<u16>, Option<Transport>, &'a [&'a str]);
+
+fn listener(chains: &[Chain<'_>], default: Option<&str>) -> Listener {
     let chain = |name: &str, matches: ChainMatch| FilterChain {
         tls: (matches.transport == Some(Transport::Tls))
             .then(|| DownstreamTls { require_client_certificate: true, alpn: vec![] }),
@@ -202,7 +204,7 @@ fn listener(chains: &[(&str, Option<u16>, Option<Transport>, &[&str])], default:
             fault: None,
         })),
     };
-    let of = |(name, destination_port, transport, protocols): &(&str, Option<u16>, Option<Transport>, &[&str])| {
+    let of = |(name, destination_port, transport, protocols): &Chain<'_>| {
         let application_protocols = protocols.iter().map(|it| (*it).to_owned()).collect();
         chain(name, ChainMatch { destination_port: *destination_port, transport: *transport, application_protocols })
     };

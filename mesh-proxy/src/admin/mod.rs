@@ -1,0 +1,236 @@
+//! What operators and probes ask the proxy itself. In: HTTP/1.1 requests on the ready and metrics ports. Out: readiness,
+//! metrics, and to callers on the same machine the configuration in force and the log levels.
+
+mod dump;
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HOST};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_common::telemetry::LogFilter;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::listen::{self, Connections, Context};
+
+const MAX_CONNECTIONS: usize = 256;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Whether the proxy can do its work, and if not, what it waits for.
+#[derive(Clone, Debug)]
+pub struct Readiness {
+    waiting_for: Arc<Mutex<Option<String>>>,
+}
+
+impl Readiness {
+    /// Not ready yet.
+    pub fn waiting_for(what: &str) -> Self {
+        Self { waiting_for: Arc::new(Mutex::new(Some(what.to_owned()))) }
+    }
+
+    pub fn wait_for(&self, what: &str) {
+        self.set(Some(what.to_owned()));
+    }
+
+    pub fn ready(&self) {
+        self.set(None);
+    }
+
+    fn set(&self, what: Option<String>) {
+        *self.waiting_for.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    fn what(&self) -> Option<String> {
+        self.waiting_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Answers about the proxy.
+#[derive(Debug)]
+pub struct Admin {
+    ctx: Arc<Context>,
+    readiness: Readiness,
+    log: Option<LogFilter>,
+}
+
+type Reply = Response<Full<Bytes>>;
+
+impl Admin {
+    /// Without `log`, the log levels cannot be changed.
+    pub fn new(ctx: Arc<Context>, readiness: Readiness, log: Option<LogFilter>) -> Self {
+        Self { ctx, readiness, log }
+    }
+
+    /// Readiness for everybody who reaches the port, and the rest for callers on the same machine. Serves as long as
+    /// it is polled, also while the proxy drains.
+    pub async fn serve_ready(self: Arc<Self>, listener: TcpListener) {
+        self.serve(listener, Self::on_ready_port).await;
+    }
+
+    /// Metrics. Serves as long as it is polled.
+    pub async fn serve_metrics(self: Arc<Self>, listener: TcpListener) {
+        self.serve(listener, Self::on_metrics_port).await;
+    }
+
+    async fn serve(self: Arc<Self>, listener: TcpListener, answer: fn(&Self, SocketAddr, &Request<Incoming>) -> Reply) {
+        let (_never, drain) = watch::channel(false);
+        let handle = |stream, peer| self.clone().connection(stream, peer, answer);
+        listen::accept(listener, &Connections::new(MAX_CONNECTIONS), drain, handle).await;
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        answer: fn(&Self, SocketAddr, &Request<Incoming>) -> Reply,
+    ) {
+        let service = service_fn(|request| {
+            let reply = answer(&self, peer, &request);
+            async move { Ok::<_, Infallible>(reply) }
+        });
+        let served = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
+        if let Err(error) = served {
+            tracing::debug!(%peer, %error, "an admin connection failed");
+        }
+    }
+
+    fn on_ready_port(&self, peer: SocketAddr, request: &Request<Incoming>) -> Reply {
+        match request.uri().path() {
+            "/ready" => only_get(request, || self.ready()),
+            "/healthz" => only_get(request, || reply(StatusCode::OK, TEXT, "ok\n")),
+            _ if !is_local(peer, request) => reply(
+                StatusCode::FORBIDDEN,
+                TEXT,
+                "only callers on the same machine may ask for this, by its address\n",
+            ),
+            "/config_dump" => only_get(request, || {
+                reply(StatusCode::OK, JSON, dump::config(&self.ctx.store.load(), &self.ctx.tls).to_string())
+            }),
+            "/version" => only_get(request, || {
+                let version = serde_json::json!({ "program": "mesh-proxy", "version": env!("CARGO_PKG_VERSION") });
+                reply(StatusCode::OK, JSON, version.to_string())
+            }),
+            "/logging" => self.logging(request),
+            "/metrics" => only_get(request, || self.metrics()),
+            _ => reply(
+                StatusCode::NOT_FOUND,
+                TEXT,
+                "there are /ready, /healthz, /config_dump, /logging, /metrics and /version\n",
+            ),
+        }
+    }
+
+    fn on_metrics_port(&self, _peer: SocketAddr, request: &Request<Incoming>) -> Reply {
+        match request.uri().path() {
+            "/metrics" => only_get(request, || self.metrics()),
+            _ => reply(StatusCode::NOT_FOUND, TEXT, "metrics are at /metrics\n"),
+        }
+    }
+
+    fn ready(&self) -> Reply {
+        if *self.ctx.drain.borrow() {
+            return reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n");
+        }
+        match self.readiness.what() {
+            None => reply(StatusCode::OK, TEXT, "ready\n"),
+            Some(what) => reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("waiting for {what}\n")),
+        }
+    }
+
+    fn metrics(&self) -> Reply {
+        if let Some(expiry) = self.ctx.tls.expires() {
+            self.ctx.telemetry.certificate_expiry(expiry);
+        }
+        reply(StatusCode::OK, METRICS, self.ctx.telemetry.render())
+    }
+
+    /// `GET /logging` says the filter, `POST /logging?filter=FILTER` changes it.
+    fn logging(&self, request: &Request<Incoming>) -> Reply {
+        let Some(log) = &self.log else {
+            return reply(StatusCode::NOT_FOUND, TEXT, "the log levels of this process cannot be changed\n");
+        };
+        match *request.method() {
+            Method::GET => reply(StatusCode::OK, TEXT, format!("{}\n", log.current())),
+            Method::POST => match query_value(request.uri().query().unwrap_or_default(), "filter") {
+                Some(filter) => match log.set(&filter) {
+                    Ok(before) => reply(StatusCode::OK, TEXT, format!("{filter} (was {before})\n")),
+                    Err(error) => reply(StatusCode::BAD_REQUEST, TEXT, format!("{error}\n")),
+                },
+                None => {
+                    reply(StatusCode::BAD_REQUEST, TEXT, "write /logging?filter=LEVEL, or filter=MODULE=LEVEL,...\n")
+                }
+            },
+            _ => method_not_allowed("GET, POST"),
+        }
+    }
+}
+
+/// A loopback caller that names the proxy by address: a page in a browser, which would have got here by a host name of
+/// its own choice, is none.
+fn is_local<B>(peer: SocketAddr, request: &Request<B>) -> bool {
+    let host = request.headers().get(HOST).and_then(|it| it.to_str().ok()).or_else(|| request.uri().host());
+    let named_by_address = host.is_none_or(|host| {
+        let without_port = host.rsplit_once(':').map_or(host, |(name, _)| name);
+        host == "localhost"
+            || without_port == "localhost"
+            || host.parse::<SocketAddr>().is_ok()
+            || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
+    });
+    peer.ip().is_loopback() && named_by_address
+}
+
+fn only_get<B>(request: &Request<B>, answer: impl FnOnce() -> Reply) -> Reply {
+    // hyper leaves the body out of the reply to HEAD.
+    if matches!(*request.method(), Method::GET | Method::HEAD) { answer() } else { method_not_allowed("GET") }
+}
+
+fn method_not_allowed(allowed: &'static str) -> Reply {
+    let mut reply = reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, format!("use {allowed}\n"));
+    reply.headers_mut().insert(ALLOW, http::HeaderValue::from_static(allowed));
+    reply
+}
+
+fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(Full::new(body.into()));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    reply
+}
+
+/// A value of a query string, with `%XX` and `+` decoded.
+fn query_value(query: &str, name: &str) -> Option<String> {
+    let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))?;
+    let mut out = Vec::with_capacity(value.len());
+    let mut bytes = value.bytes();
+    while let Some(byte) = bytes.next() {
+        out.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let (high, low) = (char::from(bytes.next()?).to_digit(16)?, char::from(bytes.next()?).to_digit(16)?);
+                u8::try_from(high * 16 + low).ok()?
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(out).ok()
+}
+
+#[cfg(test)]
+mod tests;

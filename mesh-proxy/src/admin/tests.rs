@@ -1,0 +1,118 @@
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+use crate::config::Name;
+use crate::listen::Settings;
+use crate::snapshot::{Resource, Store};
+use crate::telemetry::{Telemetry, TelemetryOptions};
+use crate::tls::Tls;
+use crate::upstream::Upstreams;
+
+struct Running {
+    ready: SocketAddr,
+    metrics: SocketAddr,
+    readiness: Readiness,
+    drain: watch::Sender<bool>,
+}
+
+async fn start() -> Running {
+    let name =
+        Name { addresses: vec!["240.240.0.5".parse().unwrap()], ttl_seconds: 30, canonical: "reviews.default".into() };
+    let store = Store::of([Resource::Name("reviews".into(), Arc::new(name))]);
+    let tls = Tls::default();
+    let (drain, drained) = watch::channel(false);
+    let ctx = Context {
+        upstreams: Upstreams::new(store.clone(), tls.clone()),
+        store,
+        tls,
+        telemetry: Telemetry::new(TelemetryOptions::default()).unwrap(),
+        settings: Settings::default(),
+        drain: drained,
+    };
+    let readiness = Readiness::waiting_for("a certificate");
+    let admin = Arc::new(Admin::new(Arc::new(ctx), readiness.clone(), None));
+    let ready = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let metrics = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let running =
+        Running { ready: ready.local_addr().unwrap(), metrics: metrics.local_addr().unwrap(), readiness, drain };
+    tokio::spawn(admin.clone().serve_ready(ready));
+    tokio::spawn(admin.serve_metrics(metrics));
+    running
+}
+
+/// Status and body.
+async fn send(address: SocketAddr, request: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).await.unwrap();
+    let status = reply.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, reply.split_once("\r\n\r\n").unwrap().1.to_owned())
+}
+
+async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    send(address, &format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")).await
+}
+
+#[tokio::test]
+async fn readiness_says_what_is_missing() {
+    let running = start().await;
+    assert_eq!(get(running.ready, "/ready").await, (503, "waiting for a certificate\n".into()));
+    assert_eq!(get(running.ready, "/healthz").await.0, 200);
+    running.readiness.wait_for("the redirect");
+    assert_eq!(get(running.ready, "/ready").await, (503, "waiting for the redirect\n".into()));
+    running.readiness.ready();
+    assert_eq!(get(running.ready, "/ready").await, (200, "ready\n".into()));
+    running.drain.send(true).unwrap();
+    assert_eq!(get(running.ready, "/ready").await, (503, "draining\n".into()));
+}
+
+#[tokio::test]
+async fn metrics_on_their_port_and_nothing_else() {
+    let running = start().await;
+    let (status, text) = get(running.metrics, "/metrics").await;
+    assert_eq!(status, 200);
+    assert!(text.contains("mesh_proxy_build_info{version="), "{text}");
+    assert_eq!(get(running.metrics, "/config_dump").await.0, 404);
+    assert_eq!(send(running.metrics, "POST /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.0, 405);
+    let mut garbage = TcpStream::connect(running.metrics).await.unwrap();
+    garbage.write_all(b"\x16\x03\x01\x00\xffgarbage\r\n\r\n").await.unwrap();
+    let mut reply = vec![];
+    garbage.read_to_end(&mut reply).await.ok();
+    assert!(reply.starts_with(b"HTTP/1.1 400"));
+}
+
+#[tokio::test]
+async fn the_configuration_can_be_read_locally() {
+    let running = start().await;
+    let (status, text) = get(running.ready, "/config_dump").await;
+    assert_eq!(status, 200);
+    let dump: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(dump["names"][0]["addresses"][0], "240.240.0.5");
+    assert_eq!(get(running.ready, "/version").await.0, 200);
+    assert_eq!(get(running.ready, "/nothing").await.0, 404);
+    // A browser that was led here by a name.
+    let rebound = "GET /config_dump HTTP/1.1\r\nhost: evil.example:15021\r\nconnection: close\r\n\r\n";
+    assert_eq!(send(running.ready, rebound).await.0, 403);
+}
+
+#[test]
+fn only_loopback_callers_are_local() {
+    let request = |host: &str| Request::builder().header(HOST, host).body(()).unwrap();
+    let loopback = "127.0.0.1:1".parse().unwrap();
+    for host in ["127.0.0.1:15021", "localhost", "localhost:15021", "[::1]:15021", "127.0.0.1"] {
+        assert!(is_local(loopback, &request(host)), "{host}");
+        assert!(!is_local("10.0.0.1:1".parse().unwrap(), &request(host)), "{host}");
+    }
+    assert!(!is_local(loopback, &request("localhost.evil.example")));
+}
+
+#[test]
+fn query_values_are_decoded() {
+    assert_eq!(query_value("a=1&filter=mesh%5Fproxy%3Ddebug,info", "filter").unwrap(), "mesh_proxy=debug,info");
+    assert_eq!(query_value("filters=1", "filter"), None);
+    assert_eq!(query_value("filter=%zz", "filter"), None);
+    assert_eq!(query_value("filter=%f", "filter"), None);
+}
