@@ -80,12 +80,11 @@ impl Door {
                     .increment(1);
                 continue;
             };
-            gauge!("mesh_control_connections", "listener" => name)
-                .set((self.limits.connections - permits.available_permits()) as f64);
+            let open_one = Open::new(name, permit);
             let (tls, transport, ready) = (self.tls.clone(), self.transport, ready.clone());
             let limit = self.limits.handshake;
             tokio::spawn(async move {
-                let opened = tokio::time::timeout(limit, open(io, address.clone(), tls, transport, permit)).await;
+                let opened = tokio::time::timeout(limit, open(io, address.clone(), tls, transport, open_one)).await;
                 let reason = match opened {
                     Ok(Ok(connection)) => {
                         // Nobody takes it any more when the server is ending.
@@ -118,15 +117,34 @@ impl Door {
     }
 }
 
+/// A connection's place under the limit, from the accept to its end.
+pub(super) struct Open {
+    name: &'static str,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Open {
+    fn new(name: &'static str, permit: OwnedSemaphorePermit) -> Self {
+        gauge!("mesh_control_connections", "listener" => name).increment(1);
+        Self { name, _permit: permit }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        gauge!("mesh_control_connections", "listener" => self.name).decrement(1);
+    }
+}
+
 async fn open(
     io: Box<dyn Io>,
     address: String,
     tls: Option<TlsAcceptor>,
     transport: Transport,
-    permit: OwnedSemaphorePermit,
+    open: Open,
 ) -> io::Result<Connection> {
     let Some(tls) = tls else {
-        return Connection::open(io, Peer { address, transport, certificate: None }, permit).await;
+        return Connection::open(io, Peer { address, transport, certificate: None }, open).await;
     };
     let stream = tls.accept(io).await?;
     let certificate = match stream.get_ref().1.peer_certificates() {
@@ -135,7 +153,7 @@ async fn open(
         })?),
         None => None,
     };
-    Connection::open(Box::new(stream), Peer { address, transport, certificate }, permit).await
+    Connection::open(Box::new(stream), Peer { address, transport, certificate }, open).await
 }
 
 /// Of a chain that the handshake has verified.

@@ -5,9 +5,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::transport::server::Connected;
 
+use super::accept::Open;
 use crate::auth::Peer;
 
 /// What every HTTP/2 client sends first (RFC 9113, section 3.4).
@@ -22,12 +22,12 @@ pub struct Connection {
     /// How much of the preface has been handed on; it was read here.
     replayed: usize,
     peer: Peer,
-    _open: OwnedSemaphorePermit,
+    _open: Open,
 }
 
 impl Connection {
     /// Reads the preface. Anything else is an error, before any of it reaches an HTTP implementation.
-    pub(super) async fn open(mut io: Box<dyn Io>, peer: Peer, open: OwnedSemaphorePermit) -> io::Result<Self> {
+    pub(super) async fn open(mut io: Box<dyn Io>, peer: Peer, open: Open) -> io::Result<Self> {
         let mut seen = [0; PREFACE.len()];
         let mut length = 0;
         while length < seen.len() {

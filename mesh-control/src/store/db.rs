@@ -68,7 +68,7 @@ impl Db {
             Ok(contents) => Ok((Self { database, path, _lock: lock }, contents)),
             Err(error) => {
                 // Closing a file in this state can fail as well, and the first error is the one that counts.
-                let _ = guard(&path, || Ok(drop(database.take())));
+                let _ = close(&path, &mut database);
                 Err(error)
             }
         }
@@ -103,7 +103,7 @@ impl Db {
 
 impl Drop for Db {
     fn drop(&mut self) {
-        let _ = guard(&self.path, || Ok(drop(self.database.take())));
+        let _ = close(&self.path, &mut self.database);
     }
 }
 
@@ -194,6 +194,13 @@ fn guard<T>(path: &Path, call: impl FnOnce() -> Result<T, StoreError>) -> Result
             .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
             .unwrap_or_else(|| "an inner check failed".to_owned());
         Err(StoreError::Corrupt { path: path.to_owned(), reason })
+    })
+}
+
+fn close(path: &Path, database: &mut Option<Database>) -> Result<(), StoreError> {
+    guard(path, || {
+        drop(database.take());
+        Ok(())
     })
 }
 
