@@ -72,6 +72,14 @@ pub fn tcp_cluster(service_port: &str) -> String {
     format!("tcp:{service_port}")
 }
 
+/// Begins the name of the cluster of one workload, called at its own address.
+pub const DIRECT_PREFIX: &str = "direct:";
+
+/// Name of the cluster of one workload, called at its own address.
+pub fn direct_cluster(address: SocketAddr) -> String {
+    format!("{DIRECT_PREFIX}{address}")
+}
+
 /// Name of the listener for connections to this address.
 pub fn outbound_listener(address: IpAddr, port: u16) -> String {
     SocketAddr::new(address, port).to_string()

@@ -132,7 +132,7 @@ pub struct LocalObjectReference {
     pub name: String,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum MatchType {
     #[default]
     Exact,
@@ -140,7 +140,7 @@ pub enum MatchType {
 }
 
 /// A header or a query parameter.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct NamedMatch {
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]

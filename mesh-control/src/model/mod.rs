@@ -3,16 +3,39 @@
 //!
 //! In: objects. Out: a [`Model`], with conditions for what can't be as it was asked.
 
+mod address;
+mod attach;
 mod condition;
+mod fault;
+mod objects;
+mod peer;
+mod policy;
+mod route;
+mod service;
+mod workload;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh_common::identity::Identity;
-use mesh_common::resource::{Key, Object};
+use mesh_common::names::CLUSTER_DOMAIN;
+use mesh_common::resource::{Key, Kind, Object, PeerMode};
 
 pub use condition::Condition;
+pub use fault::{Caller, CallerName, FaultKind, FaultRule};
+pub use policy::Policy;
+pub use route::{Action, Backend, Forward, Mirror, PathMatch, PathRewrite, Route, RouteMatch, Routes};
+pub use service::{Endpoint, Port, Protocol, Service};
+pub use workload::{Workload, WorkloadPort};
+
+use attach::{Attached, Attacher};
+use condition::Status;
+use fault::Faults;
+use objects::Sorted;
+use peer::Peers;
+use policy::Policies;
+use route::Age;
 
 /// What is fixed when the control plane starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +47,14 @@ pub struct Settings {
 pub struct Model {
     services: BTreeMap<Name, Service>,
     workloads: BTreeMap<Name, Arc<Workload>>,
-    conditions: BTreeMap<Key, Vec<Condition>>,
+    /// Names of the services that each workload serves.
+    served: BTreeMap<Name, Vec<String>>,
+    destinations: BTreeMap<(IpAddr, u16), Destination>,
+    /// Ports that byte streams are routed to.
+    stream_backends: BTreeSet<(Name, u16)>,
+    peers: Peers,
+    addresses: BTreeMap<String, address::Pair>,
+    statuses: BTreeMap<Key, Status>,
 }
 
 /// Namespace and name.
@@ -34,35 +64,166 @@ pub struct Name {
     pub name: String,
 }
 
-#[derive(Debug)]
-pub struct Service {
-    pub name: Name,
-    pub fqdn: String,
-    /// The service that this is a version of, such as `reviews` of `reviews-v2`.
-    pub version_of: Option<String>,
-    pub virtual_addresses: Vec<IpAddr>,
-    pub ports: BTreeMap<u16, Port>,
-    pub workloads: Vec<Arc<Workload>>,
+impl Name {
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
 }
 
-#[derive(Debug)]
-pub struct Port {}
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
 
-#[derive(Debug, PartialEq, Eq)]
-pub struct Workload {
-    pub name: Name,
-    pub service: String,
-    pub version: String,
-    pub addresses: Vec<IpAddr>,
-    /// `None` for one without a proxy.
-    pub identity: Option<Identity>,
-    pub healthy: bool,
-    pub registered: bool,
+/// What an address and port stand for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// A virtual address, and the service's port.
+    Service(Name, u16),
+    /// One workload's own address, and the port of the service that it serves there.
+    Workload { workload: Name, service: Name, service_port: u16 },
 }
 
 /// `previous` keeps virtual addresses where they were.
-pub fn build(_objects: &BTreeMap<Key, Arc<Object>>, _settings: &Settings, _previous: Option<&Model>) -> Model {
-    Model { services: BTreeMap::new(), workloads: BTreeMap::new(), conditions: BTreeMap::new() }
+pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, previous: Option<&Model>) -> Model {
+    let sorted = Sorted::new(objects);
+    let mut statuses = BTreeMap::new();
+    let mut workloads = BTreeMap::new();
+    for entry in &sorted.workload_entries {
+        let key = Key::new(Kind::WorkloadEntry, entry.metadata.namespace_or_default(), &entry.metadata.name);
+        if let Some(workload) = Workload::new(entry, &settings.trust_domain, statuses.entry(key).or_default()) {
+            workloads.insert(workload.name.clone(), Arc::new(workload));
+        }
+    }
+    let mut services = service::assemble(&sorted.services, &workloads, &mut statuses);
+    let addresses = give_addresses(&mut services, previous, &mut statuses);
+
+    let exists = |key: &Key, section: Option<&str>| sorted.has(&services, key, section);
+    let policies = Policies::new(sorted.retries(), &sorted.traffic_policies, exists, &mut statuses);
+    let faults = Faults::new(&sorted.fault_injections, exists, &mut statuses);
+    let peers = Peers::new(&sorted.peer_authentications, |name| services.contains_key(name), &mut statuses);
+    for service in services.values_mut() {
+        let ports: Vec<_> = service.ports.values().map(|port| (port.number, port.name.clone())).collect();
+        for (number, name) in ports {
+            let policy = policies.for_port(service, &name);
+            let key = Key::new(Kind::Service, &service.name.namespace, &service.name.name);
+            if let Some(port) = service.ports.get_mut(&number) {
+                port.policy = policy;
+                port.faults = faults.of(&key, (!name.is_empty()).then_some(&*name));
+            }
+        }
+    }
+
+    let mut attacher = Attacher::new(&services, &policies, &faults, &mut statuses);
+    sorted.http_routes.iter().for_each(|route| attacher.http_route(route));
+    sorted.grpc_routes.iter().for_each(|route| attacher.grpc_route(route));
+    sorted.tcp_routes.iter().for_each(|route| attacher.tcp_route(route));
+    let attached = attacher.finish();
+    let stream_backends = attached.tcp.values().flatten().filter(|b| b.found).map(|b| (b.service.clone(), b.port));
+    let stream_backends = stream_backends.collect();
+    place_routes(&mut services, attached);
+
+    statuses.retain(|key, status| objects.contains_key(key) && *status != Status::default());
+    Model {
+        served: served(&services),
+        destinations: destinations(&services),
+        services,
+        workloads,
+        stream_backends,
+        peers,
+        addresses,
+        statuses,
+    }
+}
+
+/// The address that a service asks for, or one of ours.
+fn give_addresses(
+    services: &mut BTreeMap<Name, Service>,
+    previous: Option<&Model>,
+    statuses: &mut BTreeMap<Key, Status>,
+) -> BTreeMap<String, address::Pair> {
+    let mut reserved = BTreeSet::new();
+    for service in services.values_mut() {
+        let taken = service.wanted_addresses.iter().find(|address| reserved.contains(*address)).copied();
+        if let Some(taken) = taken {
+            let message = format!("{taken} is another Service's address already; this one gets a different one");
+            let key = Key::new(Kind::Service, &service.name.namespace, &service.name.name);
+            statuses.entry(key).or_default().conditions.push(Condition::ignored("AddressTaken", message));
+            service.wanted_addresses.clear();
+        }
+        reserved.extend(service.wanted_addresses.iter().copied());
+    }
+    let none = BTreeMap::new();
+    let before = previous.map_or(&none, |model| &model.addresses);
+    let unaddressed = |s: &&Service| !s.headless && s.wanted_addresses.is_empty();
+    let names = services.values().filter(unaddressed).map(|s| s.fqdn.as_str());
+    let pairs = address::allocate(names, &reserved, before);
+    for service in services.values_mut() {
+        service.virtual_addresses = match pairs.get(&service.fqdn) {
+            Some(pair) => pair.addresses(),
+            None => service.wanted_addresses.clone(),
+        };
+    }
+    pairs
+}
+
+fn place_routes(services: &mut BTreeMap<Name, Service>, attached: Attached) {
+    let mut port_routes = |(name, number, consumer): (Name, u16, Option<String>), set: &mut dyn FnMut(&mut Routes)| {
+        let Some(port) = services.get_mut(&name).and_then(|service| service.ports.get_mut(&number)) else { return };
+        set(match consumer {
+            Some(namespace) => port.consumer_routes.entry(namespace).or_default(),
+            None => &mut port.routes,
+        });
+    };
+    for (place, routes) in attached.http {
+        let mut routes = Some(routes);
+        port_routes(place, &mut |to| to.http = routes.take());
+    }
+    for (place, backends) in attached.tcp {
+        port_routes(place, &mut |to| to.tcp = Some(backends.clone()));
+    }
+}
+
+fn served(services: &BTreeMap<Name, Service>) -> BTreeMap<Name, Vec<String>> {
+    let mut served: BTreeMap<Name, Vec<String>> = BTreeMap::new();
+    for service in services.values() {
+        for workload in &service.workloads {
+            served.entry(workload.name.clone()).or_default().push(service.name.name.clone());
+        }
+    }
+    served
+}
+
+fn destinations(services: &BTreeMap<Name, Service>) -> BTreeMap<(IpAddr, u16), Destination> {
+    let mut destinations = BTreeMap::new();
+    for service in services.values() {
+        for address in &service.virtual_addresses {
+            for port in service.ports.keys() {
+                let destination = Destination::Service(service.name.clone(), *port);
+                destinations.insert((*address, *port), destination);
+            }
+        }
+    }
+    // The service that the workload says it serves speaks for it, then any other that selects it.
+    let own = |service: &Service, endpoint: &Endpoint| endpoint.workload.service == service.name.name;
+    for first in [true, false] {
+        for service in services.values().filter(|service| service.version_of.is_none()) {
+            for port in service.ports.values() {
+                for endpoint in port.endpoints.iter().filter(|endpoint| own(service, endpoint) == first) {
+                    for address in &endpoint.workload.addresses {
+                        let destination = Destination::Workload {
+                            workload: endpoint.workload.name.clone(),
+                            service: service.name.clone(),
+                            service_port: port.number,
+                        };
+                        destinations.entry((*address, endpoint.port)).or_insert(destination);
+                    }
+                }
+            }
+        }
+    }
+    destinations
 }
 
 impl Model {
@@ -72,7 +233,12 @@ impl Model {
     }
 
     pub fn service(&self, namespace: &str, name: &str) -> Option<&Service> {
-        self.services.get(&Name { namespace: namespace.to_owned(), name: name.to_owned() })
+        self.services.get(&Name::new(namespace, name))
+    }
+
+    pub fn port(&self, service: &Name, number: u16) -> Option<(&Service, &Port)> {
+        let service = self.services.get(service)?;
+        Some((service, service.ports.get(&number)?))
     }
 
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
@@ -80,21 +246,63 @@ impl Model {
     }
 
     pub fn workload(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
-        self.workloads.get(&Name { namespace: namespace.to_owned(), name: name.to_owned() })
+        self.workloads.get(&Name::new(namespace, name))
+    }
+
+    pub fn destination(&self, address: IpAddr, port: u16) -> Option<&Destination> {
+        self.destinations.get(&(address, port))
+    }
+
+    pub fn destinations(&self) -> impl Iterator<Item = (IpAddr, u16)> {
+        self.destinations.keys().copied()
+    }
+
+    /// Whether a TCPRoute sends byte streams to this port.
+    pub fn takes_streams(&self, service: &Name, port: u16) -> bool {
+        self.stream_backends.contains(&(service.clone(), port))
+    }
+
+    /// The service that a DNS name stands for, when asked in that namespace: `reviews`, `reviews.default`,
+    /// `reviews.default.svc` or the full name, in lower case.
+    pub fn service_by_dns(&self, question: &str, namespace: &str) -> Option<&Service> {
+        let name = question.strip_suffix(CLUSTER_DOMAIN).and_then(|rest| rest.strip_suffix(".svc."));
+        let name = name.or_else(|| question.strip_suffix(".svc"));
+        match (name, question.split_once('.')) {
+            (Some(name), _) => name.split_once('.').and_then(|(name, namespace)| self.service(namespace, name)),
+            (None, Some((name, namespace))) => self.service(namespace, name),
+            (None, None) => self.service(namespace, question),
+        }
+    }
+
+    /// Whether a workload's port takes plaintext. `service` and `version` speak for a workload that is not known here.
+    pub fn peer_mode(&self, namespace: &str, workload: &str, service: &str, version: &str, port: u16) -> PeerMode {
+        let version = format!("{service}-{version}");
+        let guess = [service, version.as_str()];
+        let served = self.served.get(&Name::new(namespace, workload));
+        match served {
+            Some(served) => {
+                let served: Vec<&str> = served.iter().map(String::as_str).collect();
+                self.peers.mode(namespace, &served, port)
+            }
+            None => self.peers.mode(namespace, &guess, port),
+        }
     }
 
     /// What is to be said about an object.
-    pub fn conditions(&self, key: &Key) -> &[Condition] {
-        self.conditions.get(key).map(Vec::as_slice).unwrap_or_default()
+    pub fn conditions(&self, key: &Key) -> Vec<&Condition> {
+        self.statuses.get(key).into_iter().flat_map(Status::all).collect()
     }
 
     /// The `status` of an object, in the form that its kind has.
-    pub fn status(&self, _key: &Key) -> serde_json::Value {
-        serde_json::json!({})
+    pub fn status(&self, key: &Key) -> serde_json::Value {
+        self.statuses.get(key).map_or_else(|| serde_json::json!({}), Status::to_json)
     }
 
     /// Sentences about what is allowed but probably not meant, such as a backend that does not exist.
     pub fn warnings(&self, key: &Key) -> Vec<String> {
-        self.conditions(key).iter().filter(|c| c.is_problem()).map(|c| c.message.clone()).collect()
+        self.conditions(key).into_iter().filter(|c| c.is_problem()).map(|c| c.message.clone()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -89,7 +89,7 @@ fn unknown<'a>(message: &'a str, prefix: &str) -> Option<(&'a str, Vec<&'a str>)
 fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let lower = name.to_ascii_lowercase();
     let distance = |k: &&'a str| (edits(&lower, &k.to_ascii_lowercase()), *k);
-    let (edits, near) = known.iter().map(|k| distance(k)).min()?;
+    let (edits, near) = known.iter().map(distance).min()?;
     (edits <= 1 + name.len() / 4).then_some(near)
 }
 

@@ -13,7 +13,7 @@ pub(super) struct Position {
 
 impl From<Location> for Position {
     fn from(location: Location) -> Self {
-        Self { line: u64::from(location.line()), column: u64::from(location.column()) }
+        Self { line: location.line(), column: location.column() }
     }
 }
 

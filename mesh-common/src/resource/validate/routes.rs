@@ -99,7 +99,11 @@ pub(super) fn grpc(spec: &GrpcRouteSpec, errors: &mut Errors) {
 pub(super) fn tcp(spec: &TcpRouteSpec, errors: &mut Errors) {
     parents(errors, &spec.parent_refs);
     rules(errors, spec.rules.iter().map(|r| (r.name.as_deref(), 0)));
-    errors.add_if(spec.rules.is_empty(), "spec.rules", "a TCPRoute needs a rule");
+    errors.add_if(
+        spec.rules.len() != 1,
+        "spec.rules",
+        "a TCPRoute needs exactly one rule, as nothing tells streams apart",
+    );
     for (i, rule) in spec.rules.iter().enumerate() {
         let path = format!("spec.rules[{i}]");
         errors.add_if(rule.backend_refs.is_empty(), format!("{path}.backendRefs"), "a TCP rule needs a backend");

@@ -1,0 +1,71 @@
+//! Endpoints: the workloads behind a cluster.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use envoy_types::pb::envoy::config::core::v3::{HealthStatus, Locality, Metadata};
+use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
+use envoy_types::pb::envoy::config::endpoint::v3::{
+    ClusterLoadAssignment, Endpoint as PbEndpoint, LbEndpoint, LocalityLbEndpoints,
+};
+use mesh_common::names;
+use mesh_common::proto::extensions::WorkloadInfo;
+
+use super::build::{address, one, own_any, uint32};
+use super::cluster::mesh_mode;
+use super::target::Upstream;
+use crate::model::{Endpoint, Workload};
+
+pub(super) fn endpoints(name: &str, upstream: &Upstream) -> ClusterLoadAssignment {
+    let mut localities: BTreeMap<[String; 3], Vec<LbEndpoint>> = BTreeMap::new();
+    for endpoint in upstream.endpoints() {
+        let made = of_workload(&endpoint, upstream.address(&endpoint));
+        localities.entry(endpoint.workload.locality.clone()).or_default().extend(made);
+    }
+    let locality = |([region, zone, sub_zone], lb_endpoints): ([String; 3], Vec<LbEndpoint>)| {
+        let weights = lb_endpoints.iter().filter_map(|e| e.load_balancing_weight.as_ref()).map(|w| w.value);
+        LocalityLbEndpoints {
+            locality: Some(Locality { region, zone, sub_zone }),
+            // A gRPC client leaves out a locality without a weight.
+            load_balancing_weight: uint32(weights.fold(0, u32::saturating_add)),
+            lb_endpoints,
+            ..LocalityLbEndpoints::default()
+        }
+    };
+    ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        endpoints: localities.into_iter().map(locality).collect(),
+        ..ClusterLoadAssignment::default()
+    }
+}
+
+fn of_workload(endpoint: &Endpoint, address: Option<IpAddr>) -> Option<LbEndpoint> {
+    let workload = &endpoint.workload;
+    let health = if workload.healthy { HealthStatus::Healthy } else { HealthStatus::Unhealthy };
+    Some(LbEndpoint {
+        host_identifier: host(address?, endpoint.port),
+        health_status: health as i32,
+        load_balancing_weight: uint32(workload.weight),
+        metadata: Some(metadata(workload)),
+        ..LbEndpoint::default()
+    })
+}
+
+pub(super) fn host(ip: IpAddr, port: u16) -> Option<HostIdentifier> {
+    Some(HostIdentifier::Endpoint(PbEndpoint { address: address(ip, port), ..PbEndpoint::default() }))
+}
+
+fn metadata(workload: &Workload) -> Metadata {
+    let info = WorkloadInfo {
+        workload: workload.name.name.clone(),
+        namespace: workload.name.namespace.clone(),
+        service: workload.service.clone(),
+        version: workload.version.clone(),
+        identity: workload.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
+    };
+    let mode = workload.identity.as_ref().map(|_| one("envoy.transport_socket_match", mesh_mode()));
+    Metadata {
+        filter_metadata: mode.unwrap_or_default(),
+        typed_filter_metadata: one(names::METADATA_WORKLOAD, own_any(&info)),
+    }
+}

@@ -1,0 +1,135 @@
+//! The listener for what comes to the application: mutual TLS per port, told apart by ALPN, and plaintext where the policy
+//! takes it.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
+use envoy_types::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener};
+use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
+use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::CodecType;
+use mesh_common::names;
+use mesh_common::resource::PeerMode;
+
+use super::build::{address, any, boolean, duration, uint32};
+use super::http::{self, Routes};
+use super::listener::{chain, inspector, passthrough};
+use super::{ClientKind, Scope, route, tls};
+use crate::model::{Model, Name, Protocol};
+
+/// How long to wait for a client's first bytes; where the server speaks first, none come.
+const DETECTION: Duration = Duration::from_secs(1);
+
+pub(super) fn listener(model: &Model, scope: &Scope) -> Listener {
+    let mut chains = Vec::new();
+    for (port, protocol) in ports(model, scope) {
+        chains.extend(mutual(scope, port, protocol));
+        if mode(model, scope, port) == PeerMode::Permissive {
+            chains.extend(plain(port));
+        }
+    }
+    let others = mode(model, scope, 0) == PeerMode::Permissive;
+    Listener {
+        name: names::LISTENER_INBOUND.to_owned(),
+        address: address(IpAddr::V4(Ipv4Addr::UNSPECIFIED), names::port::INBOUND),
+        traffic_direction: TrafficDirection::Inbound as i32,
+        listener_filters: vec![
+            inspector("envoy.filters.listener.original_dst", any(OriginalDst::default())),
+            inspector("envoy.filters.listener.tls_inspector", any(TlsInspector::default())),
+        ],
+        listener_filters_timeout: duration(DETECTION),
+        continue_on_listener_filters_timeout: true,
+        // A listener has a chain at least; this one takes no connection, as none comes from port 0.
+        filter_chains: if chains.is_empty() && !others { vec![nobody()] } else { chains },
+        default_filter_chain: others.then(|| chain("passthrough", vec![passthrough()])),
+        bind_to_port: boolean(true),
+        ..Listener::default()
+    }
+}
+
+/// The application's ports, and what they speak.
+pub(super) fn ports(model: &Model, scope: &Scope) -> Vec<(u16, Protocol)> {
+    let workload = model.workload(&scope.namespace, &scope.workload);
+    let own = workload.map(|w| w.ports.iter().map(|p| (p.number, p.protocol)).collect::<Vec<_>>());
+    let listed = || scope.inbound_ports.iter().map(|port| (*port, Protocol::Detect)).collect();
+    let mut ports: Vec<(u16, Protocol)> = own.filter(|ports| !ports.is_empty()).unwrap_or_else(listed);
+    for (number, protocol) in &mut ports {
+        if *protocol == Protocol::Detect {
+            *protocol = served(model, scope, *number).unwrap_or(Protocol::Detect);
+        }
+    }
+    ports.sort_by_key(|(number, _)| *number);
+    ports.dedup_by_key(|(number, _)| *number);
+    ports
+}
+
+/// What the service says of a port that the workload says nothing about.
+fn served(model: &Model, scope: &Scope, number: u16) -> Option<Protocol> {
+    let name = Name::new(&scope.namespace, &scope.workload);
+    let of_endpoints = model.services().filter(|s| s.name.namespace == scope.namespace).find_map(|service| {
+        let serves = |e: &crate::model::Endpoint| e.port == number && e.workload.name == name;
+        service.ports.values().find(|port| port.endpoints.iter().any(serves))
+    });
+    let of_service = || model.service(&scope.namespace, &scope.service).and_then(|s| s.ports.get(&number));
+    of_endpoints.or_else(of_service).map(|port| port.protocol)
+}
+
+fn mode(model: &Model, scope: &Scope, port: u16) -> PeerMode {
+    model.peer_mode(&scope.namespace, &scope.workload, &scope.service, &scope.version, port)
+}
+
+/// Chains of mutual TLS.
+fn mutual(scope: &Scope, port: u16, protocol: Protocol) -> Vec<FilterChain> {
+    let http = |name: &str, codec: CodecType, alpn: &[&[u8]]| {
+        let routes = Routes::Inline(Box::new(route::inbound(port)));
+        let filter = http::manager(routes, codec, false);
+        FilterChain {
+            filter_chain_match: Some(matching(port, "tls", alpn)),
+            transport_socket: Some(tls::downstream(alpn)),
+            ..chain(&format!("{name}:{port}"), vec![filter])
+        }
+    };
+    let stream = FilterChain {
+        filter_chain_match: Some(matching(port, "tls", &[names::ALPN_TCP])),
+        transport_socket: Some(tls::downstream(&[names::ALPN_TCP])),
+        ..chain(&format!("mesh-tcp:{port}"), vec![to_application(port)])
+    };
+    match (protocol, scope.client) {
+        (Protocol::Tcp, _) => vec![stream],
+        // Envoy picks its codec by ALPN and knows only the standard names, so each gets a chain with the codec said.
+        (_, ClientKind::Envoy) => vec![
+            http("mesh-h2", CodecType::Http2, &[names::ALPN_H2]),
+            http("mesh-http1", CodecType::Http1, &[names::ALPN_HTTP1]),
+            stream,
+        ],
+        _ => vec![http("mesh-http", CodecType::Auto, &[names::ALPN_H2, names::ALPN_HTTP1]), stream],
+    }
+}
+
+/// Chains for everything else, passed on as it came.
+fn plain(port: u16) -> [FilterChain; 2] {
+    [("plaintext", "raw_buffer"), ("tls", "tls")].map(|(name, transport)| FilterChain {
+        filter_chain_match: Some(matching(port, transport, &[])),
+        ..chain(&format!("{name}:{port}"), vec![to_application(port)])
+    })
+}
+
+fn to_application(port: u16) -> envoy_types::pb::envoy::config::listener::v3::Filter {
+    let cluster = names::inbound_cluster(port);
+    http::tcp_proxy(&cluster, &[(cluster.clone(), 1)])
+}
+
+fn nobody() -> FilterChain {
+    let matched = FilterChainMatch { destination_port: uint32(1), ..matching(1, "tls", &[b"mesh-none"]) };
+    FilterChain { filter_chain_match: Some(matched), ..chain("none", vec![passthrough()]) }
+}
+
+fn matching(port: u16, transport: &str, alpn: &[&[u8]]) -> FilterChainMatch {
+    FilterChainMatch {
+        destination_port: uint32(u32::from(port)),
+        transport_protocol: transport.to_owned(),
+        application_protocols: alpn.iter().map(|protocol| String::from_utf8_lossy(protocol).into_owned()).collect(),
+        ..FilterChainMatch::default()
+    }
+}

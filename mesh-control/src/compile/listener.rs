@@ -1,0 +1,171 @@
+//! Listeners for what the application sends: by virtual address, by a workload's own address, for everything else, and
+//! for a gRPC client without a proxy.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
+use envoy_types::pb::envoy::config::listener::v3::{
+    ApiListener, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, listener_filter,
+};
+use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::CodecType;
+use envoy_types::pb::google::protobuf::Any;
+use mesh_common::names;
+
+use super::build::{address, any, boolean, duration};
+use super::http::{self, Routes};
+use super::target::{Upstream, split_port};
+use super::{ClientKind, Scope, fault, inbound, route};
+use crate::model::{Backend, Destination, Model, Port, Protocol, Service};
+
+/// How long to wait for the first bytes of a connection whose protocol isn't known: of those where the server speaks
+/// first, none come.
+const DETECTION: Duration = Duration::from_millis(500);
+
+pub(super) fn listener(model: &Model, scope: &Scope, name: &str) -> Option<Listener> {
+    if scope.client == ClientKind::Grpc {
+        return api(model, scope, name);
+    }
+    match name {
+        names::LISTENER_INBOUND => Some(inbound::listener(model, scope)),
+        names::LISTENER_OUTBOUND => Some(everything_else()),
+        _ => outbound(model, scope, name.parse().ok().filter(|address: &SocketAddr| address.to_string() == name)?),
+    }
+}
+
+fn outbound(model: &Model, scope: &Scope, at: SocketAddr) -> Option<Listener> {
+    let (http, stream) = match model.destination(at.ip(), at.port())? {
+        Destination::Service(service, number) => {
+            let (service, port) = model.port(service, *number)?;
+            of_port(model, scope, service, port)
+        }
+        Destination::Workload { service, service_port, .. } => {
+            let (service, port) = model.port(service, *service_port)?;
+            let routed = port.routes_for(&scope.namespace).http.is_some();
+            // A headless service is called at its workloads' addresses, so that is where its routes are needed.
+            if service.headless && routed {
+                of_port(model, scope, service, port)
+            } else {
+                direct(scope, service, port, at)
+            }
+        }
+    };
+    let base = Listener {
+        name: at.to_string(),
+        address: address(at.ip(), at.port()),
+        bind_to_port: boolean(false),
+        traffic_direction: TrafficDirection::Outbound as i32,
+        ..Listener::default()
+    };
+    Some(match (http, stream) {
+        (Some(http), Some(stream)) => Listener {
+            listener_filters: vec![inspector("envoy.filters.listener.http_inspector", any(HttpInspector::default()))],
+            listener_filters_timeout: duration(DETECTION),
+            continue_on_listener_filters_timeout: true,
+            filter_chains: vec![FilterChain {
+                filter_chain_match: Some(FilterChainMatch {
+                    application_protocols: vec!["http/1.1".to_owned(), "h2c".to_owned()],
+                    ..FilterChainMatch::default()
+                }),
+                ..chain("http", vec![http])
+            }],
+            default_filter_chain: Some(chain("tcp", stream)),
+            ..base
+        },
+        (Some(http), None) => Listener { filter_chains: vec![chain("http", vec![http])], ..base },
+        (None, stream) => Listener { filter_chains: vec![chain("tcp", stream?)], ..base },
+    })
+}
+
+/// The filters for HTTP and for byte streams, as far as the port may carry them.
+type Filters = (Option<Filter>, Option<Vec<Filter>>);
+
+fn of_port(model: &Model, scope: &Scope, service: &Service, port: &Port) -> Filters {
+    let name = names::service_port(&service.name.name, &service.name.namespace, port.number);
+    let routes = port.routes_for(&scope.namespace);
+    let http = || http::manager(Routes::Named(name.clone()), CodecType::Auto, true);
+    let stream = || {
+        let clusters = match &routes.tcp {
+            Some(backends) => backends.iter().map(|backend| (stream_cluster(model, backend), backend.weight)).collect(),
+            None if port.protocol == Protocol::Tcp => vec![(name.clone(), 1)],
+            None => vec![(names::tcp_cluster(&name), 1)],
+        };
+        streams(scope, port, &name, &clusters)
+    };
+    match port.protocol {
+        Protocol::Tcp => (None, Some(stream())),
+        // Only a TCPRoute is attached: that is what somebody knows of the port.
+        Protocol::Detect if routes.tcp.is_some() && routes.http.is_none() => (None, Some(stream())),
+        Protocol::Detect => (Some(http()), Some(stream())),
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc => (Some(http()), None),
+    }
+}
+
+/// To one workload, without the routes of its service.
+fn direct(scope: &Scope, service: &Service, port: &Port, at: SocketAddr) -> Filters {
+    let cluster = names::direct_cluster(at);
+    let http = || {
+        let config = route::to_cluster(scope, service, port, &cluster);
+        http::manager(Routes::Inline(Box::new(config)), CodecType::Auto, true)
+    };
+    match port.protocol {
+        Protocol::Tcp => (None, Some(streams(scope, port, &cluster, &[(cluster.clone(), 1)]))),
+        Protocol::Detect => (Some(http()), Some(streams(scope, port, &cluster, &[(names::tcp_cluster(&cluster), 1)]))),
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc => (Some(http()), None),
+    }
+}
+
+fn streams(scope: &Scope, port: &Port, stat_prefix: &str, clusters: &[(String, u32)]) -> Vec<Filter> {
+    let fault = fault::of_stream(scope, &port.faults);
+    fault.into_iter().chain([http::tcp_proxy(stat_prefix, clusters)]).collect()
+}
+
+/// The cluster of a TCPRoute's backend.
+fn stream_cluster(model: &Model, backend: &Backend) -> String {
+    let name = names::service_port(&backend.service.name, &backend.service.namespace, backend.port);
+    match model.port(&backend.service, backend.port) {
+        Some((_, port)) if port.protocol != Protocol::Tcp => names::tcp_cluster(&name),
+        _ => name,
+    }
+}
+
+/// Hands each connection to the listener of its original destination, and passes on the rest.
+fn everything_else() -> Listener {
+    Listener {
+        name: names::LISTENER_OUTBOUND.to_owned(),
+        address: address(IpAddr::V4(Ipv4Addr::UNSPECIFIED), names::port::OUTBOUND),
+        use_original_dst: boolean(true),
+        traffic_direction: TrafficDirection::Outbound as i32,
+        default_filter_chain: Some(chain("passthrough", vec![passthrough()])),
+        ..Listener::default()
+    }
+}
+
+pub(super) fn passthrough() -> Filter {
+    http::tcp_proxy(names::CLUSTER_PASSTHROUGH, &[(names::CLUSTER_PASSTHROUGH.to_owned(), 1)])
+}
+
+pub(super) fn chain(name: &str, filters: Vec<Filter>) -> FilterChain {
+    FilterChain { name: name.to_owned(), filters, ..FilterChain::default() }
+}
+
+pub(super) fn inspector(name: &str, config: Any) -> ListenerFilter {
+    let config_type = Some(listener_filter::ConfigType::TypedConfig(config));
+    ListenerFilter { name: name.to_owned(), config_type, ..ListenerFilter::default() }
+}
+
+/// For a gRPC client, whose target is a service's name.
+fn api(model: &Model, scope: &Scope, name: &str) -> Option<Listener> {
+    let (host, number) = split_port(name)?;
+    let service = model.service_by_dns(host, &scope.namespace)?;
+    let port = service.ports.get(&number).filter(|port| port.protocol.may_be_http())?;
+    let full = names::service_port(&service.name.name, &service.name.namespace, port.number);
+    debug_assert!(Upstream::service_port(model, &full).is_some(), "{full}");
+    let manager = http::bare_manager(Routes::Named(full), true);
+    Some(Listener {
+        name: name.to_owned(),
+        api_listener: Some(ApiListener { api_listener: Some(any(manager)) }),
+        ..Listener::default()
+    })
+}

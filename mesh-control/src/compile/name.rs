@@ -1,0 +1,42 @@
+//! What DNS names mean.
+
+use mesh_common::proto::workload::Name;
+
+use super::Scope;
+use crate::model::{Model, Service};
+
+/// A virtual address stays, so its name may be kept for a while.
+const TTL_SECONDS: u32 = 30;
+/// Workloads come and go.
+const HEADLESS_TTL_SECONDS: u32 = 5;
+
+pub(super) fn name(model: &Model, scope: &Scope, question: &str) -> Option<Name> {
+    let service = model.service_by_dns(question, &scope.namespace)?;
+    let addresses = if service.headless { of_workloads(service) } else { service.virtual_addresses.clone() };
+    Some(Name {
+        name: question.to_owned(),
+        addresses: addresses.iter().map(ToString::to_string).collect(),
+        ttl_seconds: if service.headless { HEADLESS_TTL_SECONDS } else { TTL_SECONDS },
+        canonical: service.fqdn.clone(),
+    })
+}
+
+fn of_workloads(service: &Service) -> Vec<std::net::IpAddr> {
+    let healthy = service.workloads.iter().filter(|workload| workload.healthy);
+    healthy.flat_map(|workload| workload.addresses.iter().copied()).collect()
+}
+
+/// Every name under which each service is known.
+pub(super) fn names(model: &Model, scope: &Scope) -> Vec<String> {
+    let mut names = Vec::new();
+    for service in model.services() {
+        let name = &service.name;
+        if name.namespace == scope.namespace {
+            names.push(name.name.clone());
+        }
+        names.push(format!("{}.{}", name.name, name.namespace));
+        names.push(format!("{}.{}.svc", name.name, name.namespace));
+        names.push(service.fqdn.clone());
+    }
+    names
+}

@@ -1,0 +1,290 @@
+//! Route configurations: the routes of one service port.
+
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3::{DataSource, RuntimeFractionalPercent, data_source};
+use envoy_types::pb::envoy::config::route::v3::redirect_action::{
+    PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
+};
+use envoy_types::pb::envoy::config::route::v3::retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate};
+use envoy_types::pb::envoy::config::route::v3::route_action::{
+    ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier, MaxStreamDuration, RequestMirrorPolicy,
+};
+use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
+use envoy_types::pb::envoy::config::route::v3::{
+    DirectResponseAction, RedirectAction, RetryPolicy, Route as PbRoute, RouteAction, RouteConfiguration,
+    RouteMatch as PbMatch, VirtualHost, WeightedCluster, route,
+};
+use envoy_types::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
+use mesh_common::names;
+use mesh_common::resource::{HttpPathModifier, PathModifierType, RequestRedirectFilter};
+
+use super::build::{any, duration, fraction, header_changes, regex, uint32};
+use super::{ClientKind, Scope, fault, matching};
+use crate::model::{Action, Backend, Forward, Mirror, PathMatch, PathRewrite, Policy, Port, Protocol, Route, Service};
+
+/// The routes of a service port.
+pub(super) fn of_port(scope: &Scope, service: &Service, port: &Port) -> RouteConfiguration {
+    let name = names::service_port(&service.name.name, &service.name.namespace, port.number);
+    let routes = match &port.routes_for(&scope.namespace).http {
+        Some(routes) => routes.iter().flat_map(|route| of_route(scope, port, route)).collect(),
+        None => straight(scope, service, port, &name),
+    };
+    configuration(name, routes)
+}
+
+/// Every request to one cluster.
+pub(super) fn to_cluster(scope: &Scope, service: &Service, port: &Port, cluster: &str) -> RouteConfiguration {
+    configuration(cluster.to_owned(), straight(scope, service, port, cluster))
+}
+
+/// The requests of a workload's own port, as they came.
+pub(super) fn inbound(port: u16) -> RouteConfiguration {
+    let cluster = names::inbound_cluster(port);
+    let action = || RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.clone())),
+        timeout: duration(Duration::ZERO),
+        ..RouteAction::default()
+    };
+    let routes = [prefix("/"), matching::connect()].map(|matched| PbRoute {
+        name: cluster.clone(),
+        r#match: Some(matched),
+        action: Some(route::Action::Route(action())),
+        ..PbRoute::default()
+    });
+    configuration(cluster.clone(), routes.to_vec())
+}
+
+fn configuration(name: String, routes: Vec<PbRoute>) -> RouteConfiguration {
+    let host = VirtualHost { name: name.clone(), domains: vec!["*".to_owned()], routes, ..VirtualHost::default() };
+    RouteConfiguration { name, virtual_hosts: vec![host], ..RouteConfiguration::default() }
+}
+
+fn prefix(prefix: &str) -> PbMatch {
+    PbMatch { path_specifier: Some(PathSpecifier::Prefix(prefix.to_owned())), ..PbMatch::default() }
+}
+
+fn straight(scope: &Scope, service: &Service, port: &Port, cluster: &str) -> Vec<PbRoute> {
+    let grpc = port.protocol == Protocol::Grpc;
+    let route = |matched: PbMatch| PbRoute {
+        name: format!("Service/{}/{}/0", service.name.namespace, service.name.name),
+        r#match: Some(matched),
+        action: Some(route::Action::Route(RouteAction {
+            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+            ..action(scope, &port.policy, grpc)
+        })),
+        typed_per_filter_config: fault::of_route(scope, port.faults.iter(), grpc),
+        ..PbRoute::default()
+    };
+    let connect = (scope.client != ClientKind::Grpc).then(|| route(matching::connect()));
+    [route(prefix("/"))].into_iter().chain(connect).collect()
+}
+
+fn of_route(scope: &Scope, port: &Port, route: &Route) -> Vec<PbRoute> {
+    let Some(matched) = matching::route(&route.matches, scope.client) else { return Vec::new() };
+    let grpc = route.matches.grpc || port.protocol == Protocol::Grpc;
+    let faults = port.faults.iter().chain(&route.faults);
+    let made = PbRoute {
+        name: route.name.clone(),
+        r#match: Some(matched),
+        typed_per_filter_config: fault::of_route(scope, faults, grpc),
+        request_headers_to_add: header_changes(&route.request_headers),
+        request_headers_to_remove: route.request_headers.remove.clone(),
+        response_headers_to_add: header_changes(&route.response_headers),
+        response_headers_to_remove: route.response_headers.remove.clone(),
+        ..PbRoute::default()
+    };
+    match &route.action {
+        Action::Forward(to) => {
+            let action = forward(scope, to, &route.matches.path, action(scope, &route.policy, grpc));
+            vec![PbRoute { action: Some(route::Action::Route(action)), ..made }]
+        }
+        Action::Redirect(filter) => redirects(made, filter, &route.matches.path),
+        Action::Fail => {
+            let text = "no backend of this route exists".to_owned();
+            let body =
+                DataSource { specifier: Some(data_source::Specifier::InlineString(text)), ..DataSource::default() };
+            let direct = DirectResponseAction { status: 500, body: Some(body), ..DirectResponseAction::default() };
+            vec![PbRoute { action: Some(route::Action::DirectResponse(direct)), ..made }]
+        }
+    }
+}
+
+/// Timeouts and retries.
+fn action(scope: &Scope, policy: &Policy, grpc: bool) -> RouteAction {
+    let timeout = policy.request_timeout();
+    let stream = MaxStreamDuration { max_stream_duration: duration(timeout), ..MaxStreamDuration::default() };
+    let longest = (scope.client == ClientKind::Grpc && !timeout.is_zero()).then_some(stream);
+    RouteAction {
+        cluster_not_found_response_code: ClusterNotFoundResponseCode::InternalServerError as i32,
+        // Envoy's own default would be 15 s.
+        timeout: duration(timeout),
+        idle_timeout: policy.idle.and_then(duration),
+        max_stream_duration: longest,
+        retry_policy: retry(scope, policy, grpc),
+        ..RouteAction::default()
+    }
+}
+
+fn retry(scope: &Scope, policy: &Policy, grpc: bool) -> Option<RetryPolicy> {
+    let per_try = policy.per_try_timeout();
+    let retries = policy.retries();
+    let (base, max) = policy.backoff();
+    let back_off = RetryBackOff { base_interval: duration(base), max_interval: duration(max) };
+    let (codes, mut on): (Vec<String>, Vec<String>) =
+        policy.retry_on(grpc).into_iter().partition(|on| on.parse::<u16>().is_ok());
+    if scope.client == ClientKind::Grpc {
+        // What else there is would make it refuse the policy, or it does without being told.
+        let known = ["cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"];
+        on.retain(|on| known.contains(&on.as_str()));
+        return (retries > 0 && !on.is_empty()).then(|| RetryPolicy {
+            retry_on: on.join(","),
+            num_retries: uint32(retries),
+            retry_back_off: Some(back_off),
+            ..RetryPolicy::default()
+        });
+    }
+    if !codes.is_empty() {
+        on.push("retriable-status-codes".to_owned());
+    }
+    let other_host = RetryHostPredicate {
+        name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
+        config_type: Some(retry_host_predicate::ConfigType::TypedConfig(any(PreviousHostsPredicate {}))),
+    };
+    // `mesh-proxy` goes to another host without being told.
+    let told = scope.client == ClientKind::Envoy;
+    (retries > 0 || !per_try.is_zero()).then(|| RetryPolicy {
+        retry_on: on.join(","),
+        num_retries: uint32(retries),
+        per_try_timeout: (!per_try.is_zero()).then(|| duration(per_try)).flatten(),
+        retriable_status_codes: codes.iter().filter_map(|code| code.parse().ok()).collect(),
+        retry_back_off: Some(back_off),
+        retry_host_predicate: if told { vec![other_host] } else { Vec::new() },
+        host_selection_retry_max_attempts: if told { 5 } else { 0 },
+        ..RetryPolicy::default()
+    })
+}
+
+fn forward(scope: &Scope, to: &Forward, path: &PathMatch, base: RouteAction) -> RouteAction {
+    let mirror = |mirror: &Mirror| RequestMirrorPolicy {
+        cluster: names::service_port(&mirror.service.name, &mirror.service.namespace, mirror.port),
+        runtime_fraction: Some(RuntimeFractionalPercent {
+            default_value: fraction(mirror.parts_per_million),
+            ..RuntimeFractionalPercent::default()
+        }),
+        ..RequestMirrorPolicy::default()
+    };
+    let mut action = RouteAction {
+        cluster_specifier: Some(clusters(&to.backends)),
+        request_mirror_policies: to.mirrors.iter().map(mirror).collect(),
+        host_rewrite_specifier: to.rewrite_host.clone().map(HostRewriteSpecifier::HostRewriteLiteral),
+        ..base
+    };
+    if scope.client != ClientKind::Grpc {
+        rewrite(&mut action, to.rewrite_path.as_ref(), path);
+    }
+    action
+}
+
+fn clusters(backends: &[Backend]) -> ClusterSpecifier {
+    let name = |backend: &Backend| names::service_port(&backend.service.name, &backend.service.namespace, backend.port);
+    if let [backend] = backends
+        && backend.request_headers == Default::default()
+        && backend.response_headers == Default::default()
+    {
+        return ClusterSpecifier::Cluster(name(backend));
+    }
+    let weight = |backend: &Backend| ClusterWeight {
+        name: name(backend),
+        weight: uint32(backend.weight),
+        request_headers_to_add: header_changes(&backend.request_headers),
+        request_headers_to_remove: backend.request_headers.remove.clone(),
+        response_headers_to_add: header_changes(&backend.response_headers),
+        response_headers_to_remove: backend.response_headers.remove.clone(),
+        ..ClusterWeight::default()
+    };
+    let clusters = backends.iter().map(weight).collect();
+    ClusterSpecifier::WeightedClusters(WeightedCluster { clusters, ..WeightedCluster::default() })
+}
+
+fn rewrite(action: &mut RouteAction, rewrite: Option<&PathRewrite>, path: &PathMatch) {
+    let substitute = |pattern: String, substitution: &str| {
+        Some(RegexMatchAndSubstitute { pattern: Some(regex(&pattern)), substitution: substitution.to_owned() })
+    };
+    match (rewrite, path) {
+        (None, _) => {}
+        (Some(PathRewrite::Full(full)), _) => action.regex_rewrite = substitute("^.*$".to_owned(), full),
+        (Some(PathRewrite::Prefix(to)), path) => match (prefix_of(path), to.trim_end_matches('/')) {
+            ("", "") => {}
+            ("", to) => action.prefix_rewrite = format!("{to}/"),
+            // `/a/b` becomes `/b` and `/a` becomes `/`: the slashes after the prefix go with it.
+            (prefix, "") => action.regex_rewrite = substitute(format!("^{}/*", regex::escape(prefix)), "/"),
+            (_, to) => action.prefix_rewrite = to.to_owned(),
+        },
+    }
+}
+
+/// Validation lets a prefix be replaced only where one is matched.
+fn prefix_of(path: &PathMatch) -> &str {
+    match path {
+        PathMatch::Prefix(prefix) => prefix,
+        _ => "",
+    }
+}
+
+/// Usually one route; two where the place of the slash depends on what follows the prefix.
+fn redirects(made: PbRoute, filter: &RequestRedirectFilter, path: &PathMatch) -> Vec<PbRoute> {
+    let redirect = |path_rewrite_specifier: Option<PathRewriteSpecifier>| RedirectAction {
+        host_redirect: filter.hostname.clone().unwrap_or_default(),
+        port_redirect: port_redirect(filter),
+        scheme_rewrite_specifier: filter.scheme.clone().map(SchemeRewriteSpecifier::SchemeRedirect),
+        response_code: match filter.status_code {
+            Some(301) => RedirectResponseCode::MovedPermanently,
+            Some(303) => RedirectResponseCode::SeeOther,
+            Some(307) => RedirectResponseCode::TemporaryRedirect,
+            Some(308) => RedirectResponseCode::PermanentRedirect,
+            _ => RedirectResponseCode::Found,
+        } as i32,
+        path_rewrite_specifier,
+        ..RedirectAction::default()
+    };
+    let with = |route: &PbRoute, path: Option<PathRewriteSpecifier>| PbRoute {
+        action: Some(route::Action::Redirect(redirect(path))),
+        ..route.clone()
+    };
+    let replaced = match &filter.path {
+        Some(HttpPathModifier { modifier_type: PathModifierType::ReplaceFullPath, replace_full_path, .. }) => {
+            let full = replace_full_path.clone().unwrap_or_default();
+            return vec![with(&made, Some(PathRewriteSpecifier::PathRedirect(full)))];
+        }
+        Some(modifier) => modifier.replace_prefix_match.as_deref().unwrap_or_default().trim_end_matches('/'),
+        None => return vec![with(&made, None)],
+    };
+    match (prefix_of(path), replaced) {
+        ("", "") => vec![with(&made, None)],
+        ("", to) => vec![with(&made, Some(PathRewriteSpecifier::PrefixRewrite(format!("{to}/"))))],
+        (prefix, "") => {
+            let at = |path: PathSpecifier| {
+                let matched = made.r#match.as_ref().map(|matched| matching::with_path(matched, path));
+                PbRoute { r#match: matched, ..made.clone() }
+            };
+            let exact = at(PathSpecifier::Path(prefix.to_owned()));
+            let below = at(PathSpecifier::Prefix(format!("{prefix}/")));
+            vec![
+                with(&exact, Some(PathRewriteSpecifier::PathRedirect("/".to_owned()))),
+                with(&below, Some(PathRewriteSpecifier::PrefixRewrite("/".to_owned()))),
+            ]
+        }
+        (_, to) => vec![with(&made, Some(PathRewriteSpecifier::PrefixRewrite(to.to_owned())))],
+    }
+}
+
+/// The port that the new scheme has anyway isn't written.
+fn port_redirect(filter: &RequestRedirectFilter) -> u32 {
+    match (filter.scheme.as_deref(), filter.port) {
+        (Some("http"), Some(80)) | (Some("https"), Some(443)) | (_, None) => 0,
+        (_, Some(port)) => u32::from(port),
+    }
+}

@@ -1,0 +1,75 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mesh_common::resource::{
+    FaultInjection, GrpcRoute, HttpRoute, Key, Kind, MeshConfig, Object, PeerAuthentication, Retries, Service,
+    TcpRoute, TrafficPolicy, WorkloadEntry,
+};
+
+use super::policy::service_name;
+use super::{Age, Name};
+
+/// The objects by kind; routes with the oldest first.
+#[derive(Default)]
+pub(super) struct Sorted<'a> {
+    pub services: Vec<&'a Service>,
+    pub http_routes: Vec<&'a HttpRoute>,
+    pub grpc_routes: Vec<&'a GrpcRoute>,
+    pub tcp_routes: Vec<&'a TcpRoute>,
+    pub traffic_policies: Vec<&'a TrafficPolicy>,
+    pub fault_injections: Vec<&'a FaultInjection>,
+    pub peer_authentications: Vec<&'a PeerAuthentication>,
+    pub workload_entries: Vec<&'a WorkloadEntry>,
+    mesh_config: Option<&'a MeshConfig>,
+}
+
+impl<'a> Sorted<'a> {
+    pub fn new(objects: &'a BTreeMap<Key, Arc<Object>>) -> Self {
+        let mut sorted = Self::default();
+        for object in objects.values() {
+            match &**object {
+                Object::Service(object) => sorted.services.push(object),
+                Object::HttpRoute(object) => sorted.http_routes.push(object),
+                Object::GrpcRoute(object) => sorted.grpc_routes.push(object),
+                Object::TcpRoute(object) => sorted.tcp_routes.push(object),
+                Object::TrafficPolicy(object) => sorted.traffic_policies.push(object),
+                Object::FaultInjection(object) => sorted.fault_injections.push(object),
+                Object::PeerAuthentication(object) => sorted.peer_authentications.push(object),
+                Object::WorkloadEntry(object) => sorted.workload_entries.push(object),
+                Object::MeshConfig(object) => sorted.mesh_config = Some(object),
+            }
+        }
+        sorted.tcp_routes.sort_by_cached_key(|route| Age::of(&route.metadata));
+        sorted
+    }
+
+    /// The mesh's defaults.
+    pub fn retries(&self) -> Option<&'a Retries> {
+        self.mesh_config.and_then(|config| config.spec.retries.as_ref())
+    }
+
+    /// Whether there is an object to attach a policy to, and the part of it.
+    pub fn has(&self, services: &BTreeMap<Name, super::Service>, key: &Key, section: Option<&str>) -> bool {
+        let named = |rule: Option<&String>| section.is_none_or(|section| rule.is_some_and(|name| name == section));
+        match key.kind {
+            Kind::Service => services
+                .get(&service_name(key))
+                .is_some_and(|service| section.is_none_or(|section| service.port_named(section).is_some())),
+            Kind::HttpRoute => self
+                .http_routes
+                .iter()
+                .filter(|route| is(&route.metadata, key))
+                .any(|route| section.is_none() || route.spec.rules.iter().any(|rule| named(rule.name.as_ref()))),
+            Kind::GrpcRoute => self
+                .grpc_routes
+                .iter()
+                .filter(|route| is(&route.metadata, key))
+                .any(|route| section.is_none() || route.spec.rules.iter().any(|rule| named(rule.name.as_ref()))),
+            _ => false,
+        }
+    }
+}
+
+fn is(metadata: &mesh_common::resource::Metadata, key: &Key) -> bool {
+    metadata.name == key.name && metadata.namespace_or_default() == key.namespace
+}

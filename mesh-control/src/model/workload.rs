@@ -1,0 +1,116 @@
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use mesh_common::identity::Identity;
+use mesh_common::resource::{Key, Kind, TargetPort, WorkloadEntry};
+
+use super::{Condition, Name, Protocol, Status};
+
+/// A process that serves a service, calls others, or both.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Workload {
+    pub name: Name,
+    /// "" if it only calls others.
+    pub service: String,
+    pub version: String,
+    pub addresses: Vec<IpAddr>,
+    pub ports: Vec<WorkloadPort>,
+    /// Its own labels, and `app` and `version` from its service.
+    pub labels: BTreeMap<String, String>,
+    /// `None` for one without a proxy.
+    pub identity: Option<Identity>,
+    pub healthy: bool,
+    pub registered: bool,
+    pub weight: u32,
+    /// Region, zone, sub-zone.
+    pub locality: [String; 3],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadPort {
+    pub number: u16,
+    pub service_port: u16,
+    pub protocol: Protocol,
+    pub name: String,
+}
+
+impl Workload {
+    /// The workload, if its identity can be made out.
+    pub(super) fn new(entry: &WorkloadEntry, trust_domain: &str, status: &mut Status) -> Option<Self> {
+        let key = Key::new(Kind::WorkloadEntry, entry.metadata.namespace_or_default(), &entry.metadata.name);
+        let spec = &entry.spec;
+        let identity = match entry.in_mesh() {
+            false => None,
+            true => match Identity::new(trust_domain, &key.namespace, &spec.service_account) {
+                Ok(identity) => Some(identity),
+                Err(error) => {
+                    status.conditions.push(Condition::not_accepted("Invalid", error.to_string()));
+                    return None;
+                }
+            },
+        };
+        let mut locality = spec.locality.as_deref().unwrap_or_default().split('/').map(str::to_owned);
+        let mut part = || locality.next().unwrap_or_default();
+        Some(Self {
+            service: spec.service.clone(),
+            version: spec.version.clone(),
+            addresses: spec.addresses.clone(),
+            ports: spec.ports.iter().map(WorkloadPort::new).collect(),
+            labels: labels(entry),
+            identity,
+            healthy: spec.healthy.unwrap_or(true),
+            registered: entry.registered(),
+            weight: spec.weight.unwrap_or(1).max(1),
+            locality: [part(), part(), part()],
+            name: Name { namespace: key.namespace, name: key.name },
+        })
+    }
+
+    pub(super) fn port(&self, number: u16) -> Option<&WorkloadPort> {
+        self.ports.iter().find(|port| port.number == number)
+    }
+
+    /// The workload's own port for a port of a declared service. A workload that lists no ports serves whatever it is asked for.
+    pub(super) fn port_for(&self, service_port: u16, target: Option<&TargetPort>) -> Option<u16> {
+        if let Some(port) = self.ports.iter().find(|p| p.service_port == service_port && p.number != service_port) {
+            return Some(port.number);
+        }
+        match target {
+            Some(TargetPort::Name(name)) => self.ports.iter().find(|p| p.name == *name).map(|p| p.number),
+            Some(TargetPort::Number(number)) => self.serves(*number),
+            None => self.serves(service_port),
+        }
+    }
+
+    fn serves(&self, number: u16) -> Option<u16> {
+        (self.ports.is_empty() || self.port(number).is_some()).then_some(number)
+    }
+}
+
+impl WorkloadPort {
+    fn new(port: &mesh_common::resource::WorkloadPort) -> Self {
+        Self {
+            number: port.port,
+            service_port: port.service_port.unwrap_or(port.port),
+            protocol: Protocol::parse(port.protocol.as_deref().unwrap_or_default()).unwrap_or(Protocol::Detect),
+            name: port.name.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// What a Service may select by: what people expect to be there is there, even if nobody wrote it.
+fn labels(entry: &WorkloadEntry) -> BTreeMap<String, String> {
+    let mut labels = entry.metadata.labels.clone();
+    let spec = &entry.spec;
+    for (key, value) in [
+        ("app", &spec.service),
+        ("app.kubernetes.io/name", &spec.service),
+        ("version", &spec.version),
+        ("app.kubernetes.io/version", &spec.version),
+    ] {
+        if !value.is_empty() {
+            labels.entry(key.to_owned()).or_insert_with(|| value.clone());
+        }
+    }
+    labels
+}
