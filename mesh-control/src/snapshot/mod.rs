@@ -6,6 +6,8 @@
 mod encoded;
 mod publish;
 mod scoped;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};

@@ -3,6 +3,7 @@
 mod order;
 mod property;
 mod protocol;
+mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,0 +1,89 @@
+//! When snapshots are made, and what they share.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::time;
+
+use super::*;
+use crate::compile::ClientKind;
+use crate::model::Settings;
+use crate::store::Objects;
+
+fn settings() -> Settings {
+    Settings { trust_domain: "mesh.local".to_owned() }
+}
+
+fn objects(revision: u64) -> Arc<Objects> {
+    Arc::new(Objects { revision, objects: Default::default(), committed_at: Instant::now() })
+}
+
+fn scope(workload: &str) -> Scope {
+    Scope {
+        namespace: "default".to_owned(),
+        identity: None,
+        service: String::new(),
+        version: String::new(),
+        workload: workload.to_owned(),
+        inbound_ports: Vec::new(),
+        client: ClientKind::Mesh,
+        faults: true,
+    }
+}
+
+/// Virtual time: nothing here sleeps.
+#[tokio::test(start_paused = true)]
+async fn the_first_commit_goes_out_at_once_and_the_following_together() {
+    let (commit, watched) = watch::channel(objects(1));
+    let (sender, mut snapshots) = watch::channel(Arc::new(first(&objects(1), &settings())));
+    let publisher = tokio::spawn(publish(watched, settings(), sender));
+    time::sleep(Duration::from_secs(1)).await;
+    assert!(!snapshots.has_changed().unwrap());
+
+    let start = time::Instant::now();
+    commit.send_replace(objects(2));
+    snapshots.changed().await.unwrap();
+    assert_eq!((snapshots.borrow_and_update().revision, start.elapsed()), (2, Duration::ZERO));
+
+    for revision in 3..=6 {
+        time::sleep(Duration::from_millis(5)).await;
+        commit.send_replace(objects(revision));
+    }
+    snapshots.changed().await.unwrap();
+    assert_eq!(snapshots.borrow_and_update().revision, 6);
+    let merged = start.elapsed();
+    assert!((45..=55).contains(&merged.as_millis()), "{merged:?}");
+
+    time::sleep(Duration::from_secs(1)).await;
+    let start = time::Instant::now();
+    commit.send_replace(objects(7));
+    snapshots.changed().await.unwrap();
+    assert_eq!((snapshots.borrow_and_update().revision, start.elapsed()), (7, Duration::ZERO));
+
+    drop(commit);
+    publisher.await.unwrap();
+}
+
+#[test]
+fn commit_times_are_remembered() {
+    let begun = Instant::now();
+    let at = |revision: u64| begun + Duration::from_millis(revision);
+    let mut snapshot = first(&Objects { revision: 1, objects: Default::default(), committed_at: at(1) }, &settings());
+    for revision in [2, 4, 6] {
+        let model = crate::model::build(&Default::default(), &settings(), None);
+        snapshot = Snapshot::new(revision, at(revision), model, Some(&snapshot));
+    }
+    assert_eq!([1, 2, 3, 4, 6, 7].map(|revision| snapshot.committed(revision)), [1, 2, 4, 4, 6, 6].map(at));
+}
+
+#[test]
+fn equal_askers_share_what_they_see_while_there_is_one() {
+    let snapshot = Arc::new(first(&objects(1), &settings()));
+    let one = snapshot.scoped(&scope("a"));
+    assert!(Arc::ptr_eq(&one, &snapshot.scoped(&scope("a"))));
+    assert!(!Arc::ptr_eq(&one, &snapshot.scoped(&scope("b"))));
+    drop(one);
+    let _other = snapshot.scoped(&scope("c"));
+    assert_eq!(snapshot.scopes.lock().unwrap().len(), 1);
+}
