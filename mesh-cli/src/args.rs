@@ -63,7 +63,16 @@ pub struct Global {
 pub enum Command {
     Run(crate::run::Args),
     Token(commands::token::Args),
+    Apply(commands::apply::Args),
+    Get(commands::get::Args),
+    Delete(commands::delete::Args),
+    Edit(commands::edit::Args),
+    Route(commands::route::Args),
+    Fault(commands::fault::Args),
     Wait(commands::wait::Args),
+    Proxy(commands::proxy::Args),
+    LogLevel(commands::log_level::Args),
+    Check(commands::check::Args),
     Version(commands::version::Args),
     Completion(commands::completion::Args),
 }

@@ -7,10 +7,16 @@
 mod args;
 mod client;
 mod commands;
+mod dump;
 mod failure;
+mod faults;
+mod kinds;
 mod netns;
+mod objects;
 mod output;
+mod routes;
 mod run;
+mod views;
 
 use std::process::ExitCode;
 

@@ -1,6 +1,15 @@
 //! One module for each command: its arguments with their help, and what it does.
 
+pub mod apply;
+pub mod check;
 pub mod completion;
+pub mod delete;
+pub mod edit;
+pub mod fault;
+pub mod get;
+pub mod log_level;
+pub mod proxy;
+pub mod route;
 pub mod token;
 pub mod version;
 pub mod wait;
@@ -41,7 +50,16 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Run(args) => crate::run::execute(&context, args).await,
         Command::Token(args) => token::run(&context, args).await,
+        Command::Apply(args) => apply::run(&context, args).await,
+        Command::Get(args) => get::run(&context, args).await,
+        Command::Delete(args) => delete::run(&context, args).await,
+        Command::Edit(args) => edit::run(&context, args).await,
+        Command::Route(args) => route::run(&context, args).await,
+        Command::Fault(args) => fault::run(&context, args).await,
         Command::Wait(args) => wait::run(&context, args).await,
+        Command::Proxy(args) => proxy::run(&context, args).await,
+        Command::LogLevel(args) => log_level::run(&context, args).await,
+        Command::Check(args) => check::run(&context, args).await,
         Command::Version(args) => version::run(&context, args).await,
         Command::Completion(args) => completion::run(&context, &args),
     }

@@ -18,8 +18,8 @@ const NAMED: usize = 5;
 
 /// Wait until the newest change is in force at all proxies
 ///
-/// A proxy that is not concerned by the change counts as having it. Ends with exit code 1 as soon as a proxy rejects the
-/// change, and with 6 when the time is over.
+/// A proxy that is not concerned by the change counts as having it. Ends with exit code 1 when all others have it
+/// and some reject it, and with 6 when the time is over.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -85,8 +85,9 @@ pub async fn follow(control: &Control, revision: u64, timeout: Duration) -> Resu
         Err(_) => Err(too_late(&last, timeout)),
         Ok(Err(status)) if status.code() == tonic::Code::DeadlineExceeded => Err(too_late(&last, timeout)),
         Ok(Err(status)) => Err(status.into()),
-        Ok(Ok(())) if !last.rejected.is_empty() => Err(rejected(&last)),
         Ok(Ok(())) if last.done => Ok(last),
+        // Ended before its time: every proxy that is still without the change has refused it.
+        Ok(Ok(())) if !last.rejected.is_empty() && line.since.elapsed() < timeout => Err(rejected(&last)),
         Ok(Ok(())) => Err(too_late(&last, timeout)),
     }
 }
@@ -103,7 +104,7 @@ async fn progress(
     while let Some(step) = stream.message().await? {
         line.show(&step);
         *last = step;
-        if last.done || !last.rejected.is_empty() {
+        if last.done {
             break;
         }
     }

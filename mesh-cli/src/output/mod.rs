@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::failure::Failure;
-pub use crate::output::table::{Cell, Table, Tone};
+pub use crate::output::table::{Cell, Table};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -62,10 +62,6 @@ impl Output {
 
     pub fn wide(&self) -> bool {
         self.format == Format::Wide
-    }
-
-    pub fn color(&self) -> bool {
-        self.color
     }
 
     pub fn line(&self, text: &str) -> Result<(), Failure> {

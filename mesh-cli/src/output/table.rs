@@ -60,10 +60,6 @@ impl Table {
         self.rows.push(cells);
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
     /// `width` is the terminal's: longer rows are wrapped inside their cells. Without it nothing is wrapped.
     pub fn render(&self, wide: bool, color: bool, width: Option<u16>) -> String {
         let shown = |index: &usize| wide || !self.titles[*index].starts_with('+');

@@ -171,7 +171,7 @@ fn folders(plan: &Plan) -> io::Result<(PathBuf, PathBuf)> {
 }
 
 /// Writes the redirect of the namespace. A program of its own, so that what forbids it is said before anything else runs.
-async fn intercept(lease: &Lease, program: &Path) -> Result<(), Failure> {
+pub async fn intercept(lease: &Lease, program: &Path) -> Result<(), Failure> {
     let mut command = lease.command(Who::Proxy, program.as_os_str(), &[]);
     command.arg("intercept").stdin(Stdio::null());
     let output = tokio::process::Command::from(command).kill_on_drop(true).output().await?;
