@@ -139,12 +139,19 @@ impl Snapshot {
 
     fn remove(&mut self, ty: Type, name: &str) {
         match ty {
-            Type::Listener => drop(Arc::make_mut(&mut self.listeners).remove(name)),
-            Type::Routes => drop(Arc::make_mut(&mut self.routes).remove(name)),
-            Type::Cluster => drop(Arc::make_mut(&mut self.clusters).remove(name)),
-            Type::Endpoints => drop(Arc::make_mut(&mut self.endpoints).remove(name)),
-            Type::Name => drop(Arc::make_mut(&mut self.names).remove(name)),
+            Type::Listener => forget(&mut self.listeners, name),
+            Type::Routes => forget(&mut self.routes, name),
+            Type::Cluster => forget(&mut self.clusters, name),
+            Type::Endpoints => forget(&mut self.endpoints, name),
+            Type::Name => forget(&mut self.names, name),
         }
+    }
+}
+
+/// Most names that go were never here, and need no copy of the map.
+fn forget<T>(map: &mut Map<T>, name: &str) {
+    if map.contains_key(name) {
+        Arc::make_mut(map).remove(name);
     }
 }
 

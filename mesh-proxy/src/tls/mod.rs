@@ -184,4 +184,4 @@ fn unusable(error: impl Into<TlsError>) -> Error {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

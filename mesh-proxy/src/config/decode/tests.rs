@@ -1,1 +1,623 @@
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy, TransportSocketMatch,
+};
+use envoy_types::pb::envoy::config::core::v3::address::Address as AnyAddress;
+use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
+use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType as SocketConfig;
+use envoy_types::pb::envoy::config::core::v3::{
+    Address, AggregatedConfigSource, HeaderValue, HeaderValueOption, HealthStatus, Locality, Metadata, SocketAddress,
+    TransportSocket,
+};
+use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
+use envoy_types::pb::envoy::config::endpoint::v3::{Endpoint as PbEndpoint, LbEndpoint, LocalityLbEndpoints};
+use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType as FilterConfig;
+use envoy_types::pb::envoy::config::listener::v3::listener_filter::ConfigType as ListenerFilterConfig;
+use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain as PbChain, FilterChainMatch, ListenerFilter};
+use envoy_types::pb::envoy::config::route::v3::route::Action as PbAction;
+use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
+use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
+use envoy_types::pb::envoy::config::route::v3::{
+    HeaderMatcher, RetryPolicy as PbRetry, Route as PbRoute, RouteAction, RouteMatch as PbMatch, VirtualHost as PbHost,
+    WeightedCluster as PbWeighted,
+};
+use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, HttpFilter, Rds,
+};
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy as PbTcp;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier as TcpCluster;
+use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::{
+    CombinedCertificateValidationContext, ValidationContextType,
+};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, SubjectAltNameMatcher,
+    UpstreamTlsContext,
+};
+use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
+use envoy_types::pb::google::protobuf::value::Kind;
+use envoy_types::pb::google::protobuf::{Struct, UInt32Value, Value};
+use envoy_types::util::pack_any;
+use mesh_common::proto::extensions::{Abort, Fault as PbFault, FaultRule as PbRule, WorkloadInfo, fault_rule};
+use proptest::prelude::*;
 
+use super::*;
+use crate::config::*;
+
+fn ads() -> Option<ConfigSource> {
+    let config_source_specifier = Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {}));
+    Some(ConfigSource { config_source_specifier, ..Default::default() })
+}
+
+fn uint(value: u32) -> Option<UInt32Value> {
+    Some(UInt32Value { value })
+}
+
+fn address(ip: &str, port: u32) -> Option<Address> {
+    let socket = SocketAddress {
+        address: ip.into(),
+        port_specifier: Some(PortSpecifier::PortValue(port)),
+        ..Default::default()
+    };
+    Some(Address { address: Some(AnyAddress::SocketAddress(socket)) })
+}
+
+fn mesh_mode() -> Struct {
+    let mesh = Value { kind: Some(Kind::StringValue("mesh".into())) };
+    Struct { fields: [("tlsMode".to_owned(), mesh)].into() }
+}
+
+fn lb_endpoint(ip: &str, port: u32) -> LbEndpoint {
+    let endpoint = PbEndpoint { address: address(ip, port), ..Default::default() };
+    LbEndpoint { host_identifier: Some(HostIdentifier::Endpoint(endpoint)), ..Default::default() }
+}
+
+fn common_tls(identities: &[&str]) -> CommonTlsContext {
+    let secret = |name: &str| SdsSecretConfig { name: name.into(), sds_config: ads() };
+    let exact = |id: &&str| SubjectAltNameMatcher {
+        san_type: 3,
+        matcher: Some(StringMatcher {
+            match_pattern: Some(MatchPattern::Exact((*id).to_owned())),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let validation = CertificateValidationContext {
+        match_typed_subject_alt_names: identities.iter().map(exact).collect(),
+        ..Default::default()
+    };
+    CommonTlsContext {
+        tls_certificate_sds_secret_configs: vec![secret("default")],
+        alpn_protocols: vec!["mesh-h2".into()],
+        validation_context_type: Some(ValidationContextType::CombinedValidationContext(
+            CombinedCertificateValidationContext {
+                default_validation_context: Some(validation),
+                validation_context_sds_secret_config: Some(secret("ROOTCA")),
+                ..Default::default()
+            },
+        )),
+        ..Default::default()
+    }
+}
+
+fn socket(any: Any) -> TransportSocket {
+    TransportSocket { name: "s".into(), config_type: Some(SocketConfig::TypedConfig(any)) }
+}
+
+const REVIEWS: &str = "spiffe://mesh.local/ns/shop/sa/reviews";
+
+fn upstream_tls() -> TransportSocket {
+    let context = UpstreamTlsContext { common_tls_context: Some(common_tls(&[REVIEWS])), ..Default::default() };
+    socket(pack_any(context))
+}
+
+fn eds_cluster() -> PbCluster {
+    let socket_match = |name: &str, criteria, transport_socket| TransportSocketMatch {
+        name: name.into(),
+        r#match: Some(criteria),
+        transport_socket: Some(transport_socket),
+    };
+    PbCluster {
+        name: "reviews:80".into(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
+        eds_cluster_config: Some(EdsClusterConfig { eds_config: ads(), service_name: String::new() }),
+        transport_socket_matches: vec![
+            socket_match("mesh", mesh_mode(), upstream_tls()),
+            socket_match("rest", Struct::default(), socket(pack_any(RawBuffer {}))),
+        ],
+        lb_policy: LbPolicy::LeastRequest as i32,
+        ..Default::default()
+    }
+}
+
+fn prefix(path: &str) -> Option<PbMatch> {
+    Some(PbMatch { path_specifier: Some(PathSpecifier::Prefix(path.into())), ..Default::default() })
+}
+
+fn to_cluster(name: &str) -> RouteAction {
+    RouteAction { cluster_specifier: Some(ClusterSpecifier::Cluster(name.into())), ..Default::default() }
+}
+
+fn route_to(name: &str) -> PbRoute {
+    PbRoute { r#match: prefix("/"), action: Some(PbAction::Route(to_cluster(name))), ..Default::default() }
+}
+
+fn table_of(routes: Vec<PbRoute>) -> RouteConfiguration {
+    let host = PbHost { name: "h".into(), domains: vec!["*".into()], routes, ..Default::default() };
+    RouteConfiguration { name: "reviews:80".into(), virtual_hosts: vec![host], ..Default::default() }
+}
+
+fn router() -> HttpFilter {
+    http_filter("router", pack_any(Router::default()))
+}
+
+fn http_filter(name: &str, any: Any) -> HttpFilter {
+    HttpFilter { name: name.into(), config_type: Some(ConfigType::TypedConfig(any)), ..Default::default() }
+}
+
+fn manager() -> HttpConnectionManager {
+    let rds = Rds { config_source: ads(), route_config_name: "reviews:80".into() };
+    HttpConnectionManager {
+        stat_prefix: "reviews:80".into(),
+        route_specifier: Some(RouteSpecifier::Rds(rds)),
+        http_filters: vec![router()],
+        ..Default::default()
+    }
+}
+
+fn network_filter(any: Any) -> Filter {
+    Filter { name: "f".into(), config_type: Some(FilterConfig::TypedConfig(any)) }
+}
+
+fn tcp() -> Any {
+    let specifier = Some(TcpCluster::Cluster("inbound:80".into()));
+    pack_any(PbTcp { stat_prefix: "t".into(), cluster_specifier: specifier, ..Default::default() })
+}
+
+fn chain_of(filters: Vec<Filter>) -> PbChain {
+    PbChain { filters, ..Default::default() }
+}
+
+fn inbound() -> PbListener {
+    let tls = DownstreamTlsContext {
+        common_tls_context: Some(common_tls(&[])),
+        require_client_certificate: Some(BoolValue { value: true }),
+        ..Default::default()
+    };
+    let inspector = ListenerFilter {
+        name: "tls".into(),
+        config_type: Some(ListenerFilterConfig::TypedConfig(pack_any(TlsInspector::default()))),
+        ..Default::default()
+    };
+    let matches = FilterChainMatch {
+        destination_port: uint(80),
+        transport_protocol: "tls".into(),
+        application_protocols: vec!["mesh-h2".into()],
+        ..Default::default()
+    };
+    PbListener {
+        name: "inbound".into(),
+        listener_filters: vec![inspector],
+        filter_chains: vec![PbChain {
+            filter_chain_match: Some(matches),
+            transport_socket: Some(socket(pack_any(tls))),
+            ..chain_of(vec![network_filter(pack_any(manager()))])
+        }],
+        default_filter_chain: Some(chain_of(vec![network_filter(tcp())])),
+        ..Default::default()
+    }
+}
+
+fn refused(ty: Type, pb: impl Message) -> String {
+    decode(ty, &pb.encode_to_vec()).unwrap_err().to_string()
+}
+
+macro_rules! decoded {
+    ($ty:ident, $pb:expr) => {
+        match decode(Type::$ty, &$pb.encode_to_vec()).unwrap() {
+            Resource::$ty(it) => it,
+            other => panic!("{other:?}"),
+        }
+    };
+}
+
+#[test]
+fn listeners() {
+    let listener = decoded!(Listener, inbound());
+    let chain = &listener.chains[0];
+    assert_eq!(chain.matches.destination_port, Some(80));
+    assert_eq!(chain.matches.transport, Some(Transport::Tls));
+    assert_eq!(chain.tls, Some(DownstreamTls { require_client_certificate: true, alpn: vec![b"mesh-h2".to_vec()] }));
+    let NetworkFilter::Http(http) = &chain.filter else { panic!() };
+    assert!(matches!(&http.routes, RouteSource::Rds(name) if name == "reviews:80"));
+    assert_eq!((http.idle_timeout.as_secs(), http.stream_idle_timeout.as_secs()), (3600, 300));
+    let NetworkFilter::Tcp(tcp) = &listener.default_chain.as_ref().unwrap().filter else { panic!() };
+    assert_eq!(&*tcp.clusters.pick().unwrap().cluster, "inbound:80");
+}
+
+#[test]
+fn listeners_say_where_they_are_wrong() {
+    let mut pb = inbound();
+    pb.filter_chains[0].filters[0] =
+        network_filter(Any { type_url: "type.googleapis.com/x.Rbac".into(), ..Default::default() });
+    assert_eq!(
+        refused(Type::Listener, pb),
+        "filter_chains[0].filters[0]: the extension \"type.googleapis.com/x.Rbac\" is not supported"
+    );
+    let mut pb = inbound();
+    let mut http = manager();
+    http.http_filters
+        .insert(0, http_filter("ext_authz", Any { type_url: "t/x.ExtAuthz".into(), ..Default::default() }));
+    pb.filter_chains[0].filters = vec![network_filter(pack_any(http.clone()))];
+    assert_eq!(
+        refused(Type::Listener, pb.clone()),
+        "filter_chains[0].filters[0].typed_config.http_filters[0]: the extension \"t/x.ExtAuthz\" is not supported"
+    );
+    // What says of itself that it may be left out is.
+    http.http_filters[0].is_optional = true;
+    pb.filter_chains[0].filters = vec![network_filter(pack_any(http))];
+    decode(Type::Listener, &pb.encode_to_vec()).unwrap();
+
+    let mut pb = inbound();
+    pb.filter_chains[0].filter_chain_match.as_mut().unwrap().source_ports = vec![1];
+    assert_eq!(refused(Type::Listener, pb), "filter_chains[0].filter_chain_match.source_ports: is not supported");
+    let mut pb = inbound();
+    pb.filter_chains[0].filters.clear();
+    assert_eq!(refused(Type::Listener, pb), "filter_chains[0].filters: must not be empty");
+    let mut pb = inbound();
+    pb.listener_filters[0].config_type =
+        Some(ListenerFilterConfig::TypedConfig(Any { type_url: "t/x.Y".into(), ..Default::default() }));
+    assert!(refused(Type::Listener, pb).starts_with("listener_filters[0]: the extension"));
+    let mut pb = inbound();
+    pb.name.clear();
+    assert_eq!(refused(Type::Listener, pb), "name: must not be empty");
+}
+
+#[test]
+fn a_chain_that_limits_who_may_connect_is_not_opened_to_all() {
+    let mut pb = inbound();
+    let tls = DownstreamTlsContext { common_tls_context: Some(common_tls(&[REVIEWS])), ..Default::default() };
+    pb.filter_chains[0].transport_socket = Some(socket(pack_any(tls)));
+    assert!(refused(Type::Listener, pb).contains("limiting which identities may connect"));
+    let mut pb = inbound();
+    let mut http = manager();
+    http.http_filters.clear();
+    pb.filter_chains[0].filters = vec![network_filter(pack_any(http))];
+    assert!(refused(Type::Listener, pb).ends_with("http_filters: must end in the router"));
+}
+
+#[test]
+fn faults_of_tcp() {
+    let fault = PbFault {
+        rules: vec![PbRule {
+            name: "ns/f".into(),
+            parts_per_million: 500_000,
+            kind: Some(fault_rule::Kind::Reset(Default::default())),
+            expires_unix_ms: 7,
+            headers: vec![],
+        }],
+    };
+    let any = Any { type_url: "type.googleapis.com/mesh.extensions.v1.Fault".into(), value: fault.encode_to_vec() };
+    let mut pb = inbound();
+    pb.filter_chains[0].filters = vec![network_filter(any.clone()), network_filter(tcp())];
+    let listener = decoded!(Listener, pb);
+    let NetworkFilter::Tcp(proxy) = &listener.chains[0].filter else { panic!() };
+    let rule = &proxy.fault.as_ref().unwrap().rules[0];
+    assert_eq!((rule.kind.clone(), rule.parts_per_million, rule.expires_unix_ms), (FaultKind::Reset, 500_000, 7));
+    let mut pb = inbound();
+    pb.filter_chains[0].filters = vec![network_filter(tcp()), network_filter(any)];
+    assert!(refused(Type::Listener, pb).starts_with("filter_chains[0].filters[0]"));
+}
+
+#[test]
+fn routes() {
+    let mut first = route_to("a");
+    first.name = "HTTPRoute/shop/reviews/0".into();
+    first.r#match = Some(PbMatch {
+        path_specifier: Some(PathSpecifier::PathSeparatedPrefix("/api/".into())),
+        headers: vec![HeaderMatcher { name: "End-User".into(), ..Default::default() }],
+        ..Default::default()
+    });
+    first.request_headers_to_add = vec![header("x-a", "100%%", HeaderAppendAction::OverwriteIfExistsOrAdd)];
+    let weights = |name: &str, weight| ClusterWeight { name: name.into(), weight: uint(weight), ..Default::default() };
+    let second = RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::WeightedClusters(PbWeighted {
+            clusters: vec![weights("v1", 90), weights("v2", 10), weights("v3", 0)],
+            ..Default::default()
+        })),
+        timeout: Some(PbDuration { seconds: 0, nanos: 0 }),
+        retry_policy: Some(PbRetry {
+            retry_on: "connect-failure,refused-stream,reset-before-request,unavailable,retriable-status-codes".into(),
+            num_retries: uint(2),
+            retriable_status_codes: vec![418],
+            ..Default::default()
+        }),
+        prefix_rewrite: "/new".into(),
+        ..Default::default()
+    };
+    let second = PbRoute { action: Some(PbAction::Route(second)), ..route_to("") };
+    let table = decoded!(Routes, table_of(vec![first, second]));
+    let routes = &table.virtual_hosts[0].routes;
+    assert!(matches!(&routes[0].matches.path, PathMatch::SegmentPrefix(it) if it == "/api"));
+    assert_eq!(routes[0].matches.headers[0].name, "end-user");
+    assert_eq!(routes[0].request_headers.set[0].1, "100%");
+    let (Action::Forward(first), Action::Forward(second)) = (&routes[0].action, &routes[1].action) else { panic!() };
+    assert_eq!(first.timeout, Duration::from_secs(15));
+    assert_eq!(first.retry.retries, 0);
+    assert_eq!(second.clusters.choices().len(), 2);
+    assert_eq!(second.timeout, Duration::ZERO);
+    assert!(second.retry.on.connect_failure && second.retry.on.reset_before_request && !second.retry.on.reset);
+    assert_eq!((second.retry.retries, &second.retry.on.grpc[..]), (2, &[14][..]));
+    assert_eq!(second.retry.on.statuses, [http::StatusCode::IM_A_TEAPOT]);
+    assert!(matches!(&second.rewrite_path, Some(PathRewrite::Prefix(it)) if it == "/new"));
+}
+
+fn header(name: &str, value: &str, action: HeaderAppendAction) -> HeaderValueOption {
+    let header = HeaderValue { key: name.into(), value: value.into(), ..Default::default() };
+    HeaderValueOption { header: Some(header), append_action: action as i32, ..Default::default() }
+}
+
+#[test]
+fn header_changes_of_all_levels_end_up_on_the_route() {
+    use HeaderAppendAction::{AppendIfExistsOrAdd as Add, OverwriteIfExistsOrAdd as Set};
+    let mut pb = table_of(vec![route_to("a")]);
+    pb.virtual_hosts[0].routes[0].request_headers_to_add = vec![header("x", "route", Set), header("y", "route", Add)];
+    pb.virtual_hosts[0].request_headers_to_add = vec![header("y", "host", Add)];
+    pb.request_headers_to_add = vec![header("x", "table", Set)];
+    pb.request_headers_to_remove = vec!["z".into()];
+    let values = |pb: RouteConfiguration| {
+        let table = decoded!(Routes, pb);
+        let headers = table.virtual_hosts[0].routes[0].request_headers.clone();
+        let text = |all: &[(http::HeaderName, http::HeaderValue)]| -> Vec<String> {
+            all.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect()
+        };
+        (text(&headers.set), text(&headers.add), headers.remove.len())
+    };
+    assert_eq!(values(pb.clone()), (vec!["x=table".into()], vec!["y=route".into(), "y=host".into()], 1));
+    pb.most_specific_header_mutations_wins = true;
+    assert_eq!(values(pb), (vec!["x=route".into()], vec!["y=host".into(), "y=route".into()], 1));
+}
+
+#[test]
+fn routes_say_where_they_are_wrong() {
+    let wrong = |change: &dyn Fn(&mut PbRoute)| {
+        let mut route = route_to("a");
+        change(&mut route);
+        refused(Type::Routes, table_of(vec![route_to("ok"), route]))
+    };
+    let at = "virtual_hosts[0].routes[1]";
+    assert_eq!(wrong(&|it| it.r#match = None), format!("{at}.match: is needed"));
+    assert!(wrong(&|it| it.action = None).starts_with(&format!("{at}: one of route")));
+    let regex = |it: &mut PbRoute| {
+        let pb = RegexMatcher { regex: "a)|(b".into(), ..Default::default() };
+        it.r#match.as_mut().unwrap().path_specifier = Some(PathSpecifier::SafeRegex(pb));
+    };
+    assert!(wrong(&regex).starts_with(&format!("{at}.match.safe_regex.regex: \"a)|(b\" is not a regular expression")));
+    let filter = |it: &mut PbRoute| {
+        let any = Any { type_url: "t/x.RBACPerRoute".into(), ..Default::default() };
+        it.typed_per_filter_config.insert("rbac".into(), any);
+    };
+    assert_eq!(
+        wrong(&filter),
+        format!("{at}.typed_per_filter_config[\"rbac\"]: the extension \"t/x.RBACPerRoute\" is not supported")
+    );
+    let command = |it: &mut PbRoute| {
+        it.request_headers_to_add = vec![header("x", "%REQ(y)%", HeaderAppendAction::AppendIfExistsOrAdd)];
+    };
+    assert!(wrong(&command).starts_with(&format!("{at}.request_headers_to_add[0].header.value: \"%REQ(y)%\" has")));
+    let duration = |it: &mut PbRoute| {
+        let mut action = to_cluster("a");
+        action.timeout = Some(PbDuration { seconds: -1, nanos: 0 });
+        it.action = Some(PbAction::Route(action));
+    };
+    assert_eq!(wrong(&duration), format!("{at}.route.timeout: -1s 0ns is not a duration"));
+    let mut twice = table_of(vec![]);
+    twice.virtual_hosts.push(twice.virtual_hosts[0].clone());
+    assert!(refused(Type::Routes, twice).starts_with("virtual_hosts: the domain \"*\" is there twice"));
+}
+
+#[test]
+fn faults_of_routes() {
+    let rule = |http_status, grpc_status| PbRule {
+        name: "ns/f".into(),
+        parts_per_million: 1,
+        kind: Some(fault_rule::Kind::Abort(Abort { http_status, grpc_status })),
+        ..Default::default()
+    };
+    let decode_fault = |rules| {
+        let any = Any { type_url: "/mesh.extensions.v1.Fault".into(), value: PbFault { rules }.encode_to_vec() };
+        let mut route = route_to("a");
+        route.typed_per_filter_config.insert("envoy.filters.http.fault".into(), any);
+        decode(Type::Routes, &table_of(vec![route]).encode_to_vec())
+    };
+    let Resource::Routes(table) = decode_fault(vec![rule(503, 0), rule(200, 5)]).unwrap() else { panic!() };
+    let fault = table.virtual_hosts[0].routes[0].fault.clone().unwrap();
+    assert_eq!(fault.rules[0].kind, FaultKind::Abort { http: http::StatusCode::SERVICE_UNAVAILABLE, grpc: 14 });
+    assert_eq!(fault.rules[1].kind, FaultKind::Abort { http: http::StatusCode::OK, grpc: 5 });
+    let reason = decode_fault(vec![rule(42, 0)]).unwrap_err();
+    assert!(reason.field.ends_with("rules[0].abort.http_status"), "{reason}");
+}
+
+#[test]
+fn cookies_are_matched_whole() {
+    let pattern = Some(MatchPattern::Exact("jason".into()));
+    let cookie = envoy_types::pb::envoy::config::route::v3::CookieMatcher {
+        name: "user".into(),
+        string_match: Some(StringMatcher { match_pattern: pattern, ..Default::default() }),
+        invert_match: false,
+    };
+    let StringMatch::Regex(regex) = matching::cookie(cookie).unwrap().matcher else { panic!() };
+    for yes in ["user=jason", "a=b; user=jason", "user=jason; a=b", "a=b;user=jason;c=d"] {
+        assert!(regex.is_match(yes), "{yes}");
+    }
+    for no in ["user=jasonx", "xuser=jason", "a=user=jason", "user=", ""] {
+        assert!(!regex.is_match(no), "{no}");
+    }
+}
+
+#[test]
+fn clusters() {
+    let cluster = decoded!(Cluster, eds_cluster());
+    assert!(matches!(&cluster.discovery, Discovery::Eds(name) if name == "reviews:80"));
+    assert_eq!(cluster.balancer, Balancer::LeastRequest);
+    assert_eq!(cluster.connect_timeout, Duration::from_secs(5));
+    assert_eq!(cluster.limits.max_requests, 1024);
+    let tls = cluster.tls.clone().unwrap();
+    assert_eq!((tls.identities, tls.alpn), (vec![REVIEWS.parse().unwrap()], vec![b"mesh-h2".to_vec()]));
+    assert!(!cluster.tls_always);
+
+    let mut pb = eds_cluster();
+    pb.transport_socket_matches.clear();
+    pb.transport_socket = Some(upstream_tls());
+    let cluster = decoded!(Cluster, pb);
+    assert!(cluster.tls_always && cluster.tls.is_some());
+
+    let pb = PbCluster {
+        name: "inbound:80".into(),
+        load_assignment: Some(ClusterLoadAssignment {
+            endpoints: vec![LocalityLbEndpoints {
+                lb_endpoints: vec![lb_endpoint("127.0.0.1", 80)],
+                ..Default::default()
+            }],
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let cluster = decoded!(Cluster, pb);
+    assert!(matches!(&cluster.discovery, Discovery::Static(it) if it.endpoints[0].address.port() == 80));
+}
+
+#[test]
+fn clusters_say_where_they_are_wrong() {
+    let wrong = |change: &dyn Fn(&mut PbCluster)| {
+        let mut pb = eds_cluster();
+        change(&mut pb);
+        refused(Type::Cluster, pb)
+    };
+    assert!(
+        wrong(&|it| it.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::StrictDns as i32)))
+            .starts_with("type: STRICT_DNS is not supported")
+    );
+    assert!(wrong(&|it| it.eds_cluster_config = None).starts_with("eds_cluster_config.eds_config: "));
+    assert_eq!(wrong(&|it| it.lb_policy = LbPolicy::RingHash as i32), "lb_policy: RING_HASH is not supported");
+    // A second TLS for the rest must not become plaintext.
+    assert!(
+        wrong(&|it| {
+            let other = UpstreamTlsContext { common_tls_context: Some(common_tls(&[])), ..Default::default() };
+            it.transport_socket_matches[1].transport_socket = Some(socket(pack_any(other)));
+        })
+        .contains("only these are supported")
+    );
+    let partial = |it: &mut PbCluster| {
+        let mut tls = common_tls(&[REVIEWS]);
+        if let Some(ValidationContextType::CombinedValidationContext(it)) = &mut tls.validation_context_type {
+            let names = &mut it.default_validation_context.as_mut().unwrap().match_typed_subject_alt_names;
+            names[0].matcher.as_mut().unwrap().match_pattern = Some(MatchPattern::Prefix("spiffe://".into()));
+        }
+        let context = UpstreamTlsContext { common_tls_context: Some(tls), ..Default::default() };
+        it.transport_socket_matches[0].transport_socket = Some(socket(pack_any(context)));
+    };
+    assert!(wrong(&partial).contains("match_typed_subject_alt_names[0].matcher: must be `exact`"));
+}
+
+#[test]
+fn endpoints() {
+    let info = WorkloadInfo { workload: "reviews-v1-x".into(), version: "v1".into(), ..Default::default() };
+    let mut mesh = lb_endpoint("10.0.0.1", 9080);
+    mesh.load_balancing_weight = uint(3);
+    mesh.metadata = Some(Metadata {
+        filter_metadata: [("envoy.transport_socket_match".to_owned(), mesh_mode())].into(),
+        typed_filter_metadata: [(
+            "mesh".to_owned(),
+            Any { type_url: "type.googleapis.com/mesh.extensions.v1.WorkloadInfo".into(), value: info.encode_to_vec() },
+        )]
+        .into(),
+    });
+    let mut sick = lb_endpoint("fd00::1", 9080);
+    sick.health_status = HealthStatus::Unhealthy as i32;
+    let pb = ClusterLoadAssignment {
+        cluster_name: "reviews:80".into(),
+        endpoints: vec![LocalityLbEndpoints {
+            locality: Some(Locality { region: "r".into(), zone: "z".into(), ..Default::default() }),
+            lb_endpoints: vec![mesh, sick],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let all = decoded!(Endpoints, pb.clone());
+    let [mesh, sick] = &all.endpoints[..] else { panic!() };
+    assert!(mesh.mesh && mesh.healthy && mesh.weight == 3 && mesh.locality == "r/z");
+    assert_eq!(mesh.workload.as_ref().unwrap().version, "v1");
+    assert!(!sick.mesh && !sick.healthy && sick.workload.is_none());
+
+    let mut named = pb.clone();
+    named.endpoints[0].lb_endpoints[1] = lb_endpoint("reviews.example", 80);
+    assert_eq!(
+        refused(Type::Endpoints, named),
+        "endpoints[0].lb_endpoints[1].endpoint.address.socket_address.address: \"reviews.example\" is not an IP address; names are not resolved here"
+    );
+    let mut zero = pb;
+    zero.endpoints[0].lb_endpoints[0] = lb_endpoint("10.0.0.1", 0);
+    assert!(refused(Type::Endpoints, zero).ends_with("port_value: must be 1 to 65535"));
+}
+
+#[test]
+fn names() {
+    let pb = PbName {
+        name: "reviews.shop".into(),
+        addresses: vec!["240.240.0.5".into(), "fd00::5".into()],
+        ttl_seconds: 30,
+        canonical: "reviews.shop.svc.cluster.local".into(),
+    };
+    let Resource::Name(question, name) = decode(Type::Name, &pb.encode_to_vec()).unwrap() else { panic!() };
+    assert_eq!((question.as_str(), name.addresses.len(), name.ttl_seconds), ("reviews.shop", 2, 30));
+    let with = |name: &str| PbName { name: name.into(), ..pb.clone() };
+    assert!(refused(Type::Name, with("Reviews")).starts_with("name: "));
+    assert!(refused(Type::Name, PbName { addresses: vec!["x".into()], ..pb.clone() }).starts_with("addresses[0]: "));
+}
+
+#[test]
+fn garbage_is_refused_as_such() {
+    let reason = decode(Type::Cluster, &[0xff; 16]).unwrap_err();
+    assert!(reason.field.is_empty() && reason.reason.starts_with("not a protobuf message"), "{reason}");
+}
+
+/// Bytes that are nearly a resource get further into the decoder than random ones.
+fn nearly(valid: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
+    let length = valid.len();
+    prop::collection::vec((0..length, any::<u8>()), 0..4).prop_map(move |changes| {
+        let mut bytes = valid.clone();
+        for (at, byte) in changes {
+            bytes[at] = byte;
+        }
+        bytes
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn decoding_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+        for ty in Type::ALL {
+            let _ = decode(ty, &bytes);
+        }
+    }
+
+    #[test]
+    fn decoding_damaged_resources_never_panics(
+        listener in nearly(inbound().encode_to_vec()),
+        cluster in nearly(eds_cluster().encode_to_vec()),
+        table in nearly(table_of(vec![route_to("a")]).encode_to_vec()),
+    ) {
+        let _ = decode(Type::Listener, &listener);
+        let _ = decode(Type::Cluster, &cluster);
+        let _ = decode(Type::Routes, &table);
+    }
+}
