@@ -165,7 +165,9 @@ async fn a_workload_joins_registers_survives_a_kill_and_leaves() {
     let (send, requests) = tokio::sync::mpsc::channel(4);
     send.send(registration("reviews-v1-a")).await.unwrap();
     let mut answers = registry.register(ReceiverStream::new(requests)).await.unwrap().into_inner();
-    assert_eq!(answers.message().await.unwrap().unwrap().grace_seconds, 30);
+    let answer = answers.message().await.unwrap().unwrap();
+    assert_eq!(answer.grace_seconds, 30);
+    assert!(!answer.virtual_addresses.is_empty());
     let mut operator = daemon.operator().await;
     let stored = entries(&mut operator).await;
     assert_eq!(stored[0]["spec"]["serviceAccount"], "reviews");

@@ -108,6 +108,31 @@ async fn a_watcher_sees_what_is_there_and_what_changes() {
 }
 
 #[tokio::test]
+async fn what_an_object_lacks_is_a_warning_and_a_condition() {
+    let dir = tempfile::tempdir().unwrap();
+    let api = open(dir.path());
+    let route = json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "r"},
+        "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "a", "port": 80}],
+                 "rules": [{"backendRefs": [{"name": "missing", "port": 80}]}]}});
+    let applied = apply(&api, &[service("a"), route]).await.unwrap();
+    assert_eq!(applied.results[0].warnings, [""; 0]);
+    assert!(applied.results[1].warnings.iter().any(|text| text.contains("missing")), "{applied:?}");
+
+    // The snapshot follows the store.
+    api.snapshots.clone().wait_for(|snapshot| snapshot.revision == applied.revision).await.unwrap();
+    let listed = list(&api, "httproutes", "", "r").await.remove(0);
+    let conditions = listed["status"].to_string();
+    assert!(conditions.contains("ResolvedRefs") && conditions.contains("missing"), "{listed}");
+    let findings = api.get_status(Request::new(GetStatusRequest {})).await.unwrap().into_inner().findings;
+    assert!(findings.iter().any(|finding| finding.subject == "HTTPRoute default/r"), "{findings:?}");
+    assert!(findings.iter().any(|finding| finding.subject == "Service default/a"), "{findings:?}");
+
+    let services = api.list_services(Request::new(ListServicesRequest {})).await.unwrap().into_inner().services;
+    assert_eq!((services.len(), services[0].name.as_str(), &services[0].ports), (1, "a", &vec![80]));
+    assert!(!services[0].virtual_addresses.is_empty());
+}
+
+#[tokio::test]
 async fn tokens_are_for_workloads() {
     let dir = tempfile::tempdir().unwrap();
     let api = open(dir.path());
