@@ -24,30 +24,44 @@ pub use scoped::Scoped;
 /// Commits whose time is remembered.
 const COMMITS: usize = 64;
 
+/// A revision of the store and when it came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Commit {
+    pub revision: u64,
+    pub at: Instant,
+}
+
 /// One consistent state of everything that can be asked for.
 #[derive(Debug)]
 pub struct Snapshot {
     pub revision: u64,
-    /// When `revision` was committed to the store.
+    /// When the oldest commit that is new in it was made.
     pub committed_at: Instant,
     pub model: Arc<Model>,
-    /// Revisions and their commit times, the oldest first, up to this one.
-    commits: Vec<(u64, Instant)>,
+    /// The last commits, the oldest first, up to this revision.
+    commits: Vec<Commit>,
     scopes: Mutex<HashMap<Scope, Weak<Scoped>>>,
     interner: Arc<encoded::Interner>,
 }
 
 impl Snapshot {
-    /// `previous` is the snapshot before, whose copies of equal resources are taken over.
-    pub fn new(revision: u64, committed_at: Instant, model: Model, previous: Option<&Self>) -> Self {
+    /// `last` is the commit that `model` was made of, `merged` those that came before it and after `previous`, the oldest
+    /// first. Copies of equal resources are taken over from `previous`.
+    pub fn new(last: Commit, merged: &[Commit], model: Model, previous: Option<&Self>) -> Self {
         let mut commits = previous.map(|previous| previous.commits.clone()).unwrap_or_default();
-        if commits.len() == COMMITS {
-            commits.remove(0);
-        }
-        commits.push((revision, committed_at));
+        commits.extend(merged.iter().filter(|commit| commit.revision < last.revision));
+        commits.push(last);
+        commits.drain(..commits.len().saturating_sub(COMMITS));
         let interner = previous.map(|previous| previous.interner.clone()).unwrap_or_default();
         interner.sweep();
-        Self { revision, committed_at, model: Arc::new(model), commits, scopes: Mutex::default(), interner }
+        Self {
+            revision: last.revision,
+            committed_at: merged.first().unwrap_or(&last).at,
+            model: Arc::new(model),
+            commits,
+            scopes: Mutex::default(),
+            interner,
+        }
     }
 
     /// This snapshot as one kind of asker sees it. Equal askers share what they see.
@@ -64,7 +78,7 @@ impl Snapshot {
 
     /// When this revision was committed; for one that is no longer remembered, when the oldest remembered one was.
     pub fn committed(&self, revision: u64) -> Instant {
-        let commit = self.commits.iter().find(|(committed, _)| *committed >= revision);
-        commit.map_or(self.committed_at, |(_, at)| *at)
+        let commit = self.commits.iter().find(|commit| commit.revision >= revision);
+        commit.map_or(self.committed_at, |commit| commit.at)
     }
 }

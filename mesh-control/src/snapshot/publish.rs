@@ -1,11 +1,12 @@
 //! From the store's commits to snapshots, in time.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-use super::Snapshot;
+use super::{Commit, Snapshot};
 use crate::model::{self, Settings};
 use crate::store::Objects;
 
@@ -14,7 +15,7 @@ const MERGE: Duration = Duration::from_millis(50);
 
 /// The snapshot to begin with.
 pub fn first(objects: &Objects, settings: &Settings) -> Snapshot {
-    build(objects, settings, None)
+    build(objects, &[], settings, None)
 }
 
 /// Makes a snapshot of each state of the store, for as long as the store lives: of the first commit after a quiet time at
@@ -27,15 +28,15 @@ pub async fn publish(
     let settings = Arc::new(settings);
     // The store may have moved on since `first`.
     objects.mark_changed();
-    while objects.changed().await.is_ok() {
-        let begun = tokio::time::Instant::now();
-        let current = objects.borrow_and_update().clone();
+    let mut not_before = Instant::now();
+    while let Some((current, merged)) = next(&mut objects, not_before).await {
         let previous = snapshots.borrow().clone();
         if current.revision == previous.revision {
             continue;
         }
+        not_before = Instant::now() + MERGE;
         let settings = settings.clone();
-        let built = tokio::task::spawn_blocking(move || build(&current, &settings, Some(&previous))).await;
+        let built = tokio::task::spawn_blocking(move || build(&current, &merged, &settings, Some(&previous))).await;
         match built {
             Ok(snapshot) => {
                 tracing::debug!(revision = snapshot.revision, "new snapshot");
@@ -44,14 +45,30 @@ pub async fn publish(
             // Proxies keep what they have; the next commit tries again.
             Err(error) => tracing::error!(%error, "the objects of the store could not be compiled; please report this"),
         }
-        tokio::time::sleep_until(begun + MERGE).await;
     }
 }
 
-fn build(objects: &Objects, settings: &Settings, previous: Option<&Snapshot>) -> Snapshot {
-    let begun = Instant::now();
+/// Waits for a commit, and then until `not_before` for more. The last one and those that it overtook.
+async fn next(objects: &mut watch::Receiver<Arc<Objects>>, not_before: Instant) -> Option<(Arc<Objects>, Vec<Commit>)> {
+    objects.changed().await.ok()?;
+    let mut current = objects.borrow_and_update().clone();
+    let mut merged = Vec::new();
+    while let Ok(changed) = tokio::time::timeout_at(not_before, objects.changed()).await {
+        changed.ok()?;
+        merged.push(commit(&current));
+        current = objects.borrow_and_update().clone();
+    }
+    Some((current, merged))
+}
+
+fn commit(objects: &Objects) -> Commit {
+    Commit { revision: objects.revision, at: objects.committed_at }
+}
+
+fn build(objects: &Objects, merged: &[Commit], settings: &Settings, previous: Option<&Snapshot>) -> Snapshot {
+    let begun = std::time::Instant::now();
     let model = model::build(&objects.objects, settings, previous.map(|previous| &*previous.model));
-    let snapshot = Snapshot::new(objects.revision, objects.committed_at, model, previous);
+    let snapshot = Snapshot::new(commit(objects), merged, model, previous);
     metrics::histogram!("mesh_control_snapshot_build_seconds").record(begun.elapsed());
     metrics::gauge!("mesh_control_snapshot_revision").set(objects.revision as f64);
     snapshot

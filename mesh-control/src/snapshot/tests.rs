@@ -66,15 +66,23 @@ async fn the_first_commit_goes_out_at_once_and_the_following_together() {
 }
 
 #[test]
-fn commit_times_are_remembered() {
+fn commit_times_are_remembered_also_of_what_was_merged() {
     let begun = Instant::now();
-    let at = |revision: u64| begun + Duration::from_millis(revision);
-    let mut snapshot = first(&Objects { revision: 1, objects: Default::default(), committed_at: at(1) }, &settings());
-    for revision in [2, 4, 6] {
-        let model = crate::model::build(&Default::default(), &settings(), None);
-        snapshot = Snapshot::new(revision, at(revision), model, Some(&snapshot));
+    let commit = |revision: u64| Commit { revision, at: begun + Duration::from_millis(revision) };
+    let model = || crate::model::build(&Default::default(), &settings(), None);
+    let one = Snapshot::new(commit(1), &[], model(), None);
+    let four = Snapshot::new(commit(4), &[commit(2), commit(3)], model(), Some(&one));
+    let mut last = Snapshot::new(commit(6), &[], model(), Some(&four));
+    assert_eq!(
+        [1, 2, 3, 4, 5, 6, 7].map(|revision| last.committed(revision)),
+        [1, 2, 3, 4, 6, 6, 6].map(|r| commit(r).at)
+    );
+    // The time that a change takes counts from the oldest commit.
+    assert_eq!([one.committed_at, four.committed_at, last.committed_at], [1, 2, 6].map(|r| commit(r).at));
+    for revision in 7..200 {
+        last = Snapshot::new(commit(revision), &[], model(), Some(&last));
     }
-    assert_eq!([1, 2, 3, 4, 6, 7].map(|revision| snapshot.committed(revision)), [1, 2, 4, 4, 6, 6].map(at));
+    assert_eq!(last.commits.len(), COMMITS);
 }
 
 #[test]

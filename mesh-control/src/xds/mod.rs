@@ -14,6 +14,7 @@ mod subscription;
 mod tests;
 mod track;
 mod types;
+mod view;
 mod wire;
 
 use std::pin::Pin;

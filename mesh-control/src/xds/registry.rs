@@ -9,7 +9,8 @@ use tokio::sync::watch;
 
 use super::node::Client;
 use super::session::Session;
-use super::track::{Protocol, Track};
+use super::track::Track;
+use super::view::Protocol;
 use crate::auth::Caller;
 use crate::snapshot::Snapshot;
 

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 
-use super::track::{Protocol, Push, Track, Verdict, View};
+use super::track::Track;
 use super::types::Type;
+use super::view::{Protocol, Push, Verdict, View};
 
 /// How long listeners and routes wait for a client that has not acknowledged its clusters. Envoy does not acknowledge
 /// before they are warm, and gives up on a cluster after 15 seconds by itself.

@@ -14,8 +14,9 @@ use tonic::Status;
 
 use super::registry::{Connection, Registry, unix_ms};
 use super::secrets::redacted;
-use super::track::{Nack, Status as Progress, Track};
+use super::track::Track;
 use super::types::Type;
+use super::view::{Nack, Status as Progress};
 
 /// The configuration of all clients that the request's matchers name; of all clients if there is no matcher.
 pub(super) fn client_status(

@@ -3,7 +3,7 @@
 use envoy_types::pb::envoy::config::core::v3::ControlPlane;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse, Resource};
 
-use super::track::Push;
+use super::view::Push;
 
 pub fn delta(push: Push) -> DeltaDiscoveryResponse {
     let resources = push.resources.into_iter().map(|(name, encoded)| Resource {

@@ -14,8 +14,8 @@ use envoy_types::pb::google::protobuf::Any;
 use envoy_types::pb::google::rpc::Status;
 
 use super::session::{Limits, Order, Refused, Session};
-use super::track::{Protocol, Push, Verdict, View};
 use super::types::Type;
+use super::view::{Protocol, Push, Verdict, View};
 use super::wire;
 use crate::snapshot::Encoded;
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::super::session::Order;
-use super::super::track::Protocol;
 use super::super::types::Type::*;
+use super::super::view::Protocol;
 use super::*;
 
 fn world() -> World {

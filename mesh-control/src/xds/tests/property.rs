@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use super::super::session::Order;
-use super::super::track::Protocol;
 use super::super::types::Type;
+use super::super::view::Protocol;
 use super::*;
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];

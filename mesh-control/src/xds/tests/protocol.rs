@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::super::session::{Limits, Order, Refused};
-use super::super::track::{Protocol, Status, View};
 use super::super::types::Type::*;
+use super::super::view::{Protocol, Status, View};
 use super::*;
 
 fn world() -> World {

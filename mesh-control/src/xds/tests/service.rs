@@ -30,7 +30,7 @@ use super::{delta, error, sotw};
 use crate::auth::{Peer, PeerCertificate, Transport};
 use crate::ca::Ca;
 use crate::model::{self, Settings};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Commit, Snapshot};
 use crate::store::Store;
 
 const WEB: &str = "spiffe://mesh.local/ns/shop/sa/web";
@@ -124,7 +124,7 @@ impl<Q, R> Stream<Q, R> {
 fn snapshot(revision: u64, previous: Option<&Snapshot>) -> Snapshot {
     let settings = Settings { trust_domain: "mesh.local".to_owned() };
     let model = model::build(&Default::default(), &settings, None);
-    Snapshot::new(revision, std::time::Instant::now(), model, previous)
+    Snapshot::new(Commit { revision, at: std::time::Instant::now() }, &[], model, previous)
 }
 
 /// What the acceptor would have learned of the connection, here from a header.
