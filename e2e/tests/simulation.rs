@@ -46,21 +46,29 @@ fn fetch(model: &Model, compiled: ResourceType, decoded: Type, name: &str) -> Op
 /// The routes that a connection to a service's virtual address meets.
 fn routes(model: &Model, service: &str, port: u16) -> Arc<RouteTable> {
     let address = model.service("default", service).unwrap().virtual_addresses[0];
-    let listener = fetch(model, ResourceType::Listener, Type::Listener, &mesh_common::names::outbound_listener(address, port));
+    let listener =
+        fetch(model, ResourceType::Listener, Type::Listener, &mesh_common::names::outbound_listener(address, port));
     let Some(Resource::Listener(listener)) = listener else { panic!("no listener for {service}") };
     let http = listener.chains.iter().chain(&listener.default_chain).find_map(|chain| match &chain.filter {
         NetworkFilter::Http(manager) => Some(manager.clone()),
         NetworkFilter::Tcp(_) => None,
     });
     let RouteSource::Rds(name) = &http.unwrap().routes else { panic!("inline routes") };
-    let Some(Resource::Routes(table)) = fetch(model, ResourceType::Route, Type::Routes, name) else { panic!("no routes {name}") };
+    let Some(Resource::Routes(table)) = fetch(model, ResourceType::Route, Type::Routes, name) else {
+        panic!("no routes {name}")
+    };
     table
 }
 
 /// Addresses of the endpoints of the cluster that the first choice of a route names.
 fn endpoints(model: &Model, cluster: &str) -> Vec<String> {
-    assert!(matches!(fetch(model, ResourceType::Cluster, Type::Cluster, cluster), Some(Resource::Cluster(_))), "{cluster}");
-    let Some(Resource::Endpoints(found)) = fetch(model, ResourceType::Endpoints, Type::Endpoints, cluster) else { return vec![] };
+    assert!(
+        matches!(fetch(model, ResourceType::Cluster, Type::Cluster, cluster), Some(Resource::Cluster(_))),
+        "{cluster}"
+    );
+    let Some(Resource::Endpoints(found)) = fetch(model, ResourceType::Endpoints, Type::Endpoints, cluster) else {
+        return vec![];
+    };
     found.endpoints.iter().map(|e| e.address.to_string()).collect()
 }
 
@@ -108,9 +116,16 @@ impl Match {
 
     fn yaml(&self) -> String {
         let kind = if self.exact { "Exact" } else { "PathPrefix" };
-        let list = |pairs: &[(&str, &str)]| pairs.iter().map(|(n, v)| format!("{{name: {n}, value: {v}}}")).collect::<Vec<_>>().join(", ");
+        let list = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(n, v)| format!("{{name: {n}, value: {v}}}")).collect::<Vec<_>>().join(", ")
+        };
         let method = self.method.as_ref().map(|m| format!(", method: {m}")).unwrap_or_default();
-        format!("{{path: {{type: {kind}, value: {}}}{method}, headers: [{}], queryParams: [{}]}}", self.path, list(&self.headers), list(&self.query))
+        format!(
+            "{{path: {{type: {kind}, value: {}}}{method}, headers: [{}], queryParams: [{}]}}",
+            self.path,
+            list(&self.headers),
+            list(&self.query)
+        )
     }
 }
 
@@ -138,7 +153,12 @@ fn matches() -> impl Strategy<Value = Match> {
 
 fn asked() -> impl Strategy<Value = Asked> {
     let path = prop::sample::select(vec!["/", "/a", "/a/", "/a/b", "/a/b/", "/ab", "/a/bc", "/a/b/c", "/x"]);
-    (method(), path, pairs(&HEADERS), pairs(&QUERY)).prop_map(|(method, path, headers, query)| Asked { method, path, headers, query })
+    (method(), path, pairs(&HEADERS), pairs(&QUERY)).prop_map(|(method, path, headers, query)| Asked {
+        method,
+        path,
+        headers,
+        query,
+    })
 }
 
 fn object(rules: &[Vec<Match>]) -> String {
@@ -149,7 +169,10 @@ fn object(rules: &[Vec<Match>]) -> String {
     for (index, matches) in rules.iter().enumerate() {
         yaml += &workload("backend", &format!("v{index}"), 10 + u8::try_from(index).unwrap());
         let matches: Vec<_> = matches.iter().map(Match::yaml).collect();
-        route += &format!("  - matches: [{}]\n    backendRefs: [{{name: backend-v{index}, port: 9080}}]\n", matches.join(", "));
+        route += &format!(
+            "  - matches: [{}]\n    backendRefs: [{{name: backend-v{index}, port: 9080}}]\n",
+            matches.join(", ")
+        );
     }
     yaml + &route
 }
@@ -159,7 +182,9 @@ fn oracle(rules: &[Vec<Match>], asked: &Asked) -> Option<usize> {
     let fitting = rules.iter().enumerate().flat_map(|(index, matches)| matches.iter().map(move |m| (index, m)));
     let fitting = fitting.filter(|(_, m)| m.fits(asked));
     // Of equals, the rule that comes first.
-    fitting.reduce(|best, next| if next.1.precedence() > best.1.precedence() { next } else { best }).map(|(index, _)| index)
+    fitting
+        .reduce(|best, next| if next.1.precedence() > best.1.precedence() { next } else { best })
+        .map(|(index, _)| index)
 }
 
 fn cluster_of(table: &RouteTable, asked: &Asked) -> Option<String> {
