@@ -143,10 +143,14 @@ impl Object {
         each!(self, resource => &mut resource.metadata)
     }
 
-    /// An object without a namespace is in `default`.
+    /// An object without a namespace is in `default`, but for the MeshConfig.
     pub fn key(&self) -> Key {
         let metadata = self.metadata();
-        Key { kind: self.kind(), namespace: metadata.namespace_or_default().to_owned(), name: metadata.name.clone() }
+        let namespace = match self.kind() {
+            Kind::MeshConfig => MESH_NAMESPACE,
+            _ => metadata.namespace_or_default(),
+        };
+        Key::new(self.kind(), namespace, &metadata.name)
     }
 
     /// Puts the object in this namespace if it names none.

@@ -47,7 +47,6 @@ fn of_workload(endpoint: &Endpoint, address: Option<IpAddr>) -> Option<LbEndpoin
         health_status: health as i32,
         load_balancing_weight: uint32(workload.weight),
         metadata: Some(metadata(workload)),
-        ..LbEndpoint::default()
     })
 }
 

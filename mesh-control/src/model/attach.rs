@@ -1,5 +1,6 @@
 //! Attaches route objects to service ports, and resolves their backends.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use mesh_common::resource::{
@@ -148,9 +149,8 @@ impl<'a> Attacher<'a> {
                 http += 1;
                 continue;
             }
-            let place = place(key, service, port);
-            if !self.tcp.contains_key(&place) {
-                self.tcp.insert(place, backends.to_vec());
+            if let Entry::Vacant(entry) = self.tcp.entry(place(key, service, port)) {
+                entry.insert(backends.to_vec());
                 free += 1;
             }
         }

@@ -1,1 +1,158 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use mesh_common::resource::{Key, Kind, Object, parse_yaml};
+
+use super::{Destination, Model, Name, Protocol, Settings, build};
+
+fn objects(text: &str) -> BTreeMap<Key, Arc<Object>> {
+    let objects = parse_yaml("test", text).unwrap_or_else(|errors| panic!("{errors:#?}"));
+    objects.into_iter().map(|object| (object.key(), Arc::new(object))).collect()
+}
+
+fn model(text: &str) -> Model {
+    build(&objects(text), &Settings { trust_domain: "mesh.local".to_owned() }, None)
+}
+
+fn entry(name: &str, service: &str, version: &str, rest: &str) -> String {
+    format!(
+        "apiVersion: meshctl.dev/v1alpha1\nkind: WorkloadEntry\nmetadata: {{name: {name}, labels: {{meshctl.dev/registered: 'true'}}}}\nspec: {{service: {service}, version: '{version}', serviceAccount: a, {rest}}}\n---\n"
+    )
+}
+
+fn service(name: &str, spec: &str) -> String {
+    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n---\n")
+}
+
+fn reasons(model: &Model, kind: Kind, name: &str) -> Vec<&'static str> {
+    model.conditions(&Key::new(kind, "default", name)).iter().filter(|c| c.is_problem()).map(|c| c.reason).collect()
+}
+
+#[test]
+fn services_come_from_workloads_and_have_their_versions() {
+    let text = entry("a", "reviews", "v1", "addresses: [10.0.0.1], ports: [{port: 9080, protocol: http}]")
+        + &entry(
+            "b",
+            "reviews",
+            "v2",
+            "addresses: [10.0.0.2], ports: [{port: 9080}, {port: 9999, servicePort: 99, name: admin}]",
+        )
+        + &entry("c", "", "", "addresses: [10.0.0.3]");
+    let model = model(&text);
+    let names: Vec<_> = model.services().map(|s| s.name.name.as_str()).collect();
+    assert_eq!(names, ["reviews", "reviews-v1", "reviews-v2"]);
+    let reviews = model.service("default", "reviews").unwrap();
+    let ports: Vec<_> = reviews.ports.values().map(|p| (p.number, p.protocol, p.endpoints.len())).collect();
+    assert_eq!(ports, [(99, Protocol::Detect, 1), (9080, Protocol::Http, 2)]);
+    assert_eq!(reviews.ports[&99].endpoints[0].port, 9999);
+    assert_eq!(model.service("default", "reviews-v2").unwrap().version_of.as_deref(), Some("reviews"));
+    assert_eq!(model.service("default", "reviews-v1").unwrap().ports[&99].endpoints.len(), 0);
+    assert_eq!(model.workloads().count(), 3);
+}
+
+#[test]
+fn a_declared_service_comes_before_a_version() {
+    let text = entry("a", "reviews", "v1", "addresses: [10.0.0.1], ports: [{port: 80}]")
+        + &service(
+            "reviews-v1",
+            "selector: {app: reviews, version: v1}, ports: [{port: 8000, targetPort: 80, appProtocol: grpc}]",
+        );
+    let model = model(&text);
+    let declared = model.service("default", "reviews-v1").unwrap();
+    assert_eq!(declared.version_of, None);
+    assert_eq!(declared.ports[&8000].endpoints[0].port, 80);
+    assert_eq!(declared.ports[&8000].protocol, Protocol::Grpc);
+}
+
+#[test]
+fn ports_of_declared_services_find_those_of_workloads() {
+    let text = entry(
+        "a",
+        "s",
+        "",
+        "addresses: [10.0.0.1], ports: [{port: 8080, name: web}, {port: 81, servicePort: 3}]",
+    ) + &service(
+        "s",
+        "ports: [{name: http-a, port: 1, targetPort: web}, {name: b, port: 2, targetPort: 8080}, {name: c, port: 3}, {name: tcp-d, port: 8080}, {name: e, port: 5}, {name: f, port: 6, targetPort: 7}]",
+    );
+    let model = model(&text);
+    let ports = &model.service("default", "s").unwrap().ports;
+    let targets: Vec<_> = ports.values().map(|p| (p.number, p.endpoints.first().map(|e| e.port))).collect();
+    assert_eq!(targets, [(1, Some(8080)), (2, Some(8080)), (3, Some(81)), (5, None), (6, None), (8080, Some(8080))]);
+    assert_eq!(ports[&1].protocol, Protocol::Http);
+    assert_eq!(ports[&8080].protocol, Protocol::Tcp);
+}
+
+#[test]
+fn conditions_of_what_cannot_be() {
+    let text = service("s", "selector: {app: nobody}, ports: [{name: a, port: 1, protocol: UDP}, {name: b, port: 2}]")
+        + &service("x", "clusterIP: 10.9.9.9, ports: [{port: 80}]")
+        + &service("y", "clusterIP: 10.9.9.9, ports: [{port: 80}]")
+        + &entry("a", "w", "", "addresses: [10.0.0.1], ports: [{port: 80, protocol: http}]")
+        + &entry("b", "w", "", "addresses: [10.0.0.2], ports: [{port: 80, protocol: tcp}]");
+    let model = model(&text);
+    assert_eq!(reasons(&model, Kind::Service, "s"), ["UnsupportedProtocol", "NoWorkloads"]);
+    assert_eq!(model.service("default", "x").unwrap().virtual_addresses.len(), 1);
+    assert_eq!(reasons(&model, Kind::Service, "y"), ["AddressTaken"]);
+    assert_eq!(model.service("default", "y").unwrap().virtual_addresses.len(), 2);
+    assert_eq!(reasons(&model, Kind::WorkloadEntry, "b"), ["ConflictingProtocol"]);
+    assert_eq!(model.service("default", "w").unwrap().ports[&80].protocol, Protocol::Http);
+}
+
+#[test]
+fn a_route_says_which_parents_took_it() {
+    let text =
+        entry("a", "s", "", "addresses: [10.0.0.1], ports: [{port: 80, protocol: http}, {port: 81, protocol: tcp}]")
+            + "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r}
+spec:
+  hostnames: [s.example]
+  parentRefs:
+  - {group: '', kind: Service, name: s}
+  - {group: '', kind: Service, name: s, port: 81}
+  - {group: '', kind: Service, name: s, port: 82}
+  - {group: '', kind: Service, name: s, sectionName: nothing}
+  - {group: '', kind: Service, name: t}
+  rules: [{backendRefs: [{name: s, port: 80}]}]
+";
+    let model = model(&text);
+    assert_eq!(
+        reasons(&model, Kind::HttpRoute, "r"),
+        ["HostnamesIgnored", "UnsupportedProtocol", "NoMatchingParent", "NoMatchingParent", "NoMatchingParent"]
+    );
+    let status = model.status(&Key::new(Kind::HttpRoute, "default", "r"));
+    assert_eq!(status["parents"].as_array().unwrap().len(), 5);
+    assert!(model.service("default", "s").unwrap().ports[&80].routes.http.is_some());
+    assert!(model.service("default", "s").unwrap().ports[&81].routes.http.is_none());
+}
+
+#[test]
+fn addresses_stay_when_services_come_and_go() {
+    let one = service("a", "ports: [{port: 80}]") + &service("b", "ports: [{port: 80}]");
+    let first = model(&one);
+    let more = service("a0", "ports: [{port: 80}]") + &service("b", "ports: [{port: 80}]");
+    let settings = Settings { trust_domain: "mesh.local".to_owned() };
+    let second = build(&objects(&more), &settings, Some(&first));
+    let addresses = |model: &Model| model.service("default", "b").unwrap().virtual_addresses.clone();
+    assert_eq!(addresses(&first), addresses(&second));
+    assert_eq!(addresses(&first).len(), 2);
+}
+
+#[test]
+fn addresses_lead_to_services_and_workloads() {
+    let text = entry("a", "s", "v1", "addresses: [10.0.0.1], ports: [{port: 8080, servicePort: 80}]");
+    let model = model(&text);
+    let virtual_address = model.service("default", "s").unwrap().virtual_addresses[0];
+    let name = Name::new("default", "s");
+    assert_eq!(model.destination(virtual_address, 80), Some(&Destination::Service(name.clone(), 80)));
+    assert_eq!(model.destination(virtual_address, 8080), None);
+    let own = Destination::Workload { workload: Name::new("default", "a"), service: name, service_port: 80 };
+    assert_eq!(model.destination("10.0.0.1".parse().unwrap(), 8080), Some(&own));
+}
+
+#[test]
+fn objects_without_anything_to_say_have_no_status() {
+    let model = model(&service("s", "ports: [{port: 80}]"));
+    assert_eq!(model.status(&Key::new(Kind::Service, "default", "s")), serde_json::json!({}));
+}

@@ -26,7 +26,7 @@ pub(super) fn check(object: &Object, errors: &mut Errors) {
             "metadata.name",
             "there is one MeshConfig, and its name is `default`",
         );
-        let elsewhere = metadata.namespace != MESH_NAMESPACE;
+        let elsewhere = !matches!(metadata.namespace.as_str(), "" | MESH_NAMESPACE);
         errors.add_if(
             elsewhere,
             "metadata.namespace",

@@ -1,0 +1,98 @@
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use mesh_common::names;
+
+use super::*;
+
+fn listener(model: &Model, scope: &Scope) -> Listener {
+    get(model, scope, ResourceType::Listener, names::LISTENER_INBOUND)
+}
+
+/// `name tls?` of each chain, and whether there is one for the rest.
+fn chains(text: &str, scope: &Scope) -> (Vec<String>, bool) {
+    let listener = listener(&shop(text), scope);
+    let describe = |chain: &envoy_types::pb::envoy::config::listener::v3::FilterChain| {
+        let matched = chain.filter_chain_match.clone().unwrap();
+        let port = matched.destination_port.unwrap().value;
+        let alpn = matched.application_protocols.join(",");
+        let ends = if chain.transport_socket.is_some() { "terminated" } else { "passed" };
+        format!("{port} {} {alpn} {ends}", matched.transport_protocol)
+    };
+    (listener.filter_chains.iter().map(describe).collect(), listener.default_filter_chain.is_some())
+}
+
+const STRICT: [&str; 2] = ["8080 tls mesh-h2,mesh-http/1.1 terminated", "8080 tls mesh-tcp terminated"];
+const PERMISSIVE: [&str; 4] = [STRICT[0], STRICT[1], "8080 raw_buffer  passed", "8080 tls  passed"];
+
+fn policy(namespace: &str, name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: meshctl.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {{namespace: {namespace}, name: {name}}}\nspec: {spec}\n---\n"
+    )
+}
+
+#[test]
+fn strict_unless_a_policy_says_otherwise() {
+    let permissive =
+        |ns: &str, targets: &str| policy(ns, "p", &format!("{{targetRefs: [{targets}], mode: PERMISSIVE}}"));
+    for (text, expected, rest) in [
+        (String::new(), &STRICT[..], false),
+        (permissive("mesh-system", ""), &PERMISSIVE, true),
+        (permissive("default", ""), &PERMISSIVE, true),
+        (permissive("other", ""), &STRICT, false),
+        (permissive("default", "{kind: Service, name: web}"), &PERMISSIVE, true),
+        (permissive("default", "{kind: Service, name: api}"), &STRICT, false),
+        (policy("default", "p", "{ports: {8080: PERMISSIVE}}"), &PERMISSIVE, false),
+        (policy("default", "p", "{mode: PERMISSIVE, ports: {8080: STRICT}}"), &STRICT, true),
+        (permissive("mesh-system", "") + &policy("default", "q", "{mode: STRICT}"), &STRICT, false),
+        (
+            permissive("default", "")
+                + &policy("default", "q", "{targetRefs: [{kind: Service, name: web}], mode: STRICT}"),
+            &STRICT,
+            false,
+        ),
+    ] {
+        assert_eq!(chains(&text, &mesh()), (expected.iter().map(|s| (*s).to_owned()).collect(), rest), "{text}");
+    }
+}
+
+#[test]
+fn envoy_is_told_the_codec_of_each_protocol() {
+    let (found, _) = chains("", &scope(ClientKind::Envoy));
+    let expected = ["8080 tls mesh-h2 terminated", "8080 tls mesh-http/1.1 terminated", "8080 tls mesh-tcp terminated"];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn ports_of_a_workload_that_is_not_registered_come_from_its_node() {
+    let scope =
+        Scope { workload: "nobody".to_owned(), service: "ratings".to_owned(), inbound_ports: vec![9081, 80], ..mesh() };
+    let (found, _) = chains("", &scope);
+    assert_eq!(found.len(), 4);
+    let cluster: Cluster = get(&shop(""), &scope, ResourceType::Cluster, "inbound:9081");
+    let endpoint = &cluster.load_assignment.unwrap().endpoints[0].lb_endpoints[0];
+    assert!(format!("{endpoint:?}").contains("127.0.0.1"));
+    assert!(resource(&shop(""), &scope, ResourceType::Cluster, "inbound:81").is_none());
+}
+
+#[test]
+fn a_workload_without_ports_takes_nothing() {
+    let scope = Scope { workload: "nobody".to_owned(), ..mesh() };
+    let listener = listener(&shop(""), &scope);
+    assert_eq!(listener.filter_chains.len(), 1);
+    assert_eq!(listener.filter_chains[0].name, "none");
+}
+
+#[test]
+fn client_certificates_are_required() {
+    use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType;
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
+
+    for chain in listener(&shop(""), &mesh()).filter_chains {
+        let Some(ConfigType::TypedConfig(any)) = chain.transport_socket.unwrap().config_type else { panic!() };
+        let context: DownstreamTlsContext = decode(&any);
+        assert!(context.require_client_certificate.unwrap().value);
+        let common = context.common_tls_context.unwrap();
+        assert_eq!(common.tls_certificate_sds_secret_configs[0].name, "default");
+        assert_eq!(common.tls_params.unwrap().tls_minimum_protocol_version, 4);
+    }
+}

@@ -1,0 +1,303 @@
+//! What rules become: weights, filters, timeouts, retries.
+
+use envoy_types::pb::envoy::config::core::v3::HeaderValueOption;
+use envoy_types::pb::envoy::config::route::v3::redirect_action::PathRewriteSpecifier;
+use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, HostRewriteSpecifier};
+use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use envoy_types::pb::envoy::config::route::v3::{RedirectAction, header_matcher, query_parameter_matcher};
+use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use mesh_common::resource::Kind;
+
+use super::*;
+
+fn only(rule: &str) -> PbRoute {
+    let mut routes = reviews(&shop(&http_route("r", rule)), &mesh());
+    assert_eq!(routes.len(), 1, "{routes:#?}");
+    routes.remove(0)
+}
+
+fn to_v1(rest: &str) -> String {
+    format!("  - {{backendRefs: [{{name: reviews-v1, port: 9080}}], {rest}}}")
+}
+
+#[test]
+fn without_a_route_requests_go_to_the_service() {
+    let routes = reviews(&shop(""), &mesh());
+    assert_eq!(routes[0].name, "Service/default/reviews/0");
+    let cluster = ClusterSpecifier::Cluster("reviews.default.svc.cluster.local:9080".to_owned());
+    assert_eq!(forward(&routes[0]).cluster_specifier, Some(cluster));
+    assert_eq!(forward(&routes[0]).timeout.as_ref().unwrap().seconds, 0);
+    assert_eq!(forward(&routes[0]).retry_policy.as_ref().unwrap().num_retries.as_ref().unwrap().value, 2);
+}
+
+#[test]
+fn weights_are_kept_as_they_are() {
+    let route = only(
+        "  - backendRefs: [{name: reviews-v1, port: 9080, weight: 90}, {name: reviews-v2, port: 9080, weight: 0}]",
+    );
+    let Some(ClusterSpecifier::WeightedClusters(clusters)) = &forward(&route).cluster_specifier else { panic!() };
+    let weights: Vec<_> =
+        clusters.clusters.iter().map(|c| (c.name.as_str(), c.weight.as_ref().unwrap().value)).collect();
+    assert_eq!(
+        weights,
+        [("reviews-v1.default.svc.cluster.local:9080", 90), ("reviews-v2.default.svc.cluster.local:9080", 0)]
+    );
+    assert_eq!(route.name, "HTTPRoute/default/r/0");
+}
+
+#[test]
+fn a_missing_backend_keeps_its_share_and_is_a_condition() {
+    let text = http_route("r", "  - backendRefs: [{name: reviews-v1, port: 9080}, {name: reviews-v3, port: 9080}]");
+    let model = shop(&text);
+    let routes = reviews(&model, &mesh());
+    let Some(ClusterSpecifier::WeightedClusters(clusters)) = &forward(&routes[0]).cluster_specifier else { panic!() };
+    assert_eq!(clusters.clusters.len(), 2);
+    assert_eq!(forward(&routes[0]).cluster_not_found_response_code, 2);
+    let key = Key::new(Kind::HttpRoute, "default", "r");
+    let reasons: Vec<_> = model.conditions(&key).iter().map(|c| (c.condition_type, c.status, c.reason)).collect();
+    assert_eq!(reasons, [("Accepted", true, "Accepted"), ("ResolvedRefs", false, "BackendNotFound")]);
+    assert_eq!(model.status(&key)["parents"][0]["conditions"][1]["status"], "False");
+}
+
+#[test]
+fn with_no_backend_at_all_the_answer_is_500() {
+    for backends in [
+        "[{name: nobody, port: 1}]",
+        "[{name: reviews, port: 1}]",
+        "[]",
+        "[{name: reviews, port: 9080, weight: 0}]",
+        "[{name: db, port: 5432}]",
+    ] {
+        let route = only(&format!("  - backendRefs: {backends}"));
+        assert!(matches!(&route.action, Some(route::Action::DirectResponse(d)) if d.status == 500), "{backends}");
+    }
+}
+
+#[test]
+fn backends_of_another_namespace_need_more_than_a_wish() {
+    let more = format!(
+        "{}apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: other}}\nspec: {{ports: [{{port: 80}}]}}",
+        http_route("r", "  - backendRefs: [{name: s, namespace: other, port: 80}]")
+    );
+    let model = shop(&more);
+    let key = Key::new(Kind::HttpRoute, "default", "r");
+    assert!(model.conditions(&key).iter().any(|c| c.reason == "RefNotPermitted"));
+}
+
+#[test]
+fn matches() {
+    let route = only(&to_v1(
+        "matches: [{path: {value: /a/}, method: POST, headers: [{name: End-User, value: jason}, {name: cookie, type: RegularExpression, value: '(.*;)?a=b(;.*)?'}], queryParams: [{name: q, value: x}]}]",
+    ));
+    let matched = route.r#match.unwrap();
+    assert_eq!(matched.path_specifier, Some(PathSpecifier::PathSeparatedPrefix("/a".to_owned())));
+    let patterns: Vec<_> = matched
+        .headers
+        .iter()
+        .map(|h| match &h.header_match_specifier {
+            Some(header_matcher::HeaderMatchSpecifier::StringMatch(m)) => (h.name.as_str(), m.match_pattern.clone()),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(patterns[0], ("end-user", Some(MatchPattern::Exact("jason".to_owned()))));
+    assert!(matches!(&patterns[1], ("cookie", Some(MatchPattern::SafeRegex(r))) if r.regex == "(.*;)?a=b(;.*)?"));
+    assert_eq!(patterns[2], (":method", Some(MatchPattern::Exact("POST".to_owned()))));
+    let query = &matched.query_parameters[0];
+    assert!(matches!(
+        &query.query_parameter_match_specifier,
+        Some(query_parameter_matcher::QueryParameterMatchSpecifier::StringMatch(m)) if m.match_pattern == Some(MatchPattern::Exact("x".to_owned()))
+    ));
+}
+
+#[test]
+fn header_changes_of_rules_and_backends() {
+    let route = only(
+        "  - filters:
+    - {type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: a, value: '100%'}], add: [{name: b, value: c}], remove: [d]}}
+    - {type: ResponseHeaderModifier, responseHeaderModifier: {remove: [server]}}
+    backendRefs:
+    - {name: reviews-v1, port: 9080, filters: [{type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: e, value: f}]}}]}",
+    );
+    let text = |h: &HeaderValueOption| {
+        let header = h.header.clone().unwrap();
+        (header.key, header.value, h.append_action)
+    };
+    let added: Vec<_> = route.request_headers_to_add.iter().map(text).collect();
+    assert_eq!(added, [("a".to_owned(), "100%%".to_owned(), 2), ("b".to_owned(), "c".to_owned(), 0)]);
+    assert_eq!(route.request_headers_to_remove, ["d"]);
+    assert_eq!(route.response_headers_to_remove, ["server"]);
+    let Some(ClusterSpecifier::WeightedClusters(clusters)) = &forward(&route).cluster_specifier else { panic!() };
+    assert_eq!(text(&clusters.clusters[0].request_headers_to_add[0]).0, "e");
+}
+
+#[test]
+fn rewrites() {
+    for (prefix, replacement, expected) in [
+        ("/a", "/b", "prefix /b"),
+        ("/a", "/b/", "prefix /b"),
+        ("/", "/b", "prefix /b/"),
+        ("/", "/", ""),
+        ("/a.b", "/", r"regex ^/a\.b/* -> /"),
+        ("/a", "", "regex ^/a/* -> /"),
+    ] {
+        let route = only(&to_v1(&format!(
+            "matches: [{{path: {{value: {prefix}}}}}], filters: [{{type: URLRewrite, urlRewrite: {{path: {{type: ReplacePrefixMatch, replacePrefixMatch: '{replacement}'}}}}}}]"
+        )));
+        let action = forward(&route);
+        let found = match &action.regex_rewrite {
+            Some(regex) => format!("regex {} -> {}", regex.pattern.as_ref().unwrap().regex, regex.substitution),
+            None if action.prefix_rewrite.is_empty() => String::new(),
+            None => format!("prefix {}", action.prefix_rewrite),
+        };
+        assert_eq!(found, expected, "{prefix} -> {replacement}");
+    }
+    let route = only(&to_v1(
+        "filters: [{type: URLRewrite, urlRewrite: {hostname: x.y, path: {type: ReplaceFullPath, replaceFullPath: /c}}}]",
+    ));
+    assert_eq!(forward(&route).regex_rewrite.as_ref().unwrap().substitution, "/c");
+    let host = Some(HostRewriteSpecifier::HostRewriteLiteral("x.y".to_owned()));
+    assert_eq!(forward(&route).host_rewrite_specifier, host);
+}
+
+fn redirects(rule: &str) -> Vec<(PathSpecifier, RedirectAction)> {
+    let routes = reviews(&shop(&http_route("r", rule)), &mesh());
+    let redirect = |route: PbRoute| match route.action {
+        Some(route::Action::Redirect(redirect)) => (route.r#match.unwrap().path_specifier.unwrap(), redirect),
+        other => panic!("{other:?}"),
+    };
+    routes.into_iter().map(redirect).collect()
+}
+
+#[test]
+fn redirects_go_where_they_are_told() {
+    let found = redirects(
+        "  - filters: [{type: RequestRedirect, requestRedirect: {scheme: https, hostname: a.b, port: 443, statusCode: 308}}]",
+    );
+    let [(_, redirect)] = found.as_slice() else { panic!("{found:?}") };
+    assert_eq!((redirect.host_redirect.as_str(), redirect.port_redirect, redirect.response_code), ("a.b", 0, 4));
+
+    let to_root = "  - {matches: [{path: {value: /a}}], filters: [{type: RequestRedirect, requestRedirect: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]}";
+    let found: Vec<_> = redirects(to_root).into_iter().map(|(m, r)| (m, r.path_rewrite_specifier.unwrap())).collect();
+    assert_eq!(
+        found,
+        [
+            (PathSpecifier::Path("/a".to_owned()), PathRewriteSpecifier::PathRedirect("/".to_owned())),
+            (PathSpecifier::Prefix("/a/".to_owned()), PathRewriteSpecifier::PrefixRewrite("/".to_owned())),
+        ]
+    );
+    let to_b = to_root.replace("replacePrefixMatch: /}", "replacePrefixMatch: /b}");
+    let found = redirects(&to_b);
+    assert_eq!(found[0].1.path_rewrite_specifier, Some(PathRewriteSpecifier::PrefixRewrite("/b".to_owned())));
+}
+
+#[test]
+fn mirrors() {
+    for (share, parts) in
+        [("", 1_000_000), (", percent: 5", 50_000), (", fraction: {numerator: 1, denominator: 1000}", 1000)]
+    {
+        let route = only(&to_v1(&format!(
+            "filters: [{{type: RequestMirror, requestMirror: {{backendRef: {{name: reviews-v2, port: 9080}}{share}}}}}]"
+        )));
+        let [mirror] = forward(&route).request_mirror_policies.as_slice() else { panic!() };
+        assert_eq!(mirror.cluster, "reviews-v2.default.svc.cluster.local:9080");
+        let fraction = mirror.runtime_fraction.as_ref().unwrap().default_value.as_ref().unwrap();
+        assert_eq!((fraction.numerator, fraction.denominator), (parts, 2));
+    }
+    let route =
+        only(&to_v1("filters: [{type: RequestMirror, requestMirror: {backendRef: {name: nobody, port: 9080}}}]"));
+    assert_eq!(forward(&route).request_mirror_policies, []);
+}
+
+#[test]
+fn timeouts_and_retries_of_a_rule() {
+    let route = only(&to_v1(
+        "timeouts: {request: 10s, backendRequest: 1500ms}, retry: {codes: [500, 503], attempts: 4, backoff: 50ms}",
+    ));
+    let action = forward(&route);
+    assert_eq!(action.timeout.as_ref().unwrap().seconds, 10);
+    let retry = action.retry_policy.as_ref().unwrap();
+    let per_try = retry.per_try_timeout.as_ref().unwrap();
+    assert_eq!((per_try.seconds, per_try.nanos), (1, 500_000_000));
+    assert_eq!(retry.num_retries.as_ref().unwrap().value, 4);
+    assert_eq!(retry.retry_on, "connect-failure,refused-stream,reset-before-request,retriable-status-codes");
+    assert_eq!(retry.retriable_status_codes, [500, 503]);
+    assert_eq!(retry.retry_back_off.as_ref().unwrap().base_interval.as_ref().unwrap().nanos, 50_000_000);
+
+    let off = only(&to_v1("retry: {attempts: 0}"));
+    assert_eq!(forward(&off).retry_policy, None);
+}
+
+#[test]
+fn the_narrower_policy_wins_field_by_field() {
+    let policy = |namespace: &str, name: &str, targets: &str, spec: &str| {
+        format!(
+            "apiVersion: meshctl.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{namespace: {namespace}, name: {name}}}\nspec: {{targetRefs: [{targets}], {spec}}}\n---\n"
+        )
+    };
+    let service = "{kind: Service, name: reviews}";
+    let route = "{kind: HTTPRoute, name: r, sectionName: special}";
+    let text = [
+        http_route("r", "  - {name: special, backendRefs: [{name: reviews-v1, port: 9080}]}\n  - {matches: [{path: {value: /long}}], backendRefs: [{name: reviews-v1, port: 9080}]}"),
+        policy("mesh-system", "a", "", "timeouts: {request: 1s, connect: 1s}, retries: {attempts: 9}"),
+        policy("default", "a", "", "timeouts: {request: 2s}"),
+        policy("default", "b", service, "timeouts: {request: 3s}, loadBalancer: {policy: RoundRobin}, connectionPool: {maxRequests: 7}"),
+        policy("default", "c", service, "timeouts: {request: 8s}"),
+        policy("default", "d", route, "timeouts: {request: 4s}, connectionPool: {maxPending: 1}"),
+    ]
+    .concat();
+    let model = shop(&text);
+    let routes = reviews(&model, &mesh());
+    let seconds: Vec<_> = routes.iter().map(|r| forward(r).timeout.as_ref().unwrap().seconds).collect();
+    assert_eq!(seconds, [3, 4]);
+    assert_eq!(forward(&routes[0]).retry_policy.as_ref().unwrap().num_retries.as_ref().unwrap().value, 9);
+
+    let cluster: envoy_types::pb::envoy::config::cluster::v3::Cluster =
+        get(&model, &mesh(), ResourceType::Cluster, "reviews-v1.default.svc.cluster.local:9080");
+    assert_eq!(cluster.connect_timeout.as_ref().unwrap().seconds, 1);
+    assert_eq!(cluster.lb_policy, 0);
+    let limits = &cluster.circuit_breakers.as_ref().unwrap().thresholds[0];
+    assert_eq!(limits.max_requests.as_ref().unwrap().value, 7);
+    assert_eq!(limits.max_pending_requests.as_ref().unwrap().value, u32::MAX);
+
+    let reasons = |name: &str| -> Vec<&str> {
+        model.conditions(&Key::new(Kind::TrafficPolicy, "default", name)).iter().map(|c| c.reason).collect()
+    };
+    assert_eq!(reasons("b"), ["Accepted"]);
+    assert_eq!(reasons("c"), ["Conflicted"]);
+    assert_eq!(reasons("d"), ["Accepted", "TargetIsRoute"]);
+}
+
+#[test]
+fn routes_of_a_caller_s_own_namespace_come_before_the_service_s() {
+    let consumer = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: mine, namespace: other}
+spec:
+  parentRefs: [{group: '', kind: Service, name: reviews, namespace: default}]
+  rules: [{backendRefs: [{name: reviews-v2, namespace: default, port: 9080}]}]
+---
+";
+    let text = format!("{}{consumer}", http_route("r", "  - backendRefs: [{name: reviews-v1, port: 9080}]"));
+    let model = shop(&text);
+    assert_eq!(reviews(&model, &mesh())[0].name, "HTTPRoute/default/r/0");
+    let other = Scope { namespace: "other".to_owned(), ..mesh() };
+    assert_eq!(reviews(&model, &other)[0].name, "HTTPRoute/other/mine/0");
+}
+
+#[test]
+fn a_grpc_client_gets_only_what_it_knows() {
+    let text = http_route(
+        "r",
+        "  - {matches: [{path: {value: /a}}, {method: GET}, {method: POST, path: {value: /b}}, {path: {value: /c}, queryParams: [{name: q, value: x}]}], timeouts: {request: 3s}, backendRefs: [{name: reviews-v1, port: 9080}]}",
+    );
+    let routes = reviews(&shop(&text), &scope(ClientKind::Grpc));
+    let paths: Vec<_> = routes.iter().map(|r| r.r#match.clone().unwrap().path_specifier.unwrap()).collect();
+    let regex = |p: &PathSpecifier| matches!(p, PathSpecifier::SafeRegex(_));
+    assert_eq!(paths.len(), 2);
+    assert!(paths.iter().all(regex), "{paths:?}");
+    assert_eq!(
+        forward(&routes[0]).max_stream_duration.as_ref().unwrap().max_stream_duration.as_ref().unwrap().seconds,
+        3
+    );
+}
