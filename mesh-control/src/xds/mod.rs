@@ -55,6 +55,8 @@ const REQUEST_BYTES: usize = 4 << 20;
 /// A waiter looks again at most this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
+type Responses<T> = ReceiverStream<Result<T, Status>>;
+
 /// The discovery services. A clone is the same service.
 #[derive(Clone)]
 pub struct Xds {
@@ -152,7 +154,7 @@ impl Xds {
     fn open<F: Form>(
         &self,
         request: Request<Streaming<F::Request>>,
-    ) -> Result<Response<ReceiverStream<Result<F::Response, Status>>>, Status> {
+    ) -> Result<Response<Responses<F::Response>>, Status> {
         if self.shared.registry.len() >= STREAMS {
             return Err(Status::resource_exhausted("mesh-control serves as many proxies as it can; try again later"));
         }
@@ -190,8 +192,8 @@ fn describe_metrics() {
 
 #[tonic::async_trait]
 impl AggregatedDiscoveryService for Xds {
-    type StreamAggregatedResourcesStream = ReceiverStream<Result<DiscoveryResponse, Status>>;
-    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
 
     async fn stream_aggregated_resources(
         &self,

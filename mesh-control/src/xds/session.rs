@@ -1,7 +1,7 @@
 //! One client's stream, without its I/O: requests and views go in, responses come out.
 //!
 //! For each type at most one response waits for its answer. Across types, what is new goes out in the order of
-//! [`Type::ALL`] and what is gone in the opposite order, once everything that could refer to it is settled.
+//! [`Type::ALL`], and what is gone in that of [`Type::REMOVAL`], once everything that could refer to it is settled.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -169,18 +169,18 @@ impl Session {
         let push = self.tracks[ty as usize].push_adds(only_asked, nonce, revision, now, limit);
         if ty == Type::Cluster && self.order == Order::WaitForWarm {
             // Envoy builds a changed cluster anew and waits for its endpoints, which it may not ask for again.
-            for (name, _) in &push.resources {
-                self.tracks[Type::Endpoints as usize].restate(&*self.view, name);
+            for name in self.tracks[ty as usize].in_flight_names() {
+                self.tracks[Type::Endpoints as usize].restate(&*self.view, &name);
             }
         }
         push
     }
 
     fn next_removal(&mut self, now: Instant) -> Option<Push> {
-        for ty in Type::ALL.into_iter().rev() {
+        for ty in Type::REMOVAL {
             let track = &self.tracks[ty as usize];
-            // What is to go may still be referred to by a later type that is not settled, or whose last response was
-            // refused: then the client works on with what it had before.
+            // What is to go may still be referred to by a type that is not settled, or whose last response was refused:
+            // then the client works on with what it had before.
             if track.in_flight_since().is_some() || track.has_adds() {
                 return None;
             }
@@ -198,7 +198,7 @@ impl Session {
     /// Nothing to send and nothing to wait for, apart from removals that a standing rejection holds back.
     fn in_step(&self) -> bool {
         let mut held = false;
-        Type::ALL.into_iter().rev().all(|ty| {
+        Type::REMOVAL.into_iter().all(|ty| {
             let track = &self.tracks[ty as usize];
             let idle = track.in_flight_since().is_none() && !track.has_adds() && (held || !track.has_removals());
             held |= track.has_rejected();

@@ -351,6 +351,11 @@ impl Track {
         self.in_flight.as_ref().map(|sent| sent.sent_at)
     }
 
+    /// What the response that waits for an answer changes.
+    pub fn in_flight_names(&self) -> Vec<String> {
+        self.in_flight.iter().flat_map(|sent| sent.items.keys().cloned()).collect()
+    }
+
     pub fn last_nonce(&self) -> Option<&str> {
         self.last_nonce.as_deref()
     }

@@ -2,7 +2,6 @@
 
 use mesh_common::names;
 
-/// The order is that of `make before break`: what a resource refers to is of an earlier type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Type {
     Cluster,

@@ -47,9 +47,12 @@ fn a_route_waits_until_its_new_cluster_is_warm_and_the_old_cluster_until_the_rou
     let routes = server.ack(&clusters[0]);
     assert_eq!(shown(&routes), ["RDS +r=new"]);
     let removed = server.ack(&routes[0]);
-    assert_eq!(shown(&removed), ["EDS -old"]);
-    assert_eq!(shown(&server.ack(&removed[0])), ["CDS -old"]);
+    assert_eq!(shown(&removed), ["CDS -old"]);
     assert_eq!(server.session.synced_revision(), 1);
+    // Envoy drops the endpoints by itself.
+    assert!(server.delta(delta(Endpoints, &[], &["old"])).is_empty());
+    assert!(server.ack(&removed[0]).is_empty());
+    assert_eq!(server.session.synced_revision(), moved().revision);
 }
 
 #[test]
@@ -63,11 +66,11 @@ fn state_of_the_world_keeps_the_old_cluster_until_the_route_is_gone() {
     let routes = server.sotw(sotw(Cluster, &[], &clusters[0].nonce));
     assert_eq!(shown(&routes), ["RDS +r=new"]);
     let removed = server.sotw(sotw(Route, &["r"], &routes[0].nonce));
+    assert_eq!(shown(&removed), ["CDS +new=1"]);
+    let removed = server.sotw(sotw(Cluster, &[], &removed[0].nonce));
     // There is no way to say that endpoints are gone but to leave them out.
     assert_eq!(shown(&removed), ["EDS"]);
-    let removed = server.sotw(sotw(Endpoints, &["new", "old"], &removed[0].nonce));
-    assert_eq!(shown(&removed), ["CDS +new=1"]);
-    assert!(server.sotw(sotw(Cluster, &[], &removed[0].nonce)).is_empty());
+    assert!(server.sotw(sotw(Endpoints, &["new"], &removed[0].nonce)).is_empty());
     assert_eq!(server.session.synced_revision(), moved().revision);
 }
 
@@ -89,6 +92,9 @@ fn endpoints_of_a_changed_cluster_are_sent_again_to_envoy_alone() {
     assert_eq!(shown(&server.update(&changed)), ["CDS +old=2", "EDS +old=1"]);
     let mut server = envoy(Protocol::StateOfTheWorld);
     assert_eq!(shown(&server.update(&changed)), ["CDS +old=2", "EDS +old=1"]);
+    // Not those of the clusters that only come along.
+    let mut server = envoy(Protocol::StateOfTheWorld);
+    assert_eq!(shown(&server.update(&world().with(Cluster, "new", Some("1")))), ["CDS +new=1 +old=1"]);
     let mut server = Server::new(Protocol::Delta, Order::AnswerAtOnce, &world());
     for ty in [Cluster, Endpoints] {
         let pushes = server.delta(delta(ty, &["old"], &[]));
@@ -135,7 +141,7 @@ fn nothing_is_removed_while_a_refused_route_may_still_use_it() {
     assert!(server.session.synced_revision() < moved().revision);
     let mut mended = moved().with(Route, "r", Some("new!"));
     let routes = server.update(&mended);
-    assert_eq!(shown(&server.settle(routes)), ["RDS +r=new!", "EDS -old", "CDS -old"]);
+    assert_eq!(shown(&server.settle(routes)), ["RDS +r=new!", "CDS -old", "EDS -old"]);
     mended.revision += 1;
     server.update(&mended);
     assert_eq!(server.session.synced_revision(), mended.revision);
