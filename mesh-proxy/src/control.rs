@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use mesh_common::names::{SOCKET_MARK, port};
+use mesh_common::names::port;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -100,9 +100,7 @@ async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("the host name {host:?} has no address"));
     for address in tokio::net::lookup_host((host, port)).await? {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // So that the redirect leaves it alone. Not permitted without CAP_NET_ADMIN, and not needed where the proxy's
-        // user is left alone as a whole.
-        let _ = socket2::SockRef::from(&socket).set_mark(SOCKET_MARK);
+        crate::listen::mark(&socket);
         match socket.connect(address).await {
             Ok(stream) => {
                 stream.set_nodelay(true)?;

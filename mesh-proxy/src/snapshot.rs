@@ -19,7 +19,7 @@ mod resource;
 
 pub(crate) use interest::Subscriptions;
 use interest::{Asked, Interest};
-use resource::Held;
+use resource::{Held, Key};
 pub use resource::{Resource, Type};
 
 /// How long a question waits for the control plane.
@@ -346,7 +346,7 @@ impl Store {
         self.interest().subscribed(ty)
     }
 
-    fn drop_from_snapshot(&self, evicted: &[(Type, Arc<str>)]) {
+    fn drop_from_snapshot(&self, evicted: &[Key]) {
         if evicted.is_empty() {
             return;
         }

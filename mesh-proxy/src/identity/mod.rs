@@ -19,6 +19,7 @@ use tonic::metadata::MetadataValue;
 use crate::control::{self, Address, Backoff, explain, explain_status};
 use crate::tls::Tls;
 
+mod files;
 mod request;
 
 use request::{KeyRequest, ResponseError};
@@ -69,6 +70,8 @@ impl IdentityError {
 pub struct Authority {
     pub address: Address,
     pub token_file: Option<PathBuf>,
+    /// Folder for copies of the certificates.
+    pub state_dir: Option<PathBuf>,
     /// Lifetime to ask for; zero asks for the authority's default.
     pub ttl: Duration,
 }
@@ -89,8 +92,8 @@ impl Authority {
         }
     }
 
-    /// Renews the SVID for as long as it runs. `renewed` is told of each.
-    pub async fn renew(&self, tls: &Tls, renewed: impl Fn()) {
+    /// Renews the SVID for as long as it runs.
+    pub async fn renew(&self, tls: &Tls) {
         loop {
             let life = remaining(tls.expires().unwrap_or(0), SystemTime::now());
             tokio::time::sleep(renewal_delay(life, fastrand::f64())).await;
@@ -105,7 +108,6 @@ impl Authority {
                 }
                 tokio::time::sleep(backoff.next(fastrand::f64())).await;
             }
-            renewed();
         }
     }
 
@@ -149,6 +151,11 @@ impl Authority {
         let response = call.map_err(|status| self.status_error(&status))?.into_inner();
         let svid = key.complete(response, token.map(JoinToken::root), SystemTime::now())?;
         tracing::info!(identity = %svid.identity, not_after = svid.not_after, "the proxy has a certificate");
+        if let Some(folder) = &self.state_dir
+            && let Err(error) = files::write(folder, &svid)
+        {
+            tracing::warn!(%error, folder = %folder.display(), "the certificate could not be copied into its folder");
+        }
         tls.rotate(svid);
         Ok(())
     }

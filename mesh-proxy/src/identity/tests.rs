@@ -96,7 +96,8 @@ fn start(failures: u32, pin: Option<[u8; 32]>) -> Bench {
     let incoming = tokio_stream::wrappers::UnboundedReceiverStream::new(receiver);
     let service = CertificateAuthorityServer::new(fake);
     tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
-    let authority = Authority { address: Address::Unix(path), token_file: Some(token_file), ttl: Duration::ZERO };
+    let authority =
+        Authority { address: Address::Unix(path), token_file: Some(token_file), state_dir: None, ttl: Duration::ZERO };
     Bench { folder, authority, calls }
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
 use super::Used;
-use super::resource::{Holder, Resource, Type};
+use super::resource::{Holder, Key, Resource, Type};
 
 /// A name that was not used for so long is unsubscribed from, in seconds.
 const IDLE: u32 = 600;
@@ -26,7 +26,7 @@ pub(super) struct Interest {
     /// Subscriptions that the control plane has not been told of: `true` to subscribe, `false` to unsubscribe.
     pending: BTreeMap<(usize, Arc<str>), bool>,
     /// What each listener, table and cluster refers to, for as long as anybody holds it.
-    references: Vec<(Holder, Vec<(Type, Arc<str>)>)>,
+    references: Vec<(Holder, Vec<Key>)>,
     /// Removed by the control plane, but still in the snapshot, since then.
     retiring: Vec<(Type, Arc<str>, u32)>,
 }
@@ -81,7 +81,7 @@ impl Default for Interest {
 
 impl Interest {
     /// Subscribes to a name if it isn't yet. Also returns what had to go to make room.
-    pub(super) fn ask(&mut self, ty: Type, name: &str, now: u32) -> (Asked, Vec<(Type, Arc<str>)>) {
+    pub(super) fn ask(&mut self, ty: Type, name: &str, now: u32) -> (Asked, Vec<Key>) {
         let mut evicted = Vec::new();
         if !self.names[ty as usize].contains_key(name) {
             if self.names.iter().map(HashMap::len).sum::<usize>() >= MAX_NAMES {
@@ -178,7 +178,7 @@ impl Interest {
     }
 
     /// Returns what leaves the snapshot.
-    pub(super) fn sweep(&mut self, now: u32) -> Vec<(Type, Arc<str>)> {
+    pub(super) fn sweep(&mut self, now: u32) -> Vec<Key> {
         let referred = self.referred();
         let mut gone = Vec::new();
         self.retiring.retain(|(ty, name, since)| {
@@ -201,7 +201,7 @@ impl Interest {
     }
 
     /// Drops the least recently used sixteenth: in bulk, so that the search is paid for rarely.
-    fn make_room(&mut self) -> Vec<(Type, Arc<str>)> {
+    fn make_room(&mut self) -> Vec<Key> {
         let referred = self.referred();
         let mut oldest: Vec<_> = self.evictable(&referred).collect();
         oldest.sort_unstable_by_key(|(last, ..)| *last);
@@ -209,10 +209,7 @@ impl Interest {
         self.unsubscribe(oldest.into_iter().map(|(_, ty, name)| (ty, name)).collect())
     }
 
-    fn evictable<'a>(
-        &'a self,
-        referred: &'a HashSet<(Type, Arc<str>)>,
-    ) -> impl Iterator<Item = (u32, Type, Arc<str>)> + 'a {
+    fn evictable<'a>(&'a self, referred: &'a HashSet<Key>) -> impl Iterator<Item = (u32, Type, Arc<str>)> + 'a {
         Type::ALL
             .into_iter()
             .flat_map(|ty| self.names[ty as usize].iter().map(move |(name, it)| (ty, name, it)))
@@ -222,7 +219,7 @@ impl Interest {
             .map(|(ty, name, subscription)| (subscription.used.last(), ty, name.clone()))
     }
 
-    fn unsubscribe(&mut self, names: Vec<(Type, Arc<str>)>) -> Vec<(Type, Arc<str>)> {
+    fn unsubscribe(&mut self, names: Vec<Key>) -> Vec<Key> {
         for (ty, name) in &names {
             if let Some(subscription) = self.names[*ty as usize].remove(name) {
                 subscription.waiters.notify_waiters();
@@ -233,7 +230,7 @@ impl Interest {
     }
 
     /// All that a resource which somebody still holds refers to.
-    fn referred(&mut self) -> HashSet<(Type, Arc<str>)> {
+    fn referred(&mut self) -> HashSet<Key> {
         self.references.retain(|(holder, _)| holder.alive());
         self.references.iter().flat_map(|(_, references)| references.iter().cloned()).collect()
     }

@@ -50,6 +50,9 @@ impl Type {
     }
 }
 
+/// One resource among all.
+pub(super) type Key = (Type, Arc<str>);
+
 /// A decoded resource.
 #[derive(Clone, Debug)]
 pub enum Resource {
@@ -82,7 +85,7 @@ impl Resource {
     }
 
     /// What has to be there for this to work.
-    pub(super) fn references(&self) -> Vec<(Type, Arc<str>)> {
+    pub(super) fn references(&self) -> Vec<Key> {
         let mut found = Vec::new();
         match self {
             Self::Listener(it) => {
@@ -127,7 +130,7 @@ impl Holder {
     }
 }
 
-fn of_chain(chain: &FilterChain, found: &mut Vec<(Type, Arc<str>)>) {
+fn of_chain(chain: &FilterChain, found: &mut Vec<Key>) {
     match &chain.filter {
         NetworkFilter::Http(manager) => match &manager.routes {
             RouteSource::Rds(name) => found.push((Type::Routes, name.as_str().into())),
@@ -137,7 +140,7 @@ fn of_chain(chain: &FilterChain, found: &mut Vec<(Type, Arc<str>)>) {
     }
 }
 
-fn of_table(table: &RouteTable, found: &mut Vec<(Type, Arc<str>)>) {
+fn of_table(table: &RouteTable, found: &mut Vec<Key>) {
     for route in table.virtual_hosts.iter().flat_map(|host| &host.routes) {
         if let Action::Forward(forward) = &route.action {
             of_choices(&forward.clusters, found);
@@ -146,7 +149,7 @@ fn of_table(table: &RouteTable, found: &mut Vec<(Type, Arc<str>)>) {
     }
 }
 
-fn of_choices(clusters: &WeightedClusters, found: &mut Vec<(Type, Arc<str>)>) {
+fn of_choices(clusters: &WeightedClusters, found: &mut Vec<Key>) {
     found.extend(clusters.choices().iter().map(|choice| (Type::Cluster, choice.cluster.clone())));
 }
 

@@ -182,8 +182,8 @@ fn redirect(pb: RedirectAction) -> Decoded<Redirect> {
         _ => None,
     };
     let path = match pb.path_rewrite_specifier {
-        Some(PathRewriteSpecifier::PathRedirect(path)) => Some(RedirectPath::Full(matching::literal(&path)?)),
-        Some(PathRewriteSpecifier::PrefixRewrite(path)) => Some(RedirectPath::Prefix(matching::literal(&path)?)),
+        Some(PathRewriteSpecifier::PathRedirect(path)) => Some(RedirectPath::Full(path)),
+        Some(PathRewriteSpecifier::PrefixRewrite(path)) => Some(RedirectPath::Prefix(path)),
         Some(PathRewriteSpecifier::RegexRewrite(_) | PathRewriteSpecifier::PathRewrite(_)) => {
             return Err(Rejected::field("path_rewrite_specifier", "use path_redirect or prefix_rewrite"));
         }

@@ -35,7 +35,6 @@ pub(super) fn forward(pb: RouteAction, path: &PathMatch, scope: &Scope) -> Decod
         None => None,
         Some(HostRewriteSpecifier::AutoHostRewrite(auto)) if !auto.value => None,
         Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
-            let host = matching::literal(host).at("host_rewrite_literal")?;
             let value = HeaderValue::try_from(host);
             Some(value.map_err(|_| Rejected::field("host_rewrite_literal", "is not a host"))?)
         }
@@ -99,7 +98,7 @@ fn rewrite(pb: &RouteAction, path: &PathMatch) -> Decoded<Option<PathRewrite>> {
     if pb.prefix_rewrite.is_empty() {
         return Ok(None);
     }
-    let replacement = matching::literal(&pb.prefix_rewrite).at("prefix_rewrite")?;
+    let replacement = pb.prefix_rewrite.clone();
     match path {
         PathMatch::Prefix(_) | PathMatch::SegmentPrefix(_) => Ok(Some(PathRewrite::Prefix(replacement))),
         PathMatch::Exact(_) => Ok(Some(PathRewrite::Full(replacement))),
@@ -168,7 +167,7 @@ fn retry(pb: &PbRetry) -> Decoded<RetryPolicy> {
             _ => {}
         }
     }
-    let backoff = pb.retry_back_off.clone().unwrap_or_default();
+    let backoff = pb.retry_back_off.unwrap_or_default();
     let backoff_base = duration_or("retry_back_off.base_interval", &backoff.base_interval, BACKOFF)?;
     unless(backoff_base.is_zero(), "retry_back_off.base_interval", "must be more than zero")?;
     let longest = backoff_base.saturating_mul(10);

@@ -1,0 +1,297 @@
+//! Puts the parts together, in the order in which one needs the other, and takes them apart again.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use mesh_common::names::{LISTENER_INBOUND, SOCKET_MARK};
+use mesh_common::telemetry::LogFilter;
+use mesh_proxy::admin::{Admin, Readiness};
+use mesh_proxy::bootstrap::{Bootstrap, nameservers};
+use mesh_proxy::control::{dial, explain};
+use mesh_proxy::dns::{Dns, DnsSockets, Resolvers};
+use mesh_proxy::identity::Authority;
+use mesh_proxy::intercept::{Rules, self_test};
+use mesh_proxy::listen::{Connections, Context, everywhere, inherited_udp, tcp_listener};
+use mesh_proxy::registry::{self, Workload, health};
+use mesh_proxy::snapshot::{Found, Store};
+use mesh_proxy::telemetry::{LocalWorkload, Telemetry, TelemetryOptions};
+use mesh_proxy::tls::Tls;
+use mesh_proxy::upstream::Upstreams;
+use mesh_proxy::xds::{self, NodeInfo};
+use mesh_proxy::{forward, inbound, outbound};
+use tokio::runtime::Handle;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+
+/// How long leaving the registry may take, all in all.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(4);
+/// From the moment that the control plane has removed the endpoint until peers have heard of it.
+const PROPAGATION: Duration = Duration::from_millis(500);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Runs until it is told to end; `data` is the runtime for traffic.
+pub async fn run(bootstrap: Bootstrap, log: LogFilter, data: Handle) -> anyhow::Result<()> {
+    let mut stop = Stop::new()?;
+    let proxy = tokio::select! {
+        started = Proxy::start(bootstrap, log, &data) => started?,
+        () = stop.told() => {
+            tracing::info!("told to end before it was ready");
+            return Ok(());
+        }
+    };
+    tracing::info!("ready");
+    stop.told().await;
+    tracing::info!("told to end: leaving the mesh, then finishing what is open");
+    tokio::select! {
+        () = proxy.end() => tracing::info!("ended"),
+        () = stop.told() => tracing::warn!("told again to end: closing what is open"),
+    }
+    Ok(())
+}
+
+/// SIGTERM, and Ctrl-C in a terminal.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        let on = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self { terminate: on(SignalKind::terminate())?, interrupt: on(SignalKind::interrupt())? })
+    }
+
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+struct Proxy {
+    telemetry: Telemetry,
+    connections: Connections,
+    drain_timeout: Duration,
+    drain: watch::Sender<bool>,
+    leaving: watch::Sender<bool>,
+    registration: Option<JoinHandle<()>>,
+}
+
+impl Proxy {
+    async fn start(bootstrap: Bootstrap, log: LogFilter, data: &Handle) -> anyhow::Result<Self> {
+        let tls = Tls::default();
+        let authority = Authority {
+            address: bootstrap.control.clone(),
+            token_file: bootstrap.token_file.clone(),
+            state_dir: bootstrap.state_dir.clone(),
+            ttl: bootstrap.certificate_ttl,
+        };
+        authority.first(&tls).await.context("cannot get a certificate")?;
+        let identity = tls.identity().context("the certificate has no identity")?;
+        let telemetry = Telemetry::new(TelemetryOptions {
+            local: LocalWorkload {
+                workload: bootstrap.workload.clone(),
+                namespace: identity.namespace.clone(),
+                service: bootstrap.service.clone(),
+                version: bootstrap.version.clone(),
+                identity: Some((*identity).clone()),
+            },
+            access_log: bootstrap.access_log,
+            access_log_file: bootstrap.access_log_file.clone(),
+            ..TelemetryOptions::default()
+        })
+        .context("cannot open the access log")?;
+        telemetry.install();
+        data.spawn(telemetry.clone().upkeep());
+        tokio::spawn({
+            let tls = tls.clone();
+            async move { authority.renew(&tls).await }
+        });
+
+        let store = Store::new(Instant::now());
+        follow_control_plane(&bootstrap, &identity.namespace, &tls, &store, &telemetry);
+        let (drain, draining) = watch::channel(false);
+        let ctx = Arc::new(Context {
+            upstreams: Upstreams::new(store.clone(), tls.clone()),
+            store: store.clone(),
+            tls: tls.clone(),
+            telemetry: telemetry.clone(),
+            settings: bootstrap.settings.clone(),
+            drain: draining,
+        });
+        let connections = Connections::new(bootstrap.settings.max_connections);
+        let readiness = Readiness::waiting_for("the configuration");
+        // From here on the data runtime's sockets are opened.
+        serve_admin(&bootstrap, &ctx, readiness.clone(), log, data)?;
+        wait_for_configuration(&store).await;
+        readiness.wait_for("the redirect");
+        test_redirect(&bootstrap).await?;
+        serve_traffic(&bootstrap, &ctx, &connections, data)?;
+        readiness.ready();
+
+        let (leaving, leave) = watch::channel(false);
+        let registration = register(&bootstrap, &identity.namespace, &tls, leave);
+        let drain_timeout = bootstrap.settings.drain_timeout;
+        Ok(Self { telemetry, connections, drain_timeout, drain, leaving, registration })
+    }
+
+    /// First nobody comes any more, then who is here may finish.
+    async fn end(self) {
+        if let Some(registration) = self.registration {
+            let _ = self.leaving.send(true);
+            if tokio::time::timeout(LEAVE_TIMEOUT, registration).await.is_err() {
+                tracing::warn!("leaving the mesh took too long");
+            }
+            tokio::time::sleep(PROPAGATION).await;
+        }
+        let _ = self.drain.send(true);
+        if tokio::time::timeout(self.drain_timeout, self.connections.all_ended()).await.is_err() {
+            tracing::warn!(open = self.connections.open(), "closing connections that did not end in time");
+        }
+        let telemetry = self.telemetry;
+        let _ = tokio::task::spawn_blocking(move || telemetry.flush(FLUSH_TIMEOUT)).await;
+    }
+}
+
+/// A way to call the control plane, with the certificate of the moment.
+fn dialer(
+    bootstrap: &Bootstrap,
+    tls: &Tls,
+) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = Result<Channel, String>> + Send>> + Send + Sync + 'static {
+    let (address, tls) = (bootstrap.control.clone(), tls.clone());
+    move || {
+        let (address, tls) = (address.clone(), tls.clone());
+        Box::pin(async move {
+            let config = tls.control().map_err(|error| error.to_string())?;
+            dial(&address, config).await.map_err(|error| explain(&error))
+        })
+    }
+}
+
+fn follow_control_plane(bootstrap: &Bootstrap, namespace: &str, tls: &Tls, store: &Store, telemetry: &Telemetry) {
+    let node = xds::node(&NodeInfo {
+        workload: bootstrap.workload.clone(),
+        namespace: namespace.to_owned(),
+        service: bootstrap.service.clone(),
+        version: bootstrap.version.clone(),
+        ports: bootstrap.ports.iter().map(|it| it.port).collect(),
+    });
+    let (dial, store, telemetry) = (dialer(bootstrap, tls), store.clone(), telemetry.clone());
+    tokio::spawn(async move { xds::run(store, node, dial, move |connected| telemetry.xds_connected(connected)).await });
+}
+
+/// Until the control plane has said what to do with connections to the application.
+async fn wait_for_configuration(store: &Store) {
+    loop {
+        match store.listener(LISTENER_INBOUND).await {
+            Found::Yes(_) => return,
+            Found::Absent => {
+                tracing::warn!("the control plane has no inbound listener for this workload: its ports stay closed");
+                return;
+            }
+            Found::Unknown => tokio::time::sleep(Duration::from_millis(200)).await,
+        }
+    }
+}
+
+/// While nobody listens on the ports yet, because the test does so itself.
+async fn test_redirect(bootstrap: &Bootstrap) -> anyhow::Result<()> {
+    if !bootstrap.intercepted {
+        return Ok(());
+    }
+    let rules = Rules {
+        outbound_port: bootstrap.settings.outbound_port,
+        inbound_port: bootstrap.settings.inbound_port,
+        dns_port: bootstrap.dns_port,
+        mark: SOCKET_MARK,
+        ..Rules::default()
+    };
+    let report = tokio::task::spawn_blocking(move || self_test(&rules)).await.context("the redirect test failed")??;
+    tracing::info!(?report, "connections are redirected to this proxy");
+    Ok(())
+}
+
+fn serve_admin(
+    bootstrap: &Bootstrap,
+    ctx: &Arc<Context>,
+    readiness: Readiness,
+    log: LogFilter,
+    data: &Handle,
+) -> anyhow::Result<()> {
+    let _runtime = data.enter();
+    let admin = Arc::new(Admin::new(ctx.clone(), readiness, Some(log)));
+    let ready = tcp_listener(bootstrap.ready).with_context(|| format!("cannot listen at {}", bootstrap.ready))?;
+    let metrics = tcp_listener(bootstrap.metrics).with_context(|| format!("cannot listen at {}", bootstrap.metrics))?;
+    data.spawn(admin.clone().serve_ready(ready));
+    data.spawn(admin.serve_metrics(metrics));
+    Ok(())
+}
+
+fn serve_traffic(
+    bootstrap: &Bootstrap,
+    ctx: &Arc<Context>,
+    connections: &Connections,
+    data: &Handle,
+) -> anyhow::Result<()> {
+    let _runtime = data.enter();
+    let listen = |port| tcp_listener(everywhere(port)).with_context(|| format!("cannot listen on port {port}"));
+    let outbound = listen(bootstrap.settings.outbound_port)?;
+    let inbound = listen(bootstrap.settings.inbound_port)?;
+    data.spawn(outbound::serve(outbound, connections.clone(), ctx.clone()));
+    data.spawn(inbound::serve(inbound, connections.clone(), ctx.clone()));
+    for forward in &bootstrap.forwards {
+        let listener =
+            tcp_listener(forward.bind).with_context(|| format!("cannot listen at {} for a forward", forward.bind))?;
+        let (routes, connections, ctx) = (forward.routes.clone(), connections.clone(), ctx.clone());
+        data.spawn(async move { forward::serve(&routes, listener, connections, ctx).await });
+    }
+    if let Some(port) = bootstrap.dns_port {
+        let sockets = DnsSockets::bind(port).with_context(|| format!("cannot listen for DNS on port {port}"))?;
+        let dns = Dns::new(ctx.store.clone(), resolvers(bootstrap)?, ctx.telemetry.clone());
+        data.spawn(Arc::new(dns).serve(sockets));
+    }
+    Ok(())
+}
+
+/// Resolvers for all names that are not the mesh's.
+fn resolvers(bootstrap: &Bootstrap) -> anyhow::Result<Resolvers> {
+    let connected = bootstrap.dns_upstream_fd.map(inherited_udp).transpose().context("cannot use --dns-upstream-fd")?;
+    let addresses = match &bootstrap.dns_upstreams {
+        Some(addresses) => addresses.clone(),
+        None => match std::fs::read_to_string("/etc/resolv.conf") {
+            Ok(text) => nameservers(&text),
+            Err(error) => {
+                tracing::warn!(%error, "without /etc/resolv.conf only names of the mesh resolve; see --dns-upstream");
+                Vec::new()
+            }
+        },
+    };
+    Ok(Resolvers::new(addresses, connected))
+}
+
+/// Nothing to register where the application only calls others and nobody knows where it is.
+fn register(bootstrap: &Bootstrap, namespace: &str, tls: &Tls, leave: watch::Receiver<bool>) -> Option<JoinHandle<()>> {
+    if bootstrap.addresses.is_empty() {
+        return None;
+    }
+    let workload = Workload {
+        name: bootstrap.workload.clone(),
+        namespace: namespace.to_owned(),
+        service: bootstrap.service.clone(),
+        version: bootstrap.version.clone(),
+        addresses: bootstrap.addresses.clone(),
+        ports: bootstrap.ports.clone(),
+        labels: bootstrap.labels.clone(),
+        locality: bootstrap.locality.clone(),
+        weight: bootstrap.weight,
+    };
+    let (healthy, health) = watch::channel(false);
+    let first_port = bootstrap.ports.first().map(|it| it.port);
+    tokio::spawn(health::watch(bootstrap.health.clone(), first_port, healthy));
+    Some(tokio::spawn(registry::run(workload, dialer(bootstrap, tls), health, leave)))
+}
