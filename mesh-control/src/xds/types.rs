@@ -13,7 +13,13 @@ pub enum Type {
 }
 
 impl Type {
+    /// The order in which what is new goes out: clients ask for endpoints and secrets when they have the cluster, and for
+    /// routes when they have the listener.
     pub const ALL: [Self; 6] = [Self::Cluster, Self::Endpoints, Self::Secret, Self::Listener, Self::Route, Self::Name];
+
+    /// The order in which what is gone goes out: nothing refers to an earlier type.
+    pub const REMOVAL: [Self; 6] =
+        [Self::Name, Self::Listener, Self::Route, Self::Cluster, Self::Endpoints, Self::Secret];
 
     pub fn from_url(url: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|ty| ty.url() == url)
