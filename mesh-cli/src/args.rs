@@ -61,6 +61,7 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Demo(crate::demo::Args),
     Run(crate::run::Args),
     Token(commands::token::Args),
     Apply(commands::apply::Args),

@@ -48,6 +48,7 @@ impl Context {
 pub async fn run(cli: Cli) -> Result<(), Failure> {
     let context = Context::new(cli.global);
     match cli.command {
+        Command::Demo(args) => crate::demo::execute(&context, args).await,
         Command::Run(args) => crate::run::execute(&context, args).await,
         Command::Token(args) => token::run(&context, args).await,
         Command::Apply(args) => apply::run(&context, args).await,

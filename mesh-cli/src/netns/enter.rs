@@ -35,10 +35,9 @@ impl Lease {
     /// A command that runs `program` in this namespace. It inherits these file descriptors, under their numbers, and is
     /// killed when the thread that spawns it ends, so spawn it from one that stays.
     pub fn command(&self, who: Who, program: &OsStr, inherit: &[BorrowedFd<'_>]) -> Command {
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = enter_command();
         // Opened by the child through our table of file descriptors, so that they are not inherited any further.
         let namespace = |fd: RawFd| format!("/proc/{}/fd/{fd}", std::process::id());
-        command.arg(ENTER).arg("--parent").arg(std::process::id().to_string());
         command.arg("--network").arg(namespace(self.network.as_raw_fd()));
         if let Some(user) = &self.user {
             command.arg("--user").arg(namespace(user.as_raw_fd()));
@@ -64,6 +63,19 @@ impl Lease {
     }
 }
 
+/// A command that runs on the host, and is killed when the thread that spawns it ends.
+pub fn tied_command(program: &OsStr) -> Command {
+    let mut command = enter_command();
+    command.arg("--").arg(program);
+    command
+}
+
+fn enter_command() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(ENTER).arg("--parent").arg(std::process::id().to_string());
+    command
+}
+
 #[allow(unsafe_code)]
 fn inherit_fds(command: &mut Command, inherit: &[BorrowedFd<'_>]) {
     let inherit: Vec<RawFd> = inherit.iter().map(AsRawFd::as_raw_fd).collect();
@@ -85,7 +97,7 @@ struct Args {
     #[arg(long)]
     parent: i32,
     #[arg(long)]
-    network: PathBuf,
+    network: Option<PathBuf>,
     #[arg(long)]
     user: Option<PathBuf>,
     /// Folder of the files to put over those in /etc
@@ -121,12 +133,14 @@ pub(super) fn execute(args: impl Iterator<Item = OsString>) -> ExitCode {
 
 fn enter(args: &Args) -> Result<(), Error> {
     let open = |path: &Path| File::open(path).map_err(Error::system("open the workload's namespace"));
-    let network = open(&args.network)?;
+    let network = args.network.as_deref().map(open).transpose()?;
     let user = args.user.as_deref().map(open).transpose()?;
     if let Some(user) = &user {
         namespaces::enter_user(user)?;
     }
-    namespaces::enter_network(&network)?;
+    if let Some(network) = &network {
+        namespaces::enter_network(network)?;
+    }
     if let Some(files) = &args.files {
         let (resolver, switch) = (files.join("resolv.conf"), files.join("nsswitch.conf"));
         // The name service cache daemon would answer for the host, over a unix socket.

@@ -7,7 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,6 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
+use rustix::process::{Pid, Signal};
 use socket2::SockRef;
 
 use super::addresses::{self, Pool};
@@ -131,12 +132,34 @@ fn serve_lease(mut stream: UnixStream, number: Option<u16>, user: Option<&OwnedF
             if protocol::send_answer(&stream, &answer, &namespaces).is_ok() {
                 wait_for_end(&mut stream);
             }
-            // The namespace may live on with its last process, but it is no part of the mesh any more.
             let _ = links::disconnect(&name);
+            end_processes(&network);
         }
         Err(error) => {
             let _ = protocol::send_answer(&stream, &Answer::Refused(error.to_string()), &[]);
         }
+    }
+}
+
+/// Kills what is left in a namespace: an application's own children, when whoever started the application was killed.
+fn end_processes(network: &OwnedFd) {
+    let Ok(wanted) = rustix::fs::fstat(network) else { return };
+    // More than once, because a process may have started another one while it was looked for.
+    for _ in 0..20 {
+        let mut found = false;
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+            let inside = fs::metadata(entry.path().join("ns/net"))
+                .is_ok_and(|namespace| (namespace.dev(), namespace.ino()) == (wanted.st_dev, wanted.st_ino));
+            if let Some(pid) = pid.filter(|_| inside) {
+                found = true;
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            }
+        }
+        if !found {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
     }
 }
 

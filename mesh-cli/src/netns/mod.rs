@@ -9,7 +9,8 @@
 //! In: a data folder, which stands for one fabric. Out: [`Lease`]s: a namespace with addresses and default routes, and
 //! commands that run in it. Nothing has a name on the host and nothing there changes, so all of it vanishes with its
 //! processes: a workload's namespace when its lease and its processes end, the fabric when the last lease does.
-//! Programs that run inside are killed with the process that started them, even by `kill -9`.
+//! Programs that run inside are killed with the process that started them, even by `kill -9`, and whatever they have started
+//! themselves when the lease ends.
 
 mod addresses;
 mod enter;
@@ -25,7 +26,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-pub use enter::Who;
+pub use enter::{Who, tied_command};
 pub use error::Error;
 pub use lease::{Lease, lease};
 

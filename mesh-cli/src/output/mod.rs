@@ -69,7 +69,12 @@ impl Output {
     }
 
     pub fn table(&self, table: &Table) -> Result<(), Failure> {
-        self.write(&table.render(self.wide(), self.color, self.width))
+        self.write(&self.text(table))
+    }
+
+    /// The table as it would be written.
+    pub fn text(&self, table: &Table) -> String {
+        table.render(self.wide(), self.color, self.width)
     }
 
     /// The value as YAML if that was asked for, else as JSON.

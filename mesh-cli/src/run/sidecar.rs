@@ -6,7 +6,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -89,7 +89,6 @@ impl FromStr for Port {
 }
 
 pub struct Sidecar {
-    pub workload: String,
     /// Where the proxy's metrics are, on the host.
     pub metrics: SocketAddr,
     /// The proxy's log.
@@ -110,7 +109,7 @@ impl Sidecar {
         intercept(&lease, &program).await?;
         let metrics = plan.metrics.local_addr()?;
         let proxy = spawn_proxy(&lease, &program, &plan, &log, &state)?;
-        let mut sidecar = Self { workload: plan.workload, metrics, log, lease, proxy, state };
+        let mut sidecar = Self { metrics, log, lease, proxy, state };
         sidecar.wait_until_ready().await?;
         Ok(sidecar)
     }
@@ -129,6 +128,11 @@ impl Sidecar {
             },
             _ = self.lease.lost() => "the process that holds the mesh's network ended".to_owned(),
         }
+    }
+
+    /// How the proxy ended, if it has.
+    pub fn proxy_ended(&mut self) -> Option<ExitStatus> {
+        self.proxy.try_wait().ok().flatten()
     }
 
     /// Tells the proxy to leave the mesh, and waits until it has.
@@ -191,7 +195,11 @@ fn spawn_proxy(lease: &Lease, program: &Path, plan: &Plan, log: &Path, state: &P
     let control = format!("unix:{}", plan.data.join("proxy.sock").display());
     command.args(["run", "--control", &control]).arg("--token-file").arg(&plan.token_file);
     command.arg("--state-dir").arg(state);
-    command.args(["--service", &plan.service, "--workload", &plan.workload]);
+    command.args(["--workload", &plan.workload, "--intercept", "yes"]);
+    // Who only calls others is known by its service account, and nobody looks for it.
+    if !plan.ports.is_empty() {
+        command.args(["--service", &plan.service]);
+    }
     if !plan.version.is_empty() {
         command.args(["--version", &plan.version]);
     }
