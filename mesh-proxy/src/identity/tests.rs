@@ -34,7 +34,7 @@ impl CertificateAuthority for Fake {
         if let Some(bearer) = request.metadata().get("authorization") {
             let mut token = self.token.lock().unwrap();
             if token.as_deref().map(|it| format!("Bearer {it}")).as_deref() != bearer.to_str().ok() {
-                return Err(Status::unauthenticated("the join token is used up"));
+                return Err(Status::unauthenticated("used up: `meshctl token create`"));
             }
             *token = None;
         }

@@ -86,6 +86,7 @@ pub async fn run<D, F>(
     F: Future<Output = Result<Channel, String>>,
 {
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+    let mut told = false;
     loop {
         match stream(&workload, &dial, &mut healthy, &mut leaving).await {
             End::Left => return,
@@ -93,7 +94,11 @@ pub async fn run<D, F>(
                 if worked {
                     backoff.reset();
                 }
-                tracing::warn!(reason, "the workload is not registered; trying again");
+                // Once for each time that it is lost: an outage may be long.
+                if worked || !told {
+                    tracing::warn!(reason, "the workload is not registered; trying again");
+                }
+                told = true;
             }
         }
         tokio::select! {

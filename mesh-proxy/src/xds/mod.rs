@@ -54,9 +54,11 @@ where
                 // It was a working stream: who asks for something now waits for the next one.
                 backoff.reset();
                 tracing::info!(reason, "the stream to the control plane ended; connecting again");
-            } else {
+            } else if store.reachable() {
                 store.set_reachable(false);
                 tracing::warn!(reason, "the control plane cannot be reached; going on with what is here");
+            } else {
+                tracing::debug!(reason, "the control plane still cannot be reached");
             }
             tokio::time::sleep(backoff.next(fastrand::f64())).await;
         }
@@ -121,6 +123,7 @@ impl Session<'_> {
                         if !self.answered {
                             self.answered = true;
                             self.store.set_reachable(true);
+                            tracing::info!("following the control plane");
                         }
                         let _ = requests.send(self.answer(response));
                     }
