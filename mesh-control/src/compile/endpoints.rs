@@ -19,7 +19,9 @@ use crate::model::{Endpoint, Workload};
 pub(super) fn endpoints(name: &str, upstream: &Upstream) -> ClusterLoadAssignment {
     let mut localities: BTreeMap<[String; 3], Vec<LbEndpoint>> = BTreeMap::new();
     for endpoint in upstream.endpoints() {
-        let made = of_workload(&endpoint, upstream.address(&endpoint));
+        // Who calls one workload wants that one, well or not.
+        let healthy = upstream.only.is_some() || endpoint.workload.healthy;
+        let made = of_workload(&endpoint, upstream.address(&endpoint), healthy);
         localities.entry(endpoint.workload.locality.clone()).or_default().extend(made);
     }
     let locality = |([region, zone, sub_zone], lb_endpoints): ([String; 3], Vec<LbEndpoint>)| {
@@ -39,9 +41,9 @@ pub(super) fn endpoints(name: &str, upstream: &Upstream) -> ClusterLoadAssignmen
     }
 }
 
-fn of_workload(endpoint: &Endpoint, address: Option<IpAddr>) -> Option<LbEndpoint> {
+fn of_workload(endpoint: &Endpoint, address: Option<IpAddr>, healthy: bool) -> Option<LbEndpoint> {
     let workload = &endpoint.workload;
-    let health = if workload.healthy { HealthStatus::Healthy } else { HealthStatus::Unhealthy };
+    let health = if healthy { HealthStatus::Healthy } else { HealthStatus::Unhealthy };
     Some(LbEndpoint {
         host_identifier: host(address?, endpoint.port),
         health_status: health as i32,

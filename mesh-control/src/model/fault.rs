@@ -69,6 +69,7 @@ impl Faults {
     pub fn new(
         objects: &[&FaultInjection],
         exists: impl Fn(&Key, Option<&str>) -> bool,
+        only_streams: impl Fn(&Key) -> bool,
         statuses: &mut BTreeMap<Key, Status>,
     ) -> Self {
         let mut faults = Self(BTreeMap::new());
@@ -80,6 +81,14 @@ impl Faults {
             for (key, section) in object.spec.target_refs.iter().filter_map(|t| target(namespace, t)) {
                 if exists(&key, section.as_deref()) {
                     conditions.push(Condition::accepted());
+                    let request = |rule: &Arc<FaultRule>| {
+                        matches!(rule.kind, FaultKind::Abort { .. }) || !rule.headers.is_empty()
+                    };
+                    if only_streams(&key) && rules.iter().any(request) {
+                        let message =
+                            format!("{key} carries byte streams: only delays and resets without `match` apply");
+                        conditions.push(Condition::ignored("NotHttp", message));
+                    }
                     faults.0.entry((key, section)).or_default().extend(rules.iter().cloned());
                 } else {
                     let part = section.map(|s| format!(" with a part named {s}")).unwrap_or_default();

@@ -20,7 +20,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_common::names::CLUSTER_DOMAIN;
-use mesh_common::resource::{Key, Kind, Object, PeerMode};
+use mesh_common::resource::{Key, Kind, MESH_NAMESPACE, Object, PeerMode};
 
 pub use condition::Condition;
 pub use fault::{Caller, CallerName, FaultKind, FaultRule};
@@ -101,7 +101,17 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, previous
 
     let exists = |key: &Key, section: Option<&str>| sorted.has(&services, key, section);
     let policies = Policies::new(sorted.retries(), &sorted.traffic_policies, exists, &mut statuses);
-    let faults = Faults::new(&sorted.fault_injections, exists, &mut statuses);
+    let only_streams = |key: &Key| {
+        let service = services.get(&policy::service_name(key)).filter(|_| key.kind == Kind::Service);
+        service.is_some_and(|service| service.ports.values().all(|port| !port.protocol.may_be_http()))
+    };
+    let faults = Faults::new(&sorted.fault_injections, exists, only_streams, &mut statuses);
+    if let Some(domain) = sorted.trust_domain().filter(|domain| **domain != settings.trust_domain) {
+        let message = format!("the trust domain is {} since the mesh was made, and stays so", settings.trust_domain);
+        let condition = Condition::ignored("TrustDomainFixed", format!("{message}, not {domain}"));
+        let key = Key::new(Kind::MeshConfig, MESH_NAMESPACE, "default");
+        statuses.entry(key).or_default().conditions.push(condition);
+    }
     let peers = Peers::new(&sorted.peer_authentications, |name| services.contains_key(name), &mut statuses);
     for service in services.values_mut() {
         let ports: Vec<_> = service.ports.values().map(|port| (port.number, port.name.clone())).collect();

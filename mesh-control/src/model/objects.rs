@@ -48,6 +48,10 @@ impl<'a> Sorted<'a> {
         self.mesh_config.and_then(|config| config.spec.retries.as_ref())
     }
 
+    pub fn trust_domain(&self) -> Option<&'a String> {
+        self.mesh_config.and_then(|config| config.spec.trust_domain.as_ref())
+    }
+
     /// Whether there is an object to attach a policy to, and the part of it.
     pub fn has(&self, services: &BTreeMap<Name, super::Service>, key: &Key, section: Option<&str>) -> bool {
         let named = |rule: Option<&String>| section.is_none_or(|section| rule.is_some_and(|name| name == section));

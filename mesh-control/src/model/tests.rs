@@ -152,6 +152,26 @@ fn addresses_lead_to_services_and_workloads() {
 }
 
 #[test]
+fn what_has_no_effect_is_said() {
+    let text = service("db", "ports: [{port: 5432, appProtocol: tcp}]")
+        + "apiVersion: meshctl.dev/v1alpha1
+kind: FaultInjection
+metadata: {name: f}
+spec: {targetRefs: [{kind: Service, name: db}], faults: [{percent: 1, abort: {httpStatus: 500}}]}
+---
+apiVersion: meshctl.dev/v1alpha1
+kind: MeshConfig
+metadata: {name: default}
+spec: {trustDomain: other.domain, retries: {attempts: 0}}
+";
+    let model = model(&text);
+    assert_eq!(reasons(&model, Kind::FaultInjection, "f"), ["NotHttp"]);
+    let config = model.warnings(&Key::new(Kind::MeshConfig, "mesh-system", "default"));
+    assert!(config[0].contains("other.domain"), "{config:?}");
+    assert_eq!(model.service("default", "db").unwrap().ports[&5432].policy.retries(), 0);
+}
+
+#[test]
 fn objects_without_anything_to_say_have_no_status() {
     let model = model(&service("s", "ports: [{port: 80}]"));
     assert_eq!(model.status(&Key::new(Kind::Service, "default", "s")), serde_json::json!({}));

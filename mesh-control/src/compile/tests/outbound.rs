@@ -142,6 +142,8 @@ fn endpoints_say_who_they_are() {
     let sick: ClusterLoadAssignment =
         get(&model, &mesh(), ResourceType::Endpoints, "misc.default.svc.cluster.local:7000");
     assert_eq!(sick.endpoints[0].lb_endpoints[0].health_status, 2);
+    let direct: ClusterLoadAssignment = get(&model, &mesh(), ResourceType::Endpoints, "direct:10.0.0.5:7000");
+    assert_eq!(direct.endpoints[0].lb_endpoints[0].health_status, 1);
     let version: ClusterLoadAssignment =
         get(&model, &mesh(), ResourceType::Endpoints, "reviews-v1.default.svc.cluster.local:9080");
     assert_eq!(version.endpoints.len(), 1);
