@@ -64,7 +64,8 @@ impl Counts {
 pub(super) fn add(all: &mut BTreeMap<Target, Counts>, text: &str) {
     for line in text.lines() {
         let Some((name, labels, value)) = sample(line) else { continue };
-        let label = |name: &str| labels.get(name).map(String::as_str).unwrap_or_default();
+        // What a proxy cannot name it calls unknown.
+        let label = |name: &str| labels.get(name).map(String::as_str).filter(|it| *it != "unknown").unwrap_or_default();
         if label("direction") != "outbound" {
             continue;
         }
@@ -152,6 +153,7 @@ mesh_requests_total{direction="inbound",destination_service="reviews.default.svc
 mesh_request_duration_seconds_bucket{direction="outbound",destination_service="reviews.default.svc.cluster.local",destination_version="v1",le="0.001"} 50
 mesh_request_duration_seconds_bucket{direction="outbound",destination_service="reviews.default.svc.cluster.local",destination_version="v1",le="0.002"} 100
 mesh_request_duration_seconds_bucket{direction="outbound",destination_service="reviews.default.svc.cluster.local",destination_version="v1",le="+Inf"} 100
+mesh_requests_total{direction="outbound",destination_service="unknown",destination_version="unknown",security="none",response_code="404"} 7
 mesh_proxy_connections_active 3
 garbage{x="
 "#;

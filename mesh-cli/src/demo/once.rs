@@ -17,7 +17,7 @@ const REQUESTS: u32 = 1000;
 const CONNECTIONS: u32 = 8;
 /// Faults are drawn at random: 4 standard deviations of a share of one half are 10 percent points.
 const FAULT_REQUESTS: u32 = 400;
-const FAULT_CONNECTIONS: u32 = 40;
+const FAULT_CONNECTIONS: u32 = 20;
 const FAULT_TOLERANCE: f64 = 10.0;
 /// One request of a thousand, for rounding at the ends.
 const SHARE_TOLERANCE: f64 = 0.1;

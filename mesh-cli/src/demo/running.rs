@@ -35,7 +35,7 @@ pub(super) struct Running {
     pub(super) python: bool,
     control: Child,
     /// Locked as long as anything runs in it.
-    _folder: Folder,
+    folder: Folder,
 }
 
 pub(super) struct Workload {
@@ -68,7 +68,7 @@ impl Running {
         let starting: Vec<_> = starting.collect();
         let workloads = try_join_all(starting).await?;
         let prometheus = write_prometheus(&folder, control_metrics, &workloads)?;
-        Ok(Self { port, socket, control_metrics, workloads, prometheus, python, control, _folder: folder })
+        Ok(Self { port, socket, control_metrics, workloads, prometheus, python, control, folder })
     }
 
     /// Names of what has ended by itself, with where its log is.
@@ -99,6 +99,7 @@ impl Running {
         }))
         .await;
         end(&mut self.control).await;
+        netns::gone(&self.folder.path).await;
     }
 }
 

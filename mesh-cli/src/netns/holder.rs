@@ -60,6 +60,8 @@ pub(super) fn execute(data: &Path) -> ExitCode {
 /// Namespaces and socket. With the user namespace if there is one.
 fn prepare(data: &Path) -> Result<Option<(File, UnixListener, Option<OwnedFd>)>, Error> {
     let failed = |error| Error::Data { path: data.to_owned(), error };
+    // What `ps` and `top` call it.
+    let _ = rustix::thread::set_name(c"meshctl-fabric");
     // No part of the terminal's session or process group any more.
     let _ = rustix::process::setsid();
     let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(data.join("fabric.lock"));

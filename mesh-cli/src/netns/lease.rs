@@ -75,6 +75,17 @@ pub fn lease(data: &Path) -> Result<Lease, Error> {
     Err(Error::Holder(last.to_string()))
 }
 
+/// Waits until the fabric of this data folder is gone, or for a second. To be called when no lease of it is left.
+pub async fn gone(data: &Path) {
+    let socket = holder::socket(data);
+    for _ in 0..50 {
+        if !socket.exists() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 fn ask(data: &Path) -> io::Result<(UnixStream, Answer, Vec<OwnedFd>)> {
     let mut stream = UnixStream::connect(holder::socket(data))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;

@@ -28,7 +28,7 @@ use std::process::ExitCode;
 
 pub use enter::{Who, tied_command};
 pub use error::Error;
-pub use lease::{Lease, lease};
+pub use lease::{Lease, gone, lease};
 
 const ENTER: &str = "__enter-namespace";
 const HOLD: &str = "__hold-namespaces";
