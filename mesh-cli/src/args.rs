@@ -41,7 +41,7 @@ pub struct Cli {
 #[command(next_help_heading = "Global options")]
 pub struct Global {
     /// The control plane's socket
-    #[arg(long, global = true, env = "MESH_CONTROL", value_name = "unix:PATH")]
+    #[arg(long, global = true, env = "MESH_CONTROL", hide_env_values = true, value_name = "unix:PATH")]
     pub control: Option<ControlAddress>,
     /// Namespace of the objects [default: default]
     #[arg(short, long, global = true, value_name = "NAME")]

@@ -89,6 +89,9 @@ impl Control {
                 let why = tried.first().map(|line| line.trim_start()).unwrap_or_default();
                 format!("No control plane answers at {why}.")
             }
+            Location::Search(places) if places.is_empty() => {
+                "It is not known where to look for a control plane: neither MESH_DATA nor HOME is set.".to_owned()
+            }
             Location::Search(_) => format!("No control plane answers. These places were tried:\n{}", tried.join("\n")),
         };
         Err(Failure::with(Exit::Unreachable, message).hint(

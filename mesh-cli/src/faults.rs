@@ -61,7 +61,11 @@ pub fn object(order: &Order, now: Timestamp) -> Result<FaultInjection, jiff::Err
         [service, account]
     });
     let expires_at = match order.lifetime {
-        Some(lifetime) => Some(now.checked_add(jiff::SignedDuration::try_from(lifetime)?)?.to_string()),
+        Some(lifetime) => {
+            let end = now.checked_add(jiff::SignedDuration::try_from(lifetime)?)?;
+            // Nobody reads nanoseconds.
+            Some(Timestamp::from_millisecond(end.as_millisecond())?.to_string())
+        }
         None => None,
     };
     let spec = FaultInjectionSpec { target_refs: vec![target], from: from.collect(), faults: vec![fault], expires_at };
@@ -142,6 +146,13 @@ pub fn time_left(view: &View, now: Timestamp) -> String {
     }
 }
 
+/// `delay 2s in 50 % of the calls of reviews by web`
+pub fn in_words(view: &View) -> String {
+    let by = if view.from.is_empty() { String::new() } else { format!(" by {}", view.from.join(" or ")) };
+    let with = if view.matches.is_empty() { String::new() } else { format!(" with {}", view.matches.join(", ")) };
+    format!("{} in {} % of the calls of {}{by}{with}", view.effect, view.percent, view.target)
+}
+
 fn effect(fault: &Fault) -> String {
     match (&fault.delay, &fault.abort, &fault.reset) {
         (Some(delay), _, _) => format!("delay {}", delay.duration),
@@ -194,6 +205,7 @@ mod tests {
             (view.target.as_str(), view.effect.as_str(), view.from.as_slice()),
             ("reviews", "delay 2s", &["web".to_owned()][..])
         );
+        assert_eq!(in_words(&view), "delay 2s in 50 % of the calls of reviews by web");
         assert_eq!(time_left(&view, now()), "5m");
         assert!(!view.over);
         let later = "2026-01-01T12:05:00Z".parse().unwrap();

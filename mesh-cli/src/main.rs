@@ -12,6 +12,7 @@ mod dump;
 mod failure;
 mod faults;
 mod kinds;
+mod local;
 mod netns;
 mod objects;
 mod output;

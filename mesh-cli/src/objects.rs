@@ -5,11 +5,13 @@ use mesh_common::proto::control::apply_result::Outcome;
 use mesh_common::proto::control::{ApplyRequest, ApplyResult, DeleteRequest, ListRequest, ObjectKey, ServiceView};
 use mesh_common::proto::control::{ListServicesRequest, mesh_client::MeshClient};
 use mesh_common::resource::{Key, Kind, Object};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tonic::transport::Channel;
 
 use crate::client::Control;
+use crate::commands::Context;
 use crate::failure::Failure;
+use crate::output::Format;
 
 /// How often a change is made again on what somebody else changed meanwhile.
 const TRIES: u32 = 5;
@@ -135,6 +137,25 @@ pub fn to_proto(key: &Key) -> ObjectKey {
 /// `HTTPRoute default/reviews`
 pub fn name_of(key: Option<&ObjectKey>) -> String {
     key.map(|k| format!("{} {}/{}", k.kind, k.namespace, k.name)).unwrap_or_default()
+}
+
+/// Says which objects are gone.
+pub fn report_deleted(context: &Context, deleted: &[ObjectKey]) -> Result<(), Failure> {
+    let out = &context.out;
+    match (out.format, deleted) {
+        (Format::Json | Format::Yaml, _) => {
+            let named = |k: &ObjectKey| json!({"kind": k.kind, "namespace": k.namespace, "name": k.name});
+            out.data(&deleted.iter().map(named).collect::<Vec<_>>())
+        }
+        (Format::Name, _) => {
+            deleted.iter().try_for_each(|k| out.line(&format!("{}/{}", k.kind.to_lowercase(), k.name)))
+        }
+        (_, []) => {
+            out.note("There is nothing to delete.");
+            Ok(())
+        }
+        (_, some) => some.iter().try_for_each(|key| out.line(&format!("{} deleted", name_of(Some(key))))),
+    }
 }
 
 pub fn outcome(result: &ApplyResult) -> &'static str {

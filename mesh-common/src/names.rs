@@ -45,6 +45,9 @@ pub mod port {
     pub const PROXY_METRICS: u16 = 15090;
 }
 
+/// In a proxy's state folder: what its ready port answers to callers on the same machine.
+pub const ADMIN_SOCKET: &str = "admin.sock";
+
 /// The mark of the proxy's own sockets, which the redirect leaves alone.
 pub const SOCKET_MARK: u32 = 0x6d65_7368;
 

@@ -1,11 +1,15 @@
 //! Puts the parts together, in the order in which one needs the other, and takes them apart again.
 
+use std::fs;
 use std::future::Future;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use mesh_common::names::{LISTENER_INBOUND, SOCKET_MARK};
+use mesh_common::names::{ADMIN_SOCKET, LISTENER_INBOUND, SOCKET_MARK};
 use mesh_common::telemetry::LogFilter;
 use mesh_proxy::admin::{Admin, Readiness};
 use mesh_proxy::bootstrap::{Bootstrap, nameservers};
@@ -21,6 +25,7 @@ use mesh_proxy::tls::Tls;
 use mesh_proxy::upstream::Upstreams;
 use mesh_proxy::xds::{self, NodeInfo};
 use mesh_proxy::{forward, inbound, outbound};
+use tokio::net::UnixListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -227,9 +232,24 @@ fn serve_admin(
     let admin = Arc::new(Admin::new(ctx.clone(), readiness, Some(log)));
     let ready = tcp_listener(bootstrap.ready).with_context(|| format!("cannot listen at {}", bootstrap.ready))?;
     let metrics = tcp_listener(bootstrap.metrics).with_context(|| format!("cannot listen at {}", bootstrap.metrics))?;
+    if let Some(local) = bootstrap.state_dir.as_deref().and_then(admin_socket) {
+        data.spawn(admin.clone().serve_local(local));
+    }
     data.spawn(admin.clone().serve_ready(ready));
     data.spawn(admin.serve_metrics(metrics));
     Ok(())
+}
+
+/// For its owner only. Nobody needs it to serve traffic, so nothing fails when it cannot be.
+fn admin_socket(folder: &Path) -> Option<UnixListener> {
+    let path = folder.join(ADMIN_SOCKET);
+    let _ = fs::remove_file(&path);
+    let open = || {
+        let listener = UnixListener::bind(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        io::Result::Ok(listener)
+    };
+    open().inspect_err(|error| tracing::warn!(path = %path.display(), %error, "there is no admin socket")).ok()
 }
 
 fn serve_traffic(

@@ -72,16 +72,8 @@ async fn delete(
     let request =
         DeleteRequest { keys: keys.iter().map(objects::to_proto).collect(), ignore_missing: args.ignore_not_found };
     let deleted = control.mesh().delete(request).await?.into_inner();
-    let names: Vec<String> = deleted.deleted.iter().map(|key| objects::name_of(Some(key))).collect();
-    if context.out.for_people() {
-        names.iter().try_for_each(|name| context.out.line(&format!("{name} deleted")))?;
-        if names.is_empty() {
-            context.out.note("There is nothing to delete.");
-        }
-    } else {
-        context.out.data(&names)?;
-    }
-    match names.is_empty() {
+    objects::report_deleted(context, &deleted.deleted)?;
+    match deleted.deleted.is_empty() {
         true => Ok(()),
         false => args.waiting.after(context, control, deleted.revision).await,
     }

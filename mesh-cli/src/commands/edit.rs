@@ -49,16 +49,14 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
     let mut text = original.to_yaml();
     let mut problem = None;
     loop {
-        let shown = with_comments(&text, problem.as_deref());
-        std::fs::write(&file, &shown)?;
+        std::fs::write(&file, with_comments(&text, problem.as_deref()))?;
         open_editor(&file)?;
-        let saved = std::fs::read_to_string(&file)?;
-        let edited = without_comments(&saved);
+        let edited = without_comments(&std::fs::read_to_string(&file)?);
         if edited.trim().is_empty() || edited == original.to_yaml() {
             context.out.note("Nothing was changed.");
             return Ok(());
         }
-        if problem.is_some() && saved == shown {
+        if problem.is_some() && edited == text {
             return Err(keep(&file, folder, problem.unwrap_or_default()));
         }
         match submit(&control, key, &original, &edited).await {
@@ -135,7 +133,7 @@ fn keep(file: &Path, folder: tempfile::TempDir, problem: String) -> Failure {
     let file = file.file_name().map(|name| kept.join(name)).unwrap_or(kept);
     let message = match problem.is_empty() {
         true => format!("What you wrote is kept in {}.", file.display()),
-        false => format!("The edit was given up: {problem}"),
+        false => crate::failure::sentence(&format!("The edit was given up: {problem}")),
     };
     Failure::refused(message).hint(format!("What you wrote is kept in {}.", file.display()))
 }

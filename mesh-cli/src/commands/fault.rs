@@ -11,9 +11,10 @@ use crate::commands::Context;
 use crate::commands::wait::Waiting;
 use crate::failure::{Exit, Failure};
 use crate::faults::{self, Effect, Order, View};
+use crate::kinds;
 use crate::objects::{self, Selection};
 use crate::output::time::{human_duration, parse_positive_duration};
-use crate::output::{Cell, Table};
+use crate::output::{Cell, Format, Table};
 use crate::routes::conditions::Conditions;
 
 /// Inject faults into calls of a service
@@ -202,7 +203,9 @@ async fn inject(context: &Context, common: &Common, effect: Effect) -> Result<()
     }
     let outcome = objects::outcome(&written.result);
     let Some(view) = faults::views(&fault, now).into_iter().next() else { return Ok(()) };
-    if context.out.for_people() {
+    if context.out.format == Format::Name {
+        context.out.line(&kinds::short(&object.key()))?;
+    } else if context.out.for_people() {
         let end = match order.lifetime {
             Some(lifetime) => format!("for {}", human_duration(lifetime)),
             None => "until it is cleared".to_owned(),
@@ -210,7 +213,7 @@ async fn inject(context: &Context, common: &Common, effect: Effect) -> Result<()
         context.out.line(&format!(
             "{} {outcome}: {}, {end} (revision {})",
             object.key(),
-            in_words(&view),
+            faults::in_words(&view),
             written.revision
         ))?;
         context.out.note(&format!("End it with: meshctl fault clear {}{}", view.name, namespace_flag(context)));
@@ -222,13 +225,6 @@ async fn inject(context: &Context, common: &Common, effect: Effect) -> Result<()
 
 fn namespace_flag(context: &Context) -> String {
     context.namespace.as_ref().map(|n| format!(" -n {n}")).unwrap_or_default()
-}
-
-/// `delay 2s in 50 % of the calls of reviews by web`
-fn in_words(view: &View) -> String {
-    let by = if view.from.is_empty() { String::new() } else { format!(" by {}", view.from.join(" or ")) };
-    let with = if view.matches.is_empty() { String::new() } else { format!(" with {}", view.matches.join(", ")) };
-    format!("{} in {} % of the calls of {}{by}{with}", view.effect, view.percent, view.target)
 }
 
 async fn list(context: &Context, args: &List) -> Result<(), Failure> {
@@ -291,16 +287,7 @@ async fn clear(context: &Context, args: &Clear) -> Result<(), Failure> {
             .hint("`meshctl fault list -A` shows all."));
     }
     let revision = if keys.is_empty() { None } else { Some(objects::delete(&control, &keys).await?) };
-    if context.out.for_people() {
-        for key in &keys {
-            context.out.line(&format!("{key} deleted"))?;
-        }
-        if keys.is_empty() {
-            context.out.note("There are no faults.");
-        }
-    } else {
-        context.out.data(&keys.iter().map(Key::to_string).collect::<Vec<_>>())?;
-    }
+    objects::report_deleted(context, &keys.iter().map(objects::to_proto).collect::<Vec<_>>())?;
     match revision {
         Some(revision) => args.waiting.after(context, &control, revision).await,
         None => Ok(()),

@@ -46,22 +46,30 @@ impl Context {
 }
 
 pub async fn run(cli: Cli) -> Result<(), Failure> {
-    let context = Context::new(cli.global);
-    match cli.command {
-        Command::Demo(args) => crate::demo::execute(&context, args).await,
-        Command::Run(args) => crate::run::execute(&context, args).await,
-        Command::Token(args) => token::run(&context, args).await,
-        Command::Apply(args) => apply::run(&context, args).await,
-        Command::Get(args) => get::run(&context, args).await,
-        Command::Delete(args) => delete::run(&context, args).await,
-        Command::Edit(args) => edit::run(&context, args).await,
-        Command::Route(args) => route::run(&context, args).await,
-        Command::Fault(args) => fault::run(&context, args).await,
-        Command::Wait(args) => wait::run(&context, args).await,
-        Command::Proxy(args) => proxy::run(&context, args).await,
-        Command::LogLevel(args) => log_level::run(&context, args).await,
-        Command::Check(args) => check::run(&context, args).await,
-        Command::Version(args) => version::run(&context, args).await,
-        Command::Completion(args) => completion::run(&context, &args),
+    dispatch(&Context::new(cli.global), cli.command).await
+}
+
+async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Demo(args) => crate::demo::execute(context, args).await,
+        Command::Run(args) => crate::run::execute(context, args).await,
+        Command::Token(args) => token::run(context, args).await,
+        Command::Apply(args) => apply::run(context, args).await,
+        Command::Get(args) => get::run(context, args).await,
+        Command::Delete(args) => delete::run(context, args).await,
+        Command::Edit(args) => edit::run(context, args).await,
+        Command::Route(args) => route::run(context, args).await,
+        Command::Fault(args) => fault::run(context, args).await,
+        Command::Wait(args) => wait::run(context, args).await,
+        Command::Proxy(args) => proxy::run(context, args).await,
+        Command::LogLevel(args) => log_level::run(context, args).await,
+        Command::Check(args) => check::run(context, args).await,
+        Command::Version(args) => version::run(context, args).await,
+        Command::Completion(args) => completion::run(context, &args),
     }
 }
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;

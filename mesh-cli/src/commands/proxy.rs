@@ -11,6 +11,7 @@ use crate::client::Control;
 use crate::commands::Context;
 use crate::dump::{self, Part, Types};
 use crate::failure::Failure;
+use crate::local::{self, LocalProxy};
 use crate::output::Format;
 use crate::views::proxies;
 
@@ -34,6 +35,7 @@ pub struct Args {
 enum Action {
     Status(Status),
     Config(Config),
+    LogLevel(LogLevel),
 }
 
 /// Show which proxies are connected and what they have acknowledged
@@ -75,10 +77,29 @@ struct Config {
     name: Option<String>,
 }
 
+/// Change what a proxy logs
+///
+/// For proxies that were started with `meshctl run` (or the demo) on this machine. The filter has the syntax of RUST_LOG: a
+/// level (error, warn, info, debug, trace), or levels for parts of the program. It holds until the proxy ends.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  meshctl proxy log-level web debug
+  meshctl proxy log-level reviews-v2 info,mesh_proxy::xds=trace")]
+struct LogLevel {
+    /// The proxy
+    #[arg(value_name = "PROXY")]
+    proxy: String,
+    /// The new filter
+    #[arg(value_name = "FILTER")]
+    filter: String,
+}
+
 pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
     match args.command {
         Action::Status(args) => status(context, &args).await,
         Action::Config(args) => config(context, &args).await,
+        Action::LogLevel(args) => log_level(context, &args).await,
     }
 }
 
@@ -119,8 +140,12 @@ async fn config(context: &Context, args: &Config) -> Result<(), Failure> {
     let configs = fetch(&control, id).await?;
     let types =
         Types::load().map_err(|e| Failure::new(format!("The built-in protobuf descriptors are broken: {e}.")))?;
+    let own = own_certificate(&control, id).await;
     let named = |part: Part| {
         let mut entries = dump::entries(&types, &configs, part);
+        if matches!(part, Part::Secrets | Part::All) {
+            entries.extend(own.clone());
+        }
         entries.retain(|entry| args.name.as_ref().is_none_or(|text| entry.name.contains(text)));
         entries
     };
@@ -141,10 +166,7 @@ async fn config(context: &Context, args: &Config) -> Result<(), Failure> {
         (_, part) => {
             let entries = named(part);
             if entries.is_empty() {
-                out.note(&format!(
-                    "{id} has no {}: it subscribes to what its application uses, when it uses it.",
-                    part.title().to_lowercase()
-                ));
+                out.note(&nothing(id, part));
                 return Ok(());
             }
             out.table(&dump::table(part, &entries))?;
@@ -154,6 +176,21 @@ async fn config(context: &Context, args: &Config) -> Result<(), Failure> {
     }
 }
 
+async fn log_level(context: &Context, args: &LogLevel) -> Result<(), Failure> {
+    let control = context.connect().await?;
+    let listed = control.mesh().list_proxies(ListProxiesRequest {}).await?.into_inner();
+    let id = &find(&listed.proxies, &args.proxy, context.namespace())?.id;
+    let proxy = LocalProxy::find(&control, id).ok_or_else(|| local::elsewhere(id, "/logging?filter=FILTER"))?;
+    let said = proxy.set_log_filter(&args.filter).await?;
+    context.out.line(&format!("{id} logs by {said}"))
+}
+
+/// A mesh-proxy makes its own key, so its certificate does not come with its configuration; it says itself what it has.
+async fn own_certificate(control: &Control, id: &str) -> Option<dump::Entry> {
+    let state = LocalProxy::find(control, id)?.state().await.ok()?;
+    Some(dump::own_certificate(state.identity?, state.certificate_expires.unwrap_or_default()))
+}
+
 fn find<'a>(proxies: &'a [Proxy], name: &str, namespace: &str) -> Result<&'a Proxy, Failure> {
     proxies::find(proxies, name, namespace).map_err(|candidates| match candidates.as_slice() {
         [] => Failure::not_found(format!("No proxy {name} is connected."))
@@ -161,6 +198,16 @@ fn find<'a>(proxies: &'a [Proxy], name: &str, namespace: &str) -> Result<&'a Pro
         several => Failure::not_found(format!("{} proxies begin with {name}: {}.", several.len(), several.join(", ")))
             .hint("Write enough of the name to tell them apart."),
     })
+}
+
+fn nothing(id: &str, part: Part) -> String {
+    match part {
+        Part::Secrets => format!("{id} gets no secrets from the control plane: it makes its own keys."),
+        part => {
+            let what = part.title().to_lowercase();
+            format!("{id} has no {what}: it subscribes to what its application uses, when it uses it.")
+        }
+    }
 }
 
 /// All resources of one client, by Envoy's client status discovery service.

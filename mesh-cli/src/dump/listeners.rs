@@ -88,10 +88,11 @@ fn http(manager: &Value) -> String {
     }
     let hosts = list(&manager["route_config"]["virtual_hosts"]).iter();
     let routes: Vec<&Value> = hosts.flat_map(|host| list(&host["routes"])).collect();
-    match routes.as_slice() {
-        [only] if only["route"]["cluster"].is_string() => {
-            format!("HTTP to {}", short_cluster(text(&only["route"]["cluster"])))
-        }
-        many => format!("HTTP by {} own routes", many.len()),
+    let cluster = |route: &&Value| text(&route["route"]["cluster"]).to_owned();
+    let mut clusters: Vec<String> = routes.iter().map(cluster).collect();
+    clusters.dedup();
+    match clusters.as_slice() {
+        [only] if !only.is_empty() => format!("HTTP to {}", short_cluster(only)),
+        _ => format!("HTTP by {} own routes", routes.len()),
     }
 }

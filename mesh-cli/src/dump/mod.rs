@@ -82,7 +82,8 @@ pub struct Entry {
     #[serde(rename = "type")]
     pub type_url: String,
     pub version: String,
-    /// `SYNCED`, `NOT_SENT`, `STALE` (sent, not yet acknowledged), `ERROR` (rejected) or `UNKNOWN`.
+    /// `SYNCED`, `NOT_SENT`, `STALE` (sent, not yet acknowledged), `ERROR` (rejected), `UNKNOWN`, or `OWN`
+    /// for what the proxy made itself.
     pub status: String,
     /// Why the proxy rejected it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -108,6 +109,19 @@ fn entry(types: &Types, config: &GenericXdsConfig) -> Entry {
         status: status.as_str_name().to_owned(),
         error: config.error_state.as_ref().map(|e| e.details.clone()).filter(|d| !d.is_empty()),
         resource: config.xds_config.as_ref().map(|any| types.any(&any.type_url, &any.value)).unwrap_or(Value::Null),
+    }
+}
+
+/// The certificate of a proxy that made its own key; it did not come over xDS.
+pub fn own_certificate(identity: String, expires: String) -> Entry {
+    let resource = serde_json::json!({"identity": identity, "valid_until": expires});
+    Entry {
+        name: types::SECRET_IDENTITY.to_owned(),
+        type_url: types::TYPE_SECRET.to_owned(),
+        version: String::new(),
+        status: "OWN".to_owned(),
+        error: None,
+        resource,
     }
 }
 

@@ -8,7 +8,17 @@ use crate::output::Table;
 
 pub fn table(entries: &[Entry]) -> Table {
     let mut table = Table::new(&[
-        "ROUTES", "REQUESTS", "TO", "TIMEOUT", "RETRIES", "ALSO", "STATE", "+HOSTS", "+ROUTE", "+VERSION",
+        "ROUTES",
+        "REQUESTS",
+        "TO",
+        "TIMEOUT",
+        "RETRIES",
+        "ALSO",
+        "STATE",
+        "+RETRY ON",
+        "+HOSTS",
+        "+ROUTE",
+        "+VERSION",
     ]);
     for entry in entries {
         let hosts = list(&entry.resource["virtual_hosts"]);
@@ -16,7 +26,7 @@ pub fn table(entries: &[Entry]) -> Table {
         let mut none = true;
         for (host, route) in routes {
             none = false;
-            let (timeout, retries) = limits(&route["route"]);
+            let (timeout, retries, retry_on) = limits(&route["route"]);
             table.row(vec![
                 short_cluster(&entry.name).into(),
                 conditions(&route["match"]).into(),
@@ -25,6 +35,7 @@ pub fn table(entries: &[Entry]) -> Table {
                 retries.into(),
                 extras(route).join(", ").into(),
                 state(entry),
+                retry_on.into(),
                 texts(&host["domains"]).join(", ").into(),
                 text(&route["name"]).into(),
                 entry.version.clone().into(),
@@ -34,7 +45,7 @@ pub fn table(entries: &[Entry]) -> Table {
             let mut cells = vec![short_cluster(&entry.name).into(), "none".into()];
             cells.extend((0..4).map(|_| "".into()));
             cells.push(state(entry));
-            cells.extend(["".into(), "".into(), entry.version.clone().into()]);
+            cells.extend(["".into(), "".into(), "".into(), entry.version.clone().into()]);
             table.row(cells);
         }
     }
@@ -110,17 +121,18 @@ fn action(route: &Value) -> String {
     "?".to_owned()
 }
 
-fn limits(action: &Value) -> (String, String) {
+/// Timeout, number of retries, and on what.
+fn limits(action: &Value) -> (String, String, String) {
     let timeout = match text(&action["timeout"]) {
         "0s" => "none",
         other => other,
     };
     let retry = &action["retry_policy"];
-    let retries = match (number(&retry["num_retries"]), text(&retry["retry_on"])) {
-        (Some(0), _) | (None, "") => String::new(),
-        (count, on) => format!("{} on {on}", count.unwrap_or(1)),
+    let (count, on) = match (number(&retry["num_retries"]), text(&retry["retry_on"])) {
+        (Some(0), _) | (None, "") => (String::new(), ""),
+        (count, on) => (count.unwrap_or(1).to_string(), on),
     };
-    (timeout.to_owned(), retries)
+    (timeout.to_owned(), count, on.to_owned())
 }
 
 /// Faults, mirrors and rewrites.

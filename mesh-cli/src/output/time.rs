@@ -49,8 +49,8 @@ pub fn human_duration(duration: Duration) -> String {
     };
     match seconds {
         0 => format!("{} ms", duration.as_millis()),
-        1..10 => format!("{:.1} s", duration.as_secs_f64()),
-        10..60 => format!("{seconds}s"),
+        1..10 if duration.subsec_millis() >= 50 => format!("{:.1} s", duration.as_secs_f64()),
+        1..60 => format!("{seconds}s"),
         60..3_600 => two(seconds / 60, "m", seconds % 60, "s"),
         3_600..86_400 => two(seconds / 3_600, "h", seconds % 3_600 / 60, "m"),
         _ => two(seconds / 86_400, "d", seconds % 86_400 / 3_600, "h"),
@@ -93,6 +93,7 @@ mod tests {
         let human = |milliseconds| human_duration(Duration::from_millis(milliseconds));
         assert_eq!(human(87), "87 ms");
         assert_eq!(human(1_240), "1.2 s");
+        assert_eq!(human(5_000), "5s");
         assert_eq!(human(192_000), "3m12s");
         assert_eq!(human(300_000), "5m");
         assert_eq!(human(273_600_000), "3d4h");

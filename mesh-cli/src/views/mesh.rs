@@ -109,8 +109,7 @@ pub fn service_table(services: &[Service], namespaces: bool) -> Table {
         false => &["NAME", "VERSIONS", "HEALTHY", "PORTS", "ADDRESS", "+MORE ADDRESSES"],
     });
     for service in services {
-        let (first, more) =
-            service.virtual_addresses.split_first().map(|(f, m)| (f.clone(), m.join(", "))).unwrap_or_default();
+        let (first, more) = first_and_more(&service.virtual_addresses);
         let mut cells = vec![
             service.name.clone().into(),
             service.versions.join(", ").into(),
@@ -127,6 +126,10 @@ pub fn service_table(services: &[Service], namespaces: bool) -> Table {
     table
 }
 
+fn first_and_more(addresses: &[String]) -> (String, String) {
+    addresses.split_first().map(|(first, more)| (first.clone(), more.join(", "))).unwrap_or_default()
+}
+
 /// `2 of 3`
 fn health(service: &Service) -> Cell {
     let healthy = service.workloads.iter().filter(|w| w.healthy).count();
@@ -140,21 +143,25 @@ fn health(service: &Service) -> Cell {
 
 pub fn workload_table(workloads: &[Workload], namespaces: bool) -> Table {
     let mut table = Table::new(match namespaces {
-        true => &["NAMESPACE", "NAME", "SERVICE", "VERSION", "ADDRESS", "HEALTHY", "PROXY", "+IDENTITY"],
-        false => &["NAME", "SERVICE", "VERSION", "ADDRESS", "HEALTHY", "PROXY", "+IDENTITY"],
+        true => {
+            &["NAMESPACE", "NAME", "SERVICE", "VERSION", "ADDRESS", "HEALTHY", "PROXY", "+MORE ADDRESSES", "+IDENTITY"]
+        }
+        false => &["NAME", "SERVICE", "VERSION", "ADDRESS", "HEALTHY", "PROXY", "+MORE ADDRESSES", "+IDENTITY"],
     });
     for workload in workloads {
+        let (first, more) = first_and_more(&workload.addresses);
         let mut cells = vec![
             workload.name.clone().into(),
             workload.service.clone().into(),
             workload.version.clone().into(),
-            workload.addresses.join(", ").into(),
+            first.into(),
             if workload.healthy { Cell::good("yes") } else { Cell::bad("no") },
             match (workload.connected, workload.identity.is_empty()) {
                 (true, _) => Cell::good("connected"),
                 (false, true) => Cell::dim("none"),
                 (false, false) => Cell::warn("away"),
             },
+            more.into(),
             workload.identity.clone().into(),
         ];
         if namespaces {

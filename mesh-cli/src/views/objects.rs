@@ -81,7 +81,9 @@ pub fn summary(object: &Object) -> String {
         }
         Object::Service(s) => texts(service(s)),
         Object::TrafficPolicy(p) => texts(traffic_policy(p)),
-        Object::FaultInjection(f) => texts(fault(f)),
+        Object::FaultInjection(f) => {
+            faults::views(f, Timestamp::MIN).iter().map(faults::in_words).collect::<Vec<_>>().join("; ")
+        }
         Object::PeerAuthentication(p) => texts(peer_authentication(p)),
         Object::WorkloadEntry(w) => texts(workload(w).into_iter().take(3).collect()),
         Object::MeshConfig(m) => texts(mesh_config(m)),

@@ -4,7 +4,7 @@
 mod dump;
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,13 +17,17 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_common::telemetry::LogFilter;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
 use crate::listen::{self, Connections, Context};
 
 const MAX_CONNECTIONS: usize = 256;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Unix sockets have no addresses; their callers are on this machine.
+const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -85,6 +89,19 @@ impl Admin {
         self.serve(listener, Self::on_metrics_port).await;
     }
 
+    /// All of it, for whoever may open the socket: `meshctl`, from outside of the proxy's network namespace.
+    pub async fn serve_local(self: Arc<Self>, listener: UnixListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(self.clone().connection(stream, LOCAL, Self::on_ready_port))),
+                Err(error) => {
+                    tracing::debug!(%error, "no admin connection could be accepted");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                }
+            }
+        }
+    }
+
     async fn serve(self: Arc<Self>, listener: TcpListener, answer: fn(&Self, SocketAddr, &Request<Incoming>) -> Reply) {
         let (_never, drain) = watch::channel(false);
         let handle = |stream, peer| self.clone().connection(stream, peer, answer);
@@ -93,7 +110,7 @@ impl Admin {
 
     async fn connection(
         self: Arc<Self>,
-        stream: TcpStream,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         peer: SocketAddr,
         answer: fn(&Self, SocketAddr, &Request<Incoming>) -> Reply,
     ) {

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use super::*;
 use crate::config::Name;
@@ -17,7 +18,7 @@ struct Running {
     drain: watch::Sender<bool>,
 }
 
-async fn start() -> Running {
+fn admin() -> (Arc<Admin>, Readiness, watch::Sender<bool>) {
     let name =
         Name { addresses: vec!["240.240.0.5".parse().unwrap()], ttl_seconds: 30, canonical: "reviews.default".into() };
     let store = Store::of([Resource::Name("reviews".into(), Arc::new(name))]);
@@ -32,7 +33,11 @@ async fn start() -> Running {
         drain: drained,
     };
     let readiness = Readiness::waiting_for("a certificate");
-    let admin = Arc::new(Admin::new(Arc::new(ctx), readiness.clone(), None));
+    (Arc::new(Admin::new(Arc::new(ctx), readiness.clone(), None)), readiness, drain)
+}
+
+async fn start() -> Running {
+    let (admin, readiness, drain) = admin();
     let ready = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let metrics = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let running =
@@ -115,4 +120,18 @@ fn query_values_are_decoded() {
     assert_eq!(query_value("filters=1", "filter"), None);
     assert_eq!(query_value("filter=%zz", "filter"), None);
     assert_eq!(query_value("filter=%f", "filter"), None);
+}
+
+#[tokio::test]
+async fn the_local_socket_answers_without_an_address() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("admin.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let (admin, _readiness, _drain) = admin();
+    tokio::spawn(admin.serve_local(listener));
+    let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+    stream.write_all(b"GET /config_dump HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200") && reply.contains("240.240.0.5"), "{reply}");
 }

@@ -91,13 +91,14 @@ struct SetMatch {
     /// Versions and their weights
     #[arg(required = true, value_name = "VERSION[=WEIGHT]")]
     shares: Vec<Share>,
-    #[command(flatten)]
-    conditions: Conditions,
     /// Also take versions that have no workload yet
     #[arg(long)]
     force: bool,
     #[command(flatten)]
     waiting: Waiting,
+    // The last: its heading would be that of what follows.
+    #[command(flatten)]
+    conditions: Conditions,
 }
 
 /// Show where the requests of each service go
@@ -128,9 +129,9 @@ struct Reset {
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
-    conditions: Conditions,
-    #[command(flatten)]
     waiting: Waiting,
+    #[command(flatten)]
+    conditions: Conditions,
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {

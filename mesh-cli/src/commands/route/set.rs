@@ -1,15 +1,16 @@
 //! `route set-weight`, `set-match` and `reset`.
 
-use mesh_common::resource::{Kind, Object};
+use mesh_common::resource::{Key, Kind, Object};
 use serde::Serialize;
 
 use super::facts::{Facts, known_service, listed};
-use super::{Reset, SetMatch, SetWeight, Target};
+use super::{SetMatch, SetWeight, Target};
 use crate::commands::Context;
 use crate::commands::wait::Waiting;
 use crate::failure::Failure;
+use crate::kinds;
 use crate::objects::{self, Change, Done};
-use crate::output::Table;
+use crate::output::{Format, Table};
 use crate::routes::attached::{self, RuleView};
 use crate::routes::conditions::Conditions;
 use crate::routes::edit::{self, EditError, Left, Matches, Protocol, Split};
@@ -31,7 +32,7 @@ pub async fn matching(context: &Context, args: SetMatch) -> Result<(), Failure> 
     split(context, &job, &args.waiting).await
 }
 
-pub async fn reset(context: &Context, args: Reset) -> Result<(), Failure> {
+pub async fn reset(context: &Context, args: super::Reset) -> Result<(), Failure> {
     let control = context.connect().await?;
     let (namespace, target) = (context.namespace(), &args.target);
     let services = objects::services(&control).await?;
@@ -197,6 +198,9 @@ struct SplitReport<'a> {
 fn report_split(context: &Context, service: &str, object: &Object, written: &objects::Written) -> Result<(), Failure> {
     let (out, key, outcome) = (&context.out, object.key(), objects::outcome(&written.result));
     let rules = attached::rules(object);
+    if out.format == Format::Name {
+        return out.line(&kinds::short(&key));
+    }
     if !out.for_people() {
         let rules = rules.into_iter().map(|rule| super::list::Rule::new(service, rule)).collect();
         let (kind, namespace, name) = (key.kind.as_str(), key.namespace.as_str(), key.name.as_str());
@@ -227,21 +231,35 @@ fn split_table(service: &str, rules: &[RuleView]) -> Table {
 }
 
 fn report_reset(context: &Context, service: &str, done: &[Done]) -> Result<(), Failure> {
-    let lines: Vec<String> = done
-        .iter()
-        .filter_map(|d| match d {
-            Done::Written(object, written) => Some(format!("{} {}", object.key(), objects::outcome(&written.result))),
-            Done::Deleted(key, _) => Some(format!("{key} deleted")),
-            Done::Nothing => None,
-        })
-        .collect();
-    if !context.out.for_people() {
-        return context.out.data(&lines);
+    let out = &context.out;
+    let changed = done.iter().filter_map(|d| match d {
+        Done::Written(object, written) => Some((object.key(), objects::outcome(&written.result))),
+        Done::Deleted(key, _) => Some((key.clone(), "deleted")),
+        Done::Nothing => None,
+    });
+    let changed: Vec<(Key, &'static str)> = changed.collect();
+    match (out.format, changed.as_slice()) {
+        (Format::Json | Format::Yaml, _) => {
+            let reset = |(key, outcome): &(Key, &'static str)| Reset {
+                kind: key.kind.as_str(),
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+                outcome,
+            };
+            out.data(&changed.iter().map(reset).collect::<Vec<_>>())
+        }
+        (Format::Name, _) => changed.iter().try_for_each(|(key, _)| out.line(&kinds::short(key))),
+        (_, []) => out.line(&format!("Nothing splits the traffic of {service}.")),
+        (_, some) => some.iter().try_for_each(|(key, outcome)| out.line(&format!("{key} {outcome}"))),
     }
-    if lines.is_empty() {
-        return context.out.line(&format!("Nothing splits the traffic of {service}."));
-    }
-    lines.iter().try_for_each(|line| context.out.line(line))
+}
+
+#[derive(Serialize)]
+struct Reset {
+    kind: &'static str,
+    namespace: String,
+    name: String,
+    outcome: &'static str,
 }
 
 #[cfg(test)]

@@ -1,0 +1,204 @@
+//! Whole commands, from the words of the command line to what is printed and stored.
+
+use clap::Parser;
+use mesh_common::proto::control::{Proxy, ServiceView, WaitProgress, WorkloadView};
+use mesh_common::resource::{Kind, Object};
+
+use super::fake::{self, Running};
+use super::*;
+use crate::failure::Exit;
+use crate::output::Format;
+
+/// Runs a command line against the fake control plane, and gives what it printed.
+async fn meshctl(running: &Running, line: &str) -> Result<String, Failure> {
+    let words = ["meshctl"].into_iter().chain(line.split_whitespace());
+    let cli = Cli::try_parse_from(words).map_err(|e| Failure::usage(e.to_string()))?;
+    let (mut context, captured) = running.context(cli.global.output);
+    context.namespace = cli.global.namespace;
+    dispatch(&context, cli.command).await.map(|()| captured.text())
+}
+
+fn shop() -> Running {
+    let running = fake::start();
+    let workload = |version: &str| WorkloadView { version: version.into(), healthy: true, ..WorkloadView::default() };
+    running.state().services = vec![ServiceView {
+        namespace: "default".into(),
+        name: "reviews".into(),
+        ports: vec![9080],
+        workloads: vec![workload("v1"), workload("v2")],
+        ..ServiceView::default()
+    }];
+    running
+}
+
+fn backends(running: &Running) -> Vec<(String, u32)> {
+    let Some(Object::HttpRoute(route)) = running.object(Kind::HttpRoute, "reviews") else { return Vec::new() };
+    let rule = route.spec.rules.last().unwrap();
+    rule.backend_refs.iter().map(|b| (b.name.clone(), b.weight())).collect()
+}
+
+const ROUTE: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: reviews, namespace: default}
+spec:
+  parentRefs: [{group: '', kind: Service, name: reviews}]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /api}}]
+    backendRefs: [{name: reviews-v1, port: 9080}]
+";
+
+#[tokio::test]
+async fn set_weight_makes_a_route_and_then_edits_it() {
+    let running = shop();
+    let text = meshctl(&running, "route set-weight reviews v1=90 v2=10").await.unwrap();
+    assert!(text.starts_with("HTTPRoute default/reviews created (revision 1)\n"), "{text}");
+    assert!(text.contains("all       v1       90      90 %"), "{text}");
+    assert_eq!(backends(&running), [("reviews-v1".into(), 90), ("reviews-v2".into(), 10)]);
+    let text = meshctl(&running, "route set-weight reviews v1=90 v2=10").await.unwrap();
+    assert!(text.contains("unchanged"), "{text}");
+}
+
+#[tokio::test]
+async fn a_change_by_somebody_else_is_kept() {
+    let running = shop();
+    meshctl(&running, "route set-weight reviews v1=1").await.unwrap();
+    // Arrives after meshctl has read the route, and before it writes it.
+    running.state().others = mesh_common::resource::parse_yaml("test", ROUTE).unwrap();
+    meshctl(&running, "route set-weight reviews v2=1").await.unwrap();
+    let Some(Object::HttpRoute(route)) = running.object(Kind::HttpRoute, "reviews") else { panic!("no route") };
+    assert_eq!(route.spec.rules.len(), 2, "the other's rule is lost: {:?}", route.spec.rules);
+    assert_eq!(backends(&running), [("reviews-v2".into(), 1)]);
+}
+
+#[tokio::test]
+async fn unknown_services_versions_and_routes_change_nothing() {
+    let running = shop();
+    for line in
+        ["route set-weight reviews v3=1", "route set-weight nope v1=1", "delete httproute nope", "get httproute nope"]
+    {
+        let failure = meshctl(&running, line).await.unwrap_err();
+        assert_eq!(failure.exit, Exit::NotFound, "{line}: {failure}");
+    }
+    assert!(running.state().objects.is_empty());
+    meshctl(&running, "route set-weight reviews v3=1 --force").await.unwrap();
+    assert_eq!(backends(&running), [("reviews-v3".into(), 1)]);
+}
+
+#[tokio::test]
+async fn a_match_is_set_and_taken_back() {
+    let running = shop();
+    let text = meshctl(&running, "route set-match reviews --header end-user=jason v2").await.unwrap();
+    assert!(text.contains("header end-user=jason  v2            100     100 %"), "{text}");
+    let text = meshctl(&running, "route list -o json").await.unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json[0]["routes"][0]["rules"][0]["matches"][0], "header end-user=jason");
+    assert_eq!(meshctl(&running, "route reset reviews -o name").await.unwrap(), "httproute/reviews\n");
+    assert!(running.state().objects.is_empty());
+    assert_eq!(meshctl(&running, "route set-match reviews v2").await.unwrap_err().exit, Exit::Usage);
+}
+
+#[tokio::test]
+async fn a_route_must_be_named_where_there_are_several() {
+    let running = shop();
+    running.put(ROUTE);
+    running.put(&ROUTE.replace("metadata: {name: reviews,", "metadata: {name: other,"));
+    let failure = meshctl(&running, "route set-weight reviews v1=1").await.unwrap_err();
+    assert_eq!(failure.exit, Exit::Refused);
+    assert!(failure.message.contains("httproute/other, httproute/reviews"), "{failure}");
+    meshctl(&running, "route set-weight reviews v2=1 --route reviews").await.unwrap();
+    assert_eq!(backends(&running), [("reviews-v2".into(), 1)]);
+}
+
+#[tokio::test]
+async fn the_ports_protocol_decides_the_kind_of_a_new_route() {
+    let running = shop();
+    running.put("apiVersion: v1\nkind: Service\nmetadata: {name: reviews, namespace: default}\nspec: {ports: [{port: 9080, appProtocol: grpc}]}");
+    meshctl(&running, "route set-weight reviews v1=1").await.unwrap();
+    assert!(running.object(Kind::GrpcRoute, "reviews").is_some());
+}
+
+#[tokio::test]
+async fn faults_are_listed_and_cleared() {
+    let running = shop();
+    let text = meshctl(&running, "fault delay reviews --percent 50 --delay 300ms --from web").await.unwrap();
+    assert!(text.contains("delay 300ms in 50 % of the calls of reviews by web, for 5m"), "{text}");
+    meshctl(&running, "fault abort reviews --status 418").await.unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&meshctl(&running, "fault list -o json").await.unwrap()).unwrap();
+    assert_eq!((json[0]["name"].as_str(), json[1]["from"][0].as_str()), (Some("reviews-abort"), Some("web")));
+    meshctl(&running, "fault clear reviews-abort").await.unwrap();
+    assert_eq!(
+        meshctl(&running, "fault clear reviews").await.unwrap(),
+        "FaultInjection default/reviews-delay-from-web deleted\n"
+    );
+    assert_eq!(meshctl(&running, "fault clear").await.unwrap(), "");
+}
+
+#[tokio::test]
+async fn objects_are_printed_in_every_format() {
+    let running = shop();
+    running.put(ROUTE);
+    let json: serde_json::Value =
+        serde_json::from_str(&meshctl(&running, "get httproutes -o json").await.unwrap()).unwrap();
+    assert_eq!((json["kind"].as_str(), json["items"][0]["metadata"]["name"].as_str()), (Some("List"), Some("reviews")));
+    let yaml = meshctl(&running, "get httproute/reviews -o yaml").await.unwrap();
+    assert_eq!(mesh_common::resource::parse_yaml("test", &yaml).unwrap().len(), 1);
+    assert_eq!(meshctl(&running, "get all -o name").await.unwrap(), "httproute/reviews\n");
+    let services: serde_json::Value =
+        serde_json::from_str(&meshctl(&running, "get services -o json").await.unwrap()).unwrap();
+    assert_eq!(services[0]["versions"], serde_json::json!(["v1", "v2"]));
+}
+
+#[tokio::test]
+async fn wait_tells_success_rejection_and_delay_apart() {
+    let running = shop();
+    let step = |done, pending: &[&str], rejected: &[&str]| {
+        let texts = |list: &[&str]| list.iter().map(|t| (*t).to_owned()).collect();
+        WaitProgress { proxies: 2, done, pending: texts(pending), rejected: texts(rejected), ..WaitProgress::default() }
+    };
+    running.state().progress = vec![step(false, &["web"], &[]), step(true, &[], &[])];
+    let text = meshctl(&running, "wait").await.unwrap();
+    assert!(text.contains("in force at all 2 proxies"), "{text}");
+    running.state().progress = vec![step(false, &["web"], &["web: RDS: bad weight"])];
+    let failure = meshctl(&running, "wait").await.unwrap_err();
+    assert_eq!(failure.exit, Exit::Failed);
+    assert!(failure.message.contains("web: RDS: bad weight"), "{failure}");
+    running.state().progress = vec![step(false, &["web"], &[])];
+    let failure = meshctl(&running, "wait --timeout 10ms").await.unwrap_err();
+    assert_eq!(failure.exit, Exit::TimedOut);
+}
+
+#[tokio::test]
+async fn a_proxy_is_shown_with_what_it_rejected() {
+    let running = shop();
+    running.state().proxies =
+        vec![Proxy { id: "web-1.default".into(), namespace: "default".into(), ..Proxy::default() }];
+    let json: serde_json::Value =
+        serde_json::from_str(&meshctl(&running, "proxy status -o json").await.unwrap()).unwrap();
+    assert_eq!(json[0]["id"], "web-1.default");
+    assert!(meshctl(&running, "proxy status web").await.unwrap().starts_with("Proxy      web-1.default\n"));
+    assert_eq!(meshctl(&running, "proxy status api").await.unwrap_err().exit, Exit::NotFound);
+    // It is no mesh-proxy of this machine.
+    assert_eq!(meshctl(&running, "proxy log-level web debug").await.unwrap_err().exit, Exit::Failed);
+}
+
+#[tokio::test]
+async fn a_token_goes_to_standard_output_alone() {
+    let running = shop();
+    assert_eq!(meshctl(&running, "token create --service-account web").await.unwrap(), "mesh1.a.b.c\n");
+    assert_eq!(meshctl(&running, "token create").await.unwrap_err().exit, Exit::Usage);
+}
+
+#[tokio::test]
+async fn without_a_control_plane_the_own_version_is_still_said() {
+    let running = shop();
+    let (mut context, captured) = running.context(Format::Table);
+    context.location = Location::Search(Vec::new());
+    let Ok(cli) = Cli::try_parse_from(["meshctl", "version"]) else { panic!("no such command") };
+    let failure = dispatch(&context, cli.command).await.unwrap_err();
+    assert_eq!(
+        (failure.exit, captured.text()),
+        (Exit::Unreachable, format!("meshctl        {}\n", env!("CARGO_PKG_VERSION")))
+    );
+}

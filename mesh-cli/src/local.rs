@@ -1,0 +1,129 @@
+//! Proxies on this machine: their admin socket, in the control plane's data folder.
+
+use std::path::{Path, PathBuf};
+
+use http::{Method, Request};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use mesh_common::names::{ADMIN_SOCKET, port};
+use serde::Deserialize;
+use tokio::net::UnixStream;
+
+use crate::client::Control;
+use crate::failure::{Failure, sentence};
+
+/// What a proxy says of itself.
+#[derive(Debug, Deserialize)]
+pub struct State {
+    pub identity: Option<String>,
+    pub certificate_expires: Option<String>,
+}
+
+/// A proxy that was started with `meshctl run` on this machine.
+#[derive(Debug)]
+pub struct LocalProxy {
+    id: String,
+    socket: PathBuf,
+}
+
+impl LocalProxy {
+    /// `None`: it is somewhere else, or no mesh-proxy.
+    pub fn find(control: &Control, id: &str) -> Option<Self> {
+        let data = control.socket.parent()?;
+        let (workload, _namespace) = id.split_once('.')?;
+        let socket = socket(data, workload);
+        socket.exists().then(|| Self { id: id.to_owned(), socket })
+    }
+
+    /// Sets its log filter, and gives its own words about it.
+    pub async fn set_log_filter(&self, filter: &str) -> Result<String, Failure> {
+        let query: String = filter.bytes().map(percent_encoded).collect();
+        self.ask(Method::POST, &format!("/logging?filter={query}")).await
+    }
+
+    pub async fn state(&self) -> Result<State, Failure> {
+        let text = self.ask(Method::GET, "/config_dump").await?;
+        serde_json::from_str(&text).map_err(|e| Failure::new(format!("The proxy {} answers strangely: {e}.", self.id)))
+    }
+
+    async fn ask(&self, method: Method, path: &str) -> Result<String, Failure> {
+        let gone = |error: &dyn std::fmt::Display| {
+            Failure::new(format!("The proxy {} does not answer: {error}.", self.id))
+                .hint("See its log below the data folder, in logs/.")
+        };
+        let stream = UnixStream::connect(&self.socket).await.map_err(|e| gone(&e))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| gone(&e))?;
+        tokio::spawn(connection);
+        let request = Request::builder().method(method).uri(path).header("host", "localhost");
+        let request = request.body(Empty::<Bytes>::new()).map_err(|e| gone(&e))?;
+        let response = sender.send_request(request).await.map_err(|e| gone(&e))?;
+        let status = response.status();
+        let body = response.into_body().collect().await.map_err(|e| gone(&e))?.to_bytes();
+        let text = String::from_utf8_lossy(&body).trim().to_owned();
+        match (status.is_success(), status.is_client_error()) {
+            (true, _) => Ok(text),
+            (_, true) => Err(Failure::refused(sentence(&text))),
+            _ => Err(gone(&status)),
+        }
+    }
+}
+
+/// Why nothing can be asked of a proxy itself.
+pub fn elsewhere(id: &str, path: &str) -> Failure {
+    Failure::new(format!("The proxy {id} is not a mesh-proxy that was started with `meshctl run` on this machine."))
+        .hint(format!(
+            "On its own machine: curl -X POST 'http://127.0.0.1:{}{path}' (Envoy: its admin port).",
+            port::READY
+        ))
+}
+
+fn socket(data: &Path, workload: &str) -> PathBuf {
+    data.join("workloads").join(workload).join(ADMIN_SOCKET)
+}
+
+fn percent_encoded(byte: u8) -> String {
+    match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::failure::Exit;
+
+    /// Answers one request, and gives its first line.
+    async fn answered(reply: &'static str) -> (Result<String, Failure>, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join(ADMIN_SOCKET);
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let proxy = LocalProxy { id: "web-1.default".into(), socket };
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).await.unwrap();
+            stream.write_all(reply.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&request[..length]).lines().next().unwrap_or_default().to_owned()
+        };
+        tokio::join!(proxy.set_log_filter("info,a::b=trace"), serve)
+    }
+
+    #[tokio::test]
+    async fn a_filter_is_sent_as_one_value() {
+        let (said, request) = answered("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n").await;
+        assert_eq!(said.unwrap(), "ok");
+        assert_eq!(request, "POST /logging?filter=info%2Ca%3A%3Ab%3Dtrace HTTP/1.1");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_the_proxys_own_sentence() {
+        let (said, _) = answered("HTTP/1.1 400 Bad Request\r\ncontent-length: 13\r\n\r\nno such level").await;
+        let failure = said.unwrap_err();
+        assert_eq!((failure.exit, failure.message.as_str()), (Exit::Refused, "No such level."));
+    }
+}
