@@ -70,14 +70,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, manager: Arc<HttpManage
             return;
         }
     };
-    let downstream = Downstream {
-        peer,
-        original_destination,
-        direction: Direction::Outbound,
-        identity: None,
-        tls: false,
-        alpn: None,
-    };
+    let downstream = Downstream::new(peer, original_destination, Direction::Outbound);
     http::serve(stream, Arc::new(downstream), manager, ctx).await;
 }
 

@@ -27,24 +27,19 @@ pub async fn serve(listener: TcpListener, connections: Connections, ctx: Arc<Con
 }
 
 async fn connection(stream: TcpStream, peer: SocketAddr, ctx: Arc<Context>) {
-    let began = Instant::now();
-    let _active = ctx.telemetry.connection(Direction::Inbound);
     let local = stream.local_addr().map(listen::plain);
-    let (local, original_destination) = match (local, listen::original_destination(&stream)) {
-        (Ok(local), Ok(original)) => (local, original),
+    match (local, Downstream::redirected(&stream, peer, Direction::Inbound)) {
+        (Ok(local), Ok(downstream)) => take(stream, local, downstream, ctx).await,
         (Err(error), _) | (_, Err(error)) => {
             tracing::debug!(%peer, %error, "a connection was gone before it was looked at");
-            return;
         }
-    };
-    let mut downstream = Downstream {
-        peer,
-        original_destination,
-        direction: Direction::Inbound,
-        identity: None,
-        tls: false,
-        alpn: None,
-    };
+    }
+}
+
+/// `local` is where the connection arrived, which is not where it was going.
+async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, ctx: Arc<Context>) {
+    let began = Instant::now();
+    let _active = ctx.telemetry.connection(Direction::Inbound);
     let (tls, filter) = match choose(&stream, local, &mut downstream, &ctx).await {
         Ok(chosen) => chosen,
         Err(error) => return tcp::refuse(stream, &downstream, "", began, &error, &ctx),
@@ -130,3 +125,6 @@ async fn dispatch<IO: DownstreamIo>(io: IO, downstream: Downstream, filter: Netw
         NetworkFilter::Tcp(filter) => tcp::proxy(io, &downstream, &filter, &ctx).await,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,24 +29,19 @@ pub async fn serve(listener: TcpListener, connections: Connections, ctx: Arc<Con
 }
 
 async fn connection(stream: TcpStream, peer: SocketAddr, ctx: Arc<Context>) {
-    let began = Instant::now();
-    let _active = ctx.telemetry.connection(Direction::Outbound);
     let local = stream.local_addr().map(listen::plain);
-    let (local, original_destination) = match (local, listen::original_destination(&stream)) {
-        (Ok(local), Ok(original)) => (local, original),
+    match (local, Downstream::redirected(&stream, peer, Direction::Outbound)) {
+        (Ok(local), Ok(downstream)) => take(stream, local, downstream, ctx).await,
         (Err(error), _) | (_, Err(error)) => {
             tracing::debug!(%peer, %error, "a connection was gone before it was looked at");
-            return;
         }
-    };
-    let mut downstream = Downstream {
-        peer,
-        original_destination,
-        direction: Direction::Outbound,
-        identity: None,
-        tls: false,
-        alpn: None,
-    };
+    }
+}
+
+/// `local` is where the connection arrived, which is not where it was going.
+async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, ctx: Arc<Context>) {
+    let began = Instant::now();
+    let _active = ctx.telemetry.connection(Direction::Outbound);
     match route(&stream, local, &mut downstream, &ctx).await {
         Ok(Path::Http(manager)) => http::serve(stream, Arc::new(downstream), manager, ctx).await,
         Ok(Path::Tcp(filter)) => tcp::proxy(stream, &downstream, &filter, &ctx).await,
@@ -114,3 +109,6 @@ fn refuse_loop(local: SocketAddr, destination: SocketAddr, ctx: &Context) -> Res
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,7 @@ mod netlink;
 mod rules;
 mod self_test;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::io;
 use std::net::IpAddr;

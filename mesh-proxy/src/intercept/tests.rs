@@ -15,8 +15,12 @@ use crate::intercept::self_test::Outcome;
 /// Set in the run that is inside.
 const INSIDE: &str = "MESH_TEST_NAMESPACE";
 
-/// True within the namespace. Outside: runs the named test there, and is false.
 fn in_namespace(test: &str) -> bool {
+    runs_in_namespace(&format!("intercept::tests::{test}"))
+}
+
+/// True within the namespace. Outside: runs the test of this path there, and is false.
+pub(crate) fn runs_in_namespace(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
@@ -30,11 +34,10 @@ fn in_namespace(test: &str) -> bool {
         && ip addr add 10.77.0.2/16 dev eth0 && ip addr add fd77::2/64 dev eth0 nodad \
         && ip route add default via 10.77.0.1 && ip -6 route add default via fd77::1 \
         && exec \"$0\" --exact \"$1\" --nocapture --test-threads=1";
-    let name = format!("intercept::tests::{test}");
     let output = Command::new("unshare")
         .args(["-Urn", "sh", "-c", setup])
         .arg(std::env::current_exe().unwrap())
-        .arg(name)
+        .arg(test)
         .env(INSIDE, "1")
         .output()
         .unwrap();

@@ -60,7 +60,7 @@ pub async fn accept<F>(
         let accepted = tokio::select! {
             biased;
             _ = drain.wait_for(|drain| *drain) => return,
-            accepted = admit_and_accept(&listener, connections) => accepted,
+            accepted = accept_and_admit(&listener, connections) => accepted,
         };
         match accepted {
             Ok((stream, peer, permit)) => {
@@ -88,12 +88,13 @@ pub async fn accept<F>(
     }
 }
 
-async fn admit_and_accept(
+/// A connection over the limit stays with its listener, which takes no other until there is room.
+async fn accept_and_admit(
     listener: &TcpListener,
     connections: &Connections,
 ) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let permit = connections.admit().await.ok_or_else(|| io::Error::other("the connection limit is gone"))?;
     let (stream, peer) = listener.accept().await?;
+    let permit = connections.admit().await.ok_or_else(|| io::Error::other("the connection limit is gone"))?;
     Ok((stream, peer, permit))
 }
 

@@ -3,12 +3,14 @@
 mod accept;
 mod socket;
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_common::identity::Identity;
 use mesh_common::names::port;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::snapshot::Store;
@@ -72,6 +74,16 @@ pub struct Downstream {
 }
 
 impl Downstream {
+    /// One about which nothing more is known yet.
+    pub fn new(peer: SocketAddr, original_destination: SocketAddr, direction: Direction) -> Self {
+        Self { peer, original_destination, direction, identity: None, tls: false, alpn: None }
+    }
+
+    /// A connection that the redirect may have sent here.
+    pub(crate) fn redirected(stream: &TcpStream, peer: SocketAddr, direction: Direction) -> io::Result<Self> {
+        Ok(Self::new(peer, original_destination(stream)?, direction))
+    }
+
     pub fn security(&self) -> Security {
         if self.tls && self.identity.is_some() { Security::MutualTls } else { Security::None }
     }

@@ -23,14 +23,7 @@ fn context() -> Context {
 }
 
 fn downstream(original_destination: SocketAddr) -> Downstream {
-    Downstream {
-        peer: "127.0.0.1:1".parse().unwrap(),
-        original_destination,
-        direction: Direction::Outbound,
-        identity: None,
-        tls: false,
-        alpn: None,
-    }
+    Downstream::new("127.0.0.1:1".parse().unwrap(), original_destination, Direction::Outbound)
 }
 
 fn rule(kind: FaultKind) -> FaultRule {

@@ -1,0 +1,149 @@
+use std::time::Duration;
+
+use hickory_proto::op::{Message, MessageType, OpCode, Query};
+use hickory_proto::rr::{Name as DnsName, RecordType};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UdpSocket;
+use tokio::sync::watch;
+
+use super::*;
+use crate::config::{FilterChain, Name};
+use crate::dns::{Dns, DnsSockets, Resolvers};
+use crate::intercept;
+use crate::listen::Settings;
+use crate::snapshot::{Resource, Store};
+use crate::telemetry::{Telemetry, TelemetryOptions};
+use crate::tls::Tls;
+use crate::upstream::Upstreams;
+
+fn context(resources: impl IntoIterator<Item = Resource>) -> Arc<Context> {
+    let (store, tls) = (Store::of(resources), Tls::default());
+    Arc::new(Context {
+        upstreams: Upstreams::new(store.clone(), tls.clone()),
+        store,
+        tls,
+        telemetry: Telemetry::new(TelemetryOptions::default()).unwrap(),
+        settings: Settings { detect_timeout: Duration::ZERO, ..Settings::default() },
+        drain: watch::channel(false).1,
+    })
+}
+
+/// A client whose connection, as the redirect would have it, was going to `destination`.
+async fn client(destination: &str, ctx: &Arc<Context>) -> TcpStream {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, peer) = listener.accept().await.unwrap();
+    let local = stream.local_addr().unwrap();
+    let downstream = Downstream::new(peer, destination.parse().unwrap_or(local), Direction::Outbound);
+    tokio::spawn(take(stream, local, downstream, ctx.clone()));
+    client
+}
+
+async fn is_reset(mut client: TcpStream) -> bool {
+    client.read(&mut [0; 8]).await.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
+}
+
+/// Waits for the record, which is written after the connection's end.
+async fn recorded(ctx: &Context, flags: &str) {
+    let flags = format!("response_flags=\"{flags}\"");
+    let text = || ctx.telemetry.render();
+    for _ in 0..1000 {
+        if text().lines().any(|it| it.starts_with("mesh_tcp_connections_closed_total") && it.contains(&flags)) {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("no {flags} in\n{}", text());
+}
+
+#[tokio::test]
+async fn the_proxy_itself_is_no_destination() {
+    let ctx = context([]);
+    for destination in ["not redirected", "127.0.0.1:15001", "[::1]:15006"] {
+        assert!(is_reset(client(destination, &ctx).await).await, "{destination}");
+    }
+    recorded(&ctx, "UAEX").await;
+}
+
+#[tokio::test]
+async fn virtual_addresses_never_leave_the_mesh() {
+    let ctx = context([]);
+    assert!(is_reset(client("240.240.0.5:80", &ctx).await).await);
+    recorded(&ctx, "NFCF").await;
+    assert!(is_reset(client("[fd00:6d65:7368::5]:80", &ctx).await).await);
+}
+
+#[tokio::test]
+async fn what_is_not_of_the_mesh_is_passed_through() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ctx = context([]);
+    let mut client = client(&server.local_addr().unwrap().to_string(), &ctx).await;
+    let (mut accepted, _) = server.accept().await.unwrap();
+    accepted.write_all(b"hello").await.unwrap();
+    drop(accepted);
+    let mut text = String::new();
+    client.read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "hello");
+    drop(client);
+    recorded(&ctx, "-").await;
+}
+
+#[tokio::test]
+async fn a_listener_without_a_chain_for_it_refuses() {
+    let listener = |chains| {
+        let listener = Listener { name: "10.0.0.1:80".into(), chains, default_chain: None };
+        context([Resource::Listener(Arc::new(listener))])
+    };
+    let ctx = listener(Vec::<FilterChain>::new());
+    assert!(is_reset(client("10.0.0.1:80", &ctx).await).await);
+    recorded(&ctx, "NR").await;
+}
+
+/// In a namespace of its own, with the rules that the mesh writes: what the kernel says of redirected connections, on
+/// the sockets that the proxy uses, and that DNS replies find their way back.
+#[test]
+fn redirected_connections_say_where_they_were_going() {
+    if !intercept::tests::runs_in_namespace("outbound::tests::redirected_connections_say_where_they_were_going") {
+        return;
+    }
+    intercept::apply(&intercept::Rules::default()).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let listener = listen::tcp_listener(listen::everywhere(15001)).unwrap();
+        for target in ["192.0.2.7:80", "[2001:db8::7]:80", "240.240.0.5:9080"] {
+            let target: SocketAddr = target.parse().unwrap();
+            let client = TcpStream::connect(target).await.unwrap();
+            let (stream, peer) = listener.accept().await.unwrap();
+            assert_eq!(listen::plain(peer), client.local_addr().unwrap());
+            assert_eq!(listen::original_destination(&stream).unwrap(), target);
+        }
+        let direct = TcpStream::connect("127.0.0.1:15001").await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        assert_eq!(listen::original_destination(&stream).unwrap(), direct.peer_addr().unwrap());
+
+        let name =
+            Name { addresses: vec!["240.240.0.5".parse().unwrap()], ttl_seconds: 1, canonical: "reviews".into() };
+        let store = Store::of([Resource::Name("reviews".into(), Arc::new(name))]);
+        let telemetry = Telemetry::new(TelemetryOptions::default()).unwrap();
+        let dns = Arc::new(Dns::new(store, Resolvers::default(), telemetry));
+        tokio::spawn(dns.serve(DnsSockets::bind(15053).unwrap()));
+        for (local, resolver) in [("0.0.0.0:0", "192.0.2.53:53"), ("[::]:0", "[2001:db8::53]:53")] {
+            let mut query = Message::new(1, MessageType::Query, OpCode::Query);
+            query.add_query(Query::query(DnsName::from_ascii("reviews.").unwrap(), RecordType::A));
+            let query = query.to_vec().unwrap();
+            // A connected socket takes replies from nobody but the resolver that it asked.
+            let socket = UdpSocket::bind(local).await.unwrap();
+            socket.connect(resolver).await.unwrap();
+            socket.send(&query).await.unwrap();
+            let mut buffer = [0; 512];
+            let reply = tokio::time::timeout(Duration::from_secs(10), socket.recv(&mut buffer)).await;
+            let length = reply.unwrap_or_else(|_| panic!("no reply from {resolver}")).unwrap();
+            assert_eq!(Message::from_vec(&buffer[..length]).unwrap().answers.len(), 1);
+
+            let mut stream = TcpStream::connect(resolver).await.unwrap();
+            stream.write_u16(u16::try_from(query.len()).unwrap()).await.unwrap();
+            stream.write_all(&query).await.unwrap();
+            assert!(stream.read_u16().await.unwrap() > 12);
+        }
+    });
+}
