@@ -16,6 +16,8 @@ mod local;
 mod netns;
 mod objects;
 mod output;
+#[cfg(test)]
+mod reference;
 mod routes;
 mod run;
 mod views;

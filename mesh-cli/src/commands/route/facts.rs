@@ -12,6 +12,9 @@ use crate::objects;
 use crate::routes::edit::{self, Protocol};
 use crate::routes::shares::Share;
 
+/// Protocols in which no requests can be told apart.
+const BYTE_STREAMS: [&str; 8] = ["tcp", "tls", "https", "kubernetes.io/wss", "mongo", "mysql", "postgres", "redis"];
+
 pub struct Facts {
     pub namespace: String,
     /// All that it has.
@@ -114,14 +117,16 @@ fn protocol_of(declared: &[Object], service: &str, port: Option<u16>) -> Protoco
     let known = of_service.chain(of_workloads).find(|p| !p.is_empty()).unwrap_or_default();
     match known.to_ascii_lowercase().as_str() {
         "grpc" => Protocol::Grpc,
-        "tcp" => Protocol::Tcp,
+        known if BYTE_STREAMS.contains(&known) => Protocol::Tcp,
         _ => Protocol::Http,
     }
 }
 
 /// Kubernetes' older habit: the protocol is the first word of the port's name.
 fn prefix(port_name: &str) -> String {
-    port_name.split('-').next().filter(|p| ["http", "http2", "grpc", "tcp"].contains(p)).unwrap_or_default().to_owned()
+    let word = port_name.split('-').next().unwrap_or_default();
+    let known = ["http", "http2", "grpc"].contains(&word) || BYTE_STREAMS.contains(&word);
+    if known { word.to_owned() } else { String::new() }
 }
 
 pub fn listed(ports: &[u16]) -> String {
