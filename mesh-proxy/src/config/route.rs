@@ -4,6 +4,8 @@ use std::time::Duration;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
+use crate::fault::Share;
+
 /// A route configuration.
 #[derive(Debug, Default)]
 pub struct RouteTable {
@@ -128,6 +130,8 @@ pub struct Mirror {
     pub cluster: Arc<str>,
     /// Share of requests, in parts of a million.
     pub parts_per_million: u32,
+    /// Chooses them.
+    pub share: Share,
 }
 
 #[derive(Clone, Debug)]
@@ -195,6 +199,8 @@ pub struct FaultRule {
     /// Unix milliseconds; zero: never.
     pub expires_unix_ms: i64,
     pub headers: Arc<Vec<HeaderMatch>>,
+    /// Chooses the requests that it hits.
+    pub share: Share,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,15 @@
-use std::time::Duration;
+//! The downstream connection as hyper wants it.
 
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -19,5 +29,116 @@ impl DownstreamIo for TcpStream {
 impl DownstreamIo for tokio_rustls::server::TlsStream<TcpStream> {
     fn reset_on_close(&self) {
         self.get_ref().0.reset_on_close();
+    }
+}
+
+/// What a connection's requests and its I/O tell each other.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    start: Instant,
+    reset: AtomicBool,
+    /// [`IDLE`], [`SERVING`], or milliseconds after `start` plus one when the first byte of a request head came in.
+    head: AtomicU64,
+}
+
+const IDLE: u64 = 0;
+const SERVING: u64 = u64::MAX;
+
+impl Signals {
+    pub(crate) fn new() -> Self {
+        Self { start: Instant::now(), reset: AtomicBool::new(false), head: AtomicU64::new(IDLE) }
+    }
+
+    /// Ends the connection with a TCP RST as soon as it is dropped.
+    pub(crate) fn reset(&self) {
+        self.reset.store(true, Ordering::Relaxed);
+    }
+
+    /// A request head is complete.
+    pub(crate) fn serving(&self) {
+        self.head.store(SERVING, Ordering::Relaxed);
+    }
+
+    /// The response is complete.
+    pub(crate) fn served(&self) {
+        self.head.store(IDLE, Ordering::Relaxed);
+    }
+
+    /// When the request head began that is being read.
+    pub(crate) fn head_began(&self) -> Option<Instant> {
+        match self.head.load(Ordering::Relaxed) {
+            IDLE | SERVING => None,
+            at => Some(self.start + Duration::from_millis(at - 1)),
+        }
+    }
+
+    fn bytes_came(&self) {
+        if self.head.load(Ordering::Relaxed) == IDLE {
+            let at = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(SERVING - 2) + 1;
+            self.head.store(at, Ordering::Relaxed);
+        }
+    }
+}
+
+pub(crate) struct Io<IO: DownstreamIo> {
+    inner: TokioIo<IO>,
+    signals: Arc<Signals>,
+    /// What was read to tell the protocol.
+    before: Bytes,
+}
+
+impl<IO: DownstreamIo> Io<IO> {
+    pub(crate) fn new(io: IO, signals: Arc<Signals>, before: Bytes) -> Self {
+        Self { inner: TokioIo::new(io), signals, before }
+    }
+}
+
+impl<IO: DownstreamIo> Drop for Io<IO> {
+    fn drop(&mut self) {
+        if self.signals.reset.load(Ordering::Relaxed) {
+            self.inner.inner().reset_on_close();
+        }
+    }
+}
+
+impl<IO: DownstreamIo> Read for Io<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.before.is_empty() {
+            let n = this.before.len().min(buf.remaining());
+            buf.put_slice(&this.before[..n]);
+            this.before.advance(n);
+            this.signals.bytes_came();
+            return Poll::Ready(Ok(()));
+        }
+        ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+        this.signals.bytes_came();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<IO: DownstreamIo> Write for Io<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, bufs)
     }
 }

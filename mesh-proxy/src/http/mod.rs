@@ -1,21 +1,25 @@
 //! HTTP: a downstream connection comes in, its requests go to upstream clusters and the responses go back.
+//!
+//! [`serve`] reads requests with hyper; [`pipeline`] says what happens to each. Bodies are streamed in both directions:
+//! the next piece is read when the last one has been taken.
 
+mod connection;
+mod deadline;
+mod drain;
+mod exchange;
+mod head;
 mod io;
+mod pipeline;
+mod reply;
+mod request_body;
+mod response_body;
+#[cfg(test)]
+mod tests;
+mod timer;
+mod upgrade;
 
-use std::sync::Arc;
-
-use crate::config::HttpManager;
-use crate::listen::{Context, Downstream};
-
+pub(crate) use connection::Connection;
+pub use connection::serve;
+pub(crate) use head::Head;
 pub use io::DownstreamIo;
-
-/// Serves HTTP/1.1 or HTTP/2 (by ALPN or by preface) on a downstream connection until it ends.
-pub async fn serve<IO: DownstreamIo>(
-    io: IO,
-    downstream: Arc<Downstream>,
-    manager: Arc<HttpManager>,
-    ctx: Arc<Context>,
-) {
-    io.reset_on_close();
-    tracing::debug!(peer = %downstream.peer, routes = %manager.stat_prefix, drain = *ctx.drain.borrow(), "connection");
-}
+pub(crate) use request_body::{BodyError, RequestBody, Upload};

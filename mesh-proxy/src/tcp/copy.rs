@@ -15,7 +15,7 @@ const LARGE: usize = 128 * 1024;
 
 /// Why copying ended before both sides had said all.
 #[derive(Debug)]
-pub(super) enum Broken {
+pub(crate) enum Broken {
     Downstream(io::Error),
     Upstream(io::Error),
     /// No byte either way for the idle timeout.
@@ -23,7 +23,7 @@ pub(super) enum Broken {
 }
 
 /// Told of bytes as they are handed on.
-pub(super) trait Count {
+pub(crate) trait Count {
     /// From downstream to upstream.
     fn received(&mut self, bytes: u64);
     /// From upstream to downstream.
@@ -31,7 +31,7 @@ pub(super) trait Count {
 }
 
 /// Copies until both sides have ended, or one breaks. The end of one way is passed on and leaves the other way open.
-pub(super) async fn copy<D, U>(
+pub(crate) async fn copy<D, U>(
     downstream: &mut D,
     upstream: &mut U,
     idle: Option<Duration>,

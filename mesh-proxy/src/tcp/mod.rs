@@ -2,7 +2,7 @@
 //!
 //! A stream that breaks on one side is reset on the other: a clean end would say that all bytes have arrived.
 
-mod copy;
+pub(crate) mod copy;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -62,6 +62,7 @@ pub async fn passthrough<IO: DownstreamIo>(io: IO, downstream: &Downstream, ctx:
                 io: UpstreamStream::Plain(stream),
                 endpoint: Arc::new(endpoint),
                 security: Security::None,
+                _counted: None,
             };
             carry(io, downstream, CLUSTER_PASSTHROUGH, upstream, Some(PASSTHROUGH_IDLE), began, ctx).await;
         }

@@ -17,6 +17,7 @@ use mesh_common::proto::extensions::{
 
 use super::{At, Decoded, Rejected, duration, each, matching, parts_per_million, unless, unpack, unsupported_type};
 use crate::config::{Fault, FaultKind, FaultRule, HeaderMatch, StringMatch};
+use crate::fault::Share;
 
 /// The fault among the filter configurations of a route or a virtual host; all others are refused.
 pub(super) fn of_filters(configs: &HashMap<String, Any>) -> Decoded<Option<Arc<Fault>>> {
@@ -71,6 +72,7 @@ fn rule(pb: PbRule) -> Decoded<FaultRule> {
         kind,
         expires_unix_ms: pb.expires_unix_ms,
         headers: Arc::new(headers),
+        share: Share::default(),
     })
 }
 
@@ -97,7 +99,8 @@ fn envoy_fault(pb: HttpFault) -> Decoded<Fault> {
     let mut rules = Vec::new();
     let mut push = |parts_per_million, kind| {
         let headers = headers.clone();
-        rules.push(FaultRule { name: String::new(), parts_per_million, kind, expires_unix_ms: 0, headers });
+        let share = Share::default();
+        rules.push(FaultRule { name: String::new(), parts_per_million, kind, expires_unix_ms: 0, headers, share });
     };
     if let Some(delay) = pb.delay {
         let Some(FaultDelaySecifier::FixedDelay(fixed)) = &delay.fault_delay_secifier else {

@@ -22,6 +22,7 @@ use crate::config::{
     Action, Fault, HeaderMutation, Mirror, PathMatch, Redirect, RedirectPath, Route, RouteMatch, RouteTable,
     VirtualHost,
 };
+use crate::fault::Share;
 
 mod forward;
 
@@ -232,5 +233,5 @@ fn mirror(pb: RequestMirrorPolicy) -> Decoded<Mirror> {
         None => 1_000_000,
         Some(share) => parts_per_million(share).at("runtime_fraction")?,
     };
-    Ok(Mirror { cluster: pb.cluster.into(), parts_per_million })
+    Ok(Mirror { cluster: pb.cluster.into(), parts_per_million, share: Share::default() })
 }

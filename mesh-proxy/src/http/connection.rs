@@ -1,0 +1,172 @@
+//! A downstream connection and what serves it.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioExecutor;
+use mesh_common::names::{ALPN_H2, ALPN_HTTP1};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::drain::Drain;
+use super::io::{DownstreamIo, Io, Signals};
+use super::pipeline::handle;
+use super::timer::{Timer, Timers};
+use crate::config::HttpManager;
+use crate::listen::{Context, Downstream};
+
+/// What an HTTP/2 client says first.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How long the head of a request may take from its first byte on.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+const MAX_FRAME: u32 = 64 << 10;
+const MAX_HEADERS: u32 = 64 << 10;
+const MAX_STREAMS: u32 = 1000;
+const SEND_BUFFER: usize = 512 << 10;
+/// A client that has not answered a ping for this long is gone.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What the requests of one connection share.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) downstream: Arc<Downstream>,
+    pub(crate) manager: Arc<HttpManager>,
+    pub(crate) ctx: Arc<Context>,
+    pub(crate) timers: Timers,
+    pub(crate) signals: Arc<Signals>,
+}
+
+/// Serves HTTP/1.1 or HTTP/2 (by ALPN or by preface) on a downstream connection until it ends. Once the proxy is told to
+/// end, requests that have begun are finished and no more are taken.
+pub async fn serve<IO: DownstreamIo>(
+    mut io: IO,
+    downstream: Arc<Downstream>,
+    manager: Arc<HttpManager>,
+    ctx: Arc<Context>,
+) {
+    let (http2, before) = match version(&mut io, &downstream).await {
+        Ok(version) => version,
+        Err(error) => {
+            return tracing::debug!(peer = %downstream.peer, %error, "a connection ended before it said what it speaks");
+        }
+    };
+    let signals = Arc::new(Signals::new());
+    let io = Io::new(io, signals.clone(), before);
+    let conn = Arc::new(Connection { downstream, manager, ctx, timers: Timers::default(), signals });
+    let served = if http2 { serve_http2(io, conn.clone()).await } else { serve_http1(io, conn.clone()).await };
+    if let Err(error) = served {
+        tracing::debug!(peer = %conn.downstream.peer, %error, "a downstream connection ended");
+    }
+}
+
+async fn serve_http1<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>) -> hyper::Result<()> {
+    let mut drain = Drain::new(conn.ctx.drain.clone());
+    let patience = Patience { conn: conn.clone() };
+    let mut served = pin!(
+        http1::Builder::new()
+            .timer(patience)
+            // The time itself is up to `Patience`.
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(io, service_fn(move |request| handle(conn.clone(), request)))
+            .with_upgrades()
+    );
+    poll_fn(|cx| {
+        if drain.poll(cx).is_ready() {
+            served.as_mut().graceful_shutdown();
+        }
+        served.as_mut().poll(cx)
+    })
+    .await
+}
+
+async fn serve_http2<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>) -> hyper::Result<()> {
+    let mut drain = Drain::new(conn.ctx.drain.clone());
+    let mut served = pin!(
+        http2::Builder::new(TokioExecutor::new())
+            .timer(hyper_util::rt::TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME)
+            .max_header_list_size(MAX_HEADERS)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_send_buf_size(SEND_BUFFER)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_INTERVAL)
+            .serve_connection(io, service_fn(move |request| handle(conn.clone(), request)))
+    );
+    poll_fn(|cx| {
+        if drain.poll(cx).is_ready() {
+            served.as_mut().graceful_shutdown();
+        }
+        served.as_mut().poll(cx)
+    })
+    .await
+}
+
+/// Whether the client speaks HTTP/2, and what was read to find out.
+async fn version(io: &mut (impl AsyncRead + Unpin), downstream: &Downstream) -> io::Result<(bool, Bytes)> {
+    match downstream.alpn.as_deref() {
+        Some(alpn) if alpn == ALPN_H2 || alpn == b"h2" || alpn == b"h2c" => return Ok((true, Bytes::new())),
+        Some(alpn) if alpn == ALPN_HTTP1 || alpn == b"http/1.1" => return Ok((false, Bytes::new())),
+        _ => (),
+    }
+    let mut read = BytesMut::with_capacity(PREFACE.len());
+    while read.len() < PREFACE.len() && PREFACE.starts_with(&read) {
+        let mut limited = (&mut *io).take((PREFACE.len() - read.len()) as u64);
+        let reading = limited.read_buf(&mut read);
+        let n = tokio::time::timeout(HEAD_TIMEOUT, reading).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok((read == PREFACE, read.freeze()))
+}
+
+/// How long an HTTP/1.1 connection is waited on for the next request: its head may take [`HEAD_TIMEOUT`] from its first
+/// byte, and before that byte there is the connection's idle timeout.
+struct Patience {
+    conn: Arc<Connection>,
+}
+
+impl hyper::rt::Timer for Patience {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        self.sleep_until(Instant::now() + duration)
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        let idle = self.conn.manager.idle_timeout;
+        let began = deadline.checked_sub(HEAD_TIMEOUT).unwrap_or(deadline);
+        let idle_until = began.checked_add(idle).filter(|_| !idle.is_zero());
+        Box::pin(Wait { conn: self.conn.clone(), idle_until, timer: None })
+    }
+}
+
+struct Wait {
+    conn: Arc<Connection>,
+    idle_until: Option<Instant>,
+    timer: Option<Timer>,
+}
+
+impl hyper::rt::Sleep for Wait {}
+
+impl Future for Wait {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        let head = this.conn.signals.head_began().map(|began| began + HEAD_TIMEOUT);
+        let Some(deadline) = head.or(this.idle_until) else { return Poll::Pending };
+        let timer = this.timer.get_or_insert_with(|| this.conn.timers.at(deadline));
+        timer.set(deadline);
+        timer.poll(cx)
+    }
+}

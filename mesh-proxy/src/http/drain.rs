@@ -1,0 +1,86 @@
+//! Waiting for the proxy's end without asking about it at each wake-up of the connection.
+//!
+//! The receiver of a watch channel takes a lock whenever it is polled, one that all connections share. So it is polled
+//! with a waker of its own, and again only after that waker was called.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use futures_util::task::AtomicWaker;
+use tokio::sync::watch;
+
+pub(crate) struct Drain {
+    ended: Pin<Box<dyn Future<Output = ()> + Send>>,
+    called: Arc<Called>,
+    waker: Waker,
+    done: bool,
+}
+
+struct Called {
+    flag: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Wake for Called {
+    fn wake(self: Arc<Self>) {
+        self.flag.store(true, Ordering::Release);
+        self.task.wake();
+    }
+}
+
+impl Drain {
+    pub(crate) fn new(mut drain: watch::Receiver<bool>) -> Self {
+        let called = Arc::new(Called { flag: AtomicBool::new(true), task: AtomicWaker::new() });
+        let ended = Box::pin(async move {
+            // A sender that is gone will never say so: then there is nothing to wait for.
+            if drain.wait_for(|ended| *ended).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        });
+        Self { ended, waker: called.clone().into(), called, done: false }
+    }
+
+    /// Ready once, when the proxy was told to end.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.done || !self.called.flag.load(Ordering::Acquire) {
+            return Poll::Pending;
+        }
+        self.called.task.register(cx.waker());
+        self.called.flag.store(false, Ordering::Release);
+        let ready = self.ended.as_mut().poll(&mut Context::from_waker(&self.waker));
+        self.done = ready.is_ready();
+        ready
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn ready_once_when_told() {
+        let (sender, receiver) = watch::channel(false);
+        let mut drain = Drain::new(receiver);
+        poll_fn(|cx| Poll::Ready(assert!(drain.poll(cx).is_pending()))).await;
+        let told = tokio::spawn(async move {
+            poll_fn(|cx| drain.poll(cx)).await;
+            drain
+        });
+        tokio::task::yield_now().await;
+        sender.send_replace(true);
+        let mut drain = told.await.unwrap();
+        poll_fn(|cx| Poll::Ready(assert!(drain.poll(cx).is_pending()))).await;
+    }
+
+    #[tokio::test]
+    async fn never_ready_when_the_sender_is_gone() {
+        let (_, receiver) = watch::channel(false);
+        let mut drain = Drain::new(receiver);
+        poll_fn(|cx| Poll::Ready(assert!(drain.poll(cx).is_pending()))).await;
+    }
+}

@@ -1,0 +1,136 @@
+//! One request and its response, from the head of the one to the last byte of the other, and the record that it leaves.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+
+use super::connection::Connection;
+use super::head::{Head, text};
+use super::request_body::Upload;
+use crate::config::Route;
+use crate::error::{Error, Kind};
+use crate::listen::{Direction, Security};
+use crate::retry::grpc_status;
+use crate::telemetry::{Protocol, RequestRecord};
+use crate::upstream::{Held, Target};
+
+/// Recorded when it is dropped, whoever ends it: that happens exactly once, also when the client goes away.
+pub(crate) struct Exchange {
+    pub(crate) conn: Arc<Connection>,
+    pub(crate) start: Instant,
+    method: Method,
+    uri: Uri,
+    host: Option<HeaderValue>,
+    protocol: Protocol,
+    pub(crate) grpc: bool,
+    request_id: HeaderValue,
+    user_agent: Option<HeaderValue>,
+    pub(crate) upload: Option<Upload>,
+    pub(crate) route: Option<Arc<Route>>,
+    pub(crate) cluster: Option<Arc<str>>,
+    pub(crate) target: Option<Target>,
+    pub(crate) attempts: u32,
+    /// Its share of the cluster's limits.
+    pub(crate) held: Option<Held>,
+    pub(crate) answered_upstream: Option<Instant>,
+    status: u16,
+    grpc_status: Option<u32>,
+    pub(crate) response_bytes: u64,
+    /// Bytes from downstream after an upgrade.
+    pub(crate) tunnelled: u64,
+    pub(crate) error: Option<Error>,
+    /// The response was handed over to its end.
+    complete: bool,
+}
+
+impl Exchange {
+    pub(crate) fn begin(conn: &Arc<Connection>, head: &Head, start: Instant) -> Box<Self> {
+        Box::new(Self {
+            conn: conn.clone(),
+            start,
+            method: head.method.clone(),
+            uri: head.uri.clone(),
+            host: head.headers.get(http::header::HOST).cloned(),
+            protocol: head.version.into(),
+            grpc: head.grpc,
+            request_id: head.request_id.clone(),
+            user_agent: head.user_agent.clone(),
+            upload: None,
+            route: None,
+            cluster: None,
+            target: None,
+            attempts: 0,
+            held: None,
+            answered_upstream: None,
+            status: 0,
+            grpc_status: None,
+            response_bytes: 0,
+            tunnelled: 0,
+            error: None,
+            complete: false,
+        })
+    }
+
+    /// The head of the response is on its way.
+    pub(crate) fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
+        self.status = status.as_u16();
+        self.trailers(headers);
+    }
+
+    /// Trailers, or the head of a response without messages.
+    pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
+        if self.grpc {
+            self.grpc_status = grpc_status(trailers).or(self.grpc_status);
+        }
+    }
+
+    pub(crate) fn complete(&mut self) {
+        self.complete = true;
+        // Nothing goes on upstream, whoever may keep the exchange.
+        self.held = None;
+    }
+
+    fn record(&self) {
+        let now = Instant::now();
+        let downstream = &*self.conn.downstream;
+        let gone = Error::new(Kind::Downstream);
+        let error = self.error.as_ref().or((!self.complete).then_some(&gone));
+        let detail = error.map(Error::to_string);
+        let security = match (downstream.direction, &self.target) {
+            (Direction::Inbound, _) => downstream.security(),
+            (Direction::Outbound, Some(target)) => target.security(),
+            (Direction::Outbound, None) => Security::None,
+        };
+        let authority = self.uri.authority().map_or_else(|| text(self.host.as_ref()), |it| it.as_str());
+        self.conn.ctx.telemetry.request(&RequestRecord {
+            downstream,
+            method: &self.method,
+            path: self.uri.path_and_query().map_or(self.uri.path(), |it| it.as_str()),
+            authority,
+            protocol: self.protocol,
+            status: self.status,
+            grpc_status: self.grpc_status,
+            flags: error.map_or("", |error| error.kind.flag()),
+            duration: now.saturating_duration_since(self.start),
+            upstream_duration: self.answered_upstream.map(|at| at.saturating_duration_since(self.start)),
+            request_bytes: self.upload.as_ref().map_or(self.tunnelled, Upload::bytes),
+            response_bytes: self.response_bytes,
+            route: self.route.as_ref().map_or("", |route| &route.name),
+            cluster: self.cluster.as_deref().unwrap_or_default(),
+            endpoint: self.target.as_ref().map(|target| &*target.endpoint),
+            security,
+            attempts: self.attempts,
+            request_id: text(Some(&self.request_id)),
+            user_agent: text(self.user_agent.as_ref()),
+            detail: detail.as_deref(),
+        });
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.record();
+        self.conn.signals.served();
+    }
+}

@@ -1,0 +1,132 @@
+//! Replies that the proxy makes itself.
+
+use std::fmt::Write;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
+use http::{Response, StatusCode};
+
+use super::head::{Head, replace_prefix};
+use super::response_body::Content;
+use crate::config::{PathMatch, Redirect, RedirectPath};
+use crate::error::Error;
+
+/// An error in the form that the client understands: an HTTP status, or the status of gRPC. What the operating system
+/// or TLS said stays here.
+pub(crate) fn error(error: &Error, grpc: bool) -> Response<Content> {
+    let text = error.kind.to_string();
+    if grpc { grpc_status(error.kind.grpc_status(), &text) } else { plain(error.kind.status(), text.into()) }
+}
+
+/// An injected abort.
+pub(crate) fn abort(http: StatusCode, grpc_code: u32, grpc: bool) -> Response<Content> {
+    const TEXT: &str = "fault injected";
+    if grpc { grpc_status(grpc_code, TEXT) } else { plain(http, Bytes::from_static(TEXT.as_bytes())) }
+}
+
+pub(crate) fn plain(status: StatusCode, body: Bytes) -> Response<Content> {
+    let mut response = Response::new(Content::Empty);
+    *response.status_mut() = status;
+    if !body.is_empty() {
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    response.headers_mut().insert(CONTENT_LENGTH, body.len().into());
+    *response.body_mut() = Content::Full(body);
+    response
+}
+
+/// A response without messages ("trailers only").
+fn grpc_status(status: u32, message: &str) -> Response<Content> {
+    let mut response = Response::new(Content::Empty);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", status.into());
+    if let Ok(message) = HeaderValue::try_from(percent_encoded(message)) {
+        headers.insert("grpc-message", message);
+    }
+    response
+}
+
+fn percent_encoded(message: &str) -> String {
+    let mut text = String::with_capacity(message.len());
+    for byte in message.bytes() {
+        if (b' '..=b'~').contains(&byte) && byte != b'%' {
+            text.push(char::from(byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "%{byte:02X}");
+        }
+    }
+    text
+}
+
+pub(crate) fn redirect(redirect: &Redirect, matched: &PathMatch, head: &Head) -> Response<Content> {
+    let mut response = plain(redirect.status, Bytes::new());
+    if let Ok(location) = HeaderValue::try_from(location(redirect, matched, head)) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
+}
+
+fn location(redirect: &Redirect, matched: &PathMatch, head: &Head) -> String {
+    // What the client spoke before any proxy in front of it, as far as that is known.
+    let forwarded = head.headers.get("x-forwarded-proto").and_then(|it| it.to_str().ok());
+    let current = forwarded.filter(|it| ["http", "https"].contains(it)).unwrap_or("http");
+    let scheme = redirect.scheme.as_deref().unwrap_or(current);
+    let authority = head.authority();
+    let name = crate::route::without_port(authority);
+    let host = redirect.host.as_deref().unwrap_or(name);
+    let port = match redirect.port {
+        Some(port) => Some(port),
+        // A scheme brings its own port.
+        None if redirect.scheme.is_some() => None,
+        None => authority[name.len()..].strip_prefix(':').and_then(|port| port.parse().ok()),
+    };
+    let default = if scheme == "https" { 443 } else { 80 };
+    let port = port.filter(|port| *port != default).map(|port| format!(":{port}")).unwrap_or_default();
+    let path = match &redirect.path {
+        None => head.path().to_owned(),
+        Some(RedirectPath::Full(path)) => path.clone(),
+        Some(RedirectPath::Prefix(new)) => replace_prefix(new, matched, head.path()),
+    };
+    let query = head.uri.query().filter(|_| !redirect.strip_query).map(|it| format!("?{it}")).unwrap_or_default();
+    format!("{scheme}://{host}{port}{path}{query}")
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+    use crate::http::tests::downstream;
+
+    fn located(redirect: &Redirect, target: &str) -> String {
+        let request = Request::get(target).header("host", "shop:8080").body(()).unwrap();
+        let head = Head::new(request.into_parts().0, &downstream());
+        location(redirect, &PathMatch::SegmentPrefix("/a".into()), &head)
+    }
+
+    #[test]
+    fn locations() {
+        let same = Redirect::default();
+        assert_eq!(located(&same, "/a?b=c"), "http://shop:8080/a?b=c");
+        let https = Redirect { scheme: Some("https".into()), ..Redirect::default() };
+        assert_eq!(located(&https, "/a"), "https://shop/a");
+        let port = Redirect { port: Some(80), ..Redirect::default() };
+        assert_eq!(located(&port, "/a"), "http://shop/a");
+        let full = Redirect {
+            host: Some("new".into()),
+            path: Some(RedirectPath::Full("/x".into())),
+            strip_query: true,
+            ..Redirect::default()
+        };
+        assert_eq!(located(&full, "/a?b=c"), "http://new:8080/x");
+        let prefix = Redirect { path: Some(RedirectPath::Prefix("/x".into())), ..Redirect::default() };
+        assert_eq!(located(&prefix, "/a/b?c"), "http://shop:8080/x/b?c");
+    }
+
+    #[test]
+    fn grpc_messages_are_percent_encoded() {
+        assert_eq!(percent_encoded("50 % né"), "50 %25 n%C3%A9");
+    }
+}

@@ -1,0 +1,360 @@
+//! The body of a request on its way upstream: streamed as it comes, kept for another try while it is small, copied for a
+//! mirror when one is asked for.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::sync::mpsc;
+
+/// The most that is kept to send a body once more.
+pub(crate) const REPLAY_LIMIT: usize = 64 * 1024;
+/// How long a server may leave `Expect: 100-continue` unanswered before the body is sent anyway (RFC 9110, 10.1.1).
+const EXPECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How many pieces a mirror may lag behind.
+const TAP_CAPACITY: usize = 64;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error("the client's body ended early")]
+    Downstream(#[source] hyper::Error),
+    /// Another try has taken over the body, or the server has answered without wanting it.
+    #[error("the body is not needed any more")]
+    Unwanted,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Chunk {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+impl Chunk {
+    fn of(frame: Frame<Bytes>) -> Option<Self> {
+        match frame.into_data() {
+            Ok(data) => Some(Self::Data(data)),
+            Err(frame) => frame.into_trailers().ok().map(Self::Trailers),
+        }
+    }
+
+    fn into_frame(self) -> Frame<Bytes> {
+        match self {
+            Self::Data(data) => Frame::data(data),
+            Self::Trailers(trailers) => Frame::trailers(trailers),
+        }
+    }
+}
+
+/// A piece for a mirror; `None` is the end.
+type Tapped = Option<Chunk>;
+
+/// A downstream body, shared by the tries that send it one after the other.
+#[derive(Clone, Debug)]
+pub(crate) struct Upload(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    source: Incoming,
+    length: Option<u64>,
+    /// What came so far, while that is little and another try may need it.
+    kept: Option<Vec<Chunk>>,
+    kept_bytes: usize,
+    taps: Vec<mpsc::Sender<Tapped>>,
+    bytes: u64,
+    last: Instant,
+    ended: Option<Instant>,
+    failed: bool,
+    /// Counts the tries; only the latest one may read.
+    reader: u32,
+    /// The latest try has had everything.
+    delivered: bool,
+}
+
+impl Upload {
+    /// `None` if there is no body.
+    pub(crate) fn new(source: Incoming, replay: bool, now: Instant) -> Option<Self> {
+        if source.is_end_stream() {
+            return None;
+        }
+        let length = source.size_hint().exact();
+        Some(Self(Arc::new(Mutex::new(State {
+            source,
+            length,
+            kept: replay.then(Vec::new),
+            kept_bytes: 0,
+            taps: Vec::new(),
+            bytes: 0,
+            last: now,
+            ended: None,
+            failed: false,
+            reader: 0,
+            delivered: false,
+        }))))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A body for one try. It begins at the beginning if [`can_replay`](Self::can_replay).
+    pub(crate) fn body(&self, gate: Option<Arc<Gate>>) -> RequestBody {
+        let mut state = self.state();
+        state.reader += 1;
+        state.delivered = false;
+        let reader = Reader { upload: self.clone(), number: state.reader, next: 0, sent: 0, ended: false, gate };
+        RequestBody(Source::Upload(Box::new(reader)))
+    }
+
+    pub(crate) fn can_replay(&self) -> bool {
+        let state = self.state();
+        !state.failed && (state.bytes == 0 && state.ended.is_none() || state.kept.is_some())
+    }
+
+    /// No other try will come.
+    pub(crate) fn settle(&self) {
+        self.state().kept = None;
+    }
+
+    fn tap(&self) -> mpsc::Receiver<Tapped> {
+        let (sender, receiver) = mpsc::channel(TAP_CAPACITY);
+        self.state().taps.push(sender);
+        receiver
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.state().bytes
+    }
+
+    /// When it was read to its end.
+    pub(crate) fn ended(&self) -> Option<Instant> {
+        self.state().ended
+    }
+
+    /// The latest try has had all of it.
+    pub(crate) fn delivered(&self) -> bool {
+        self.state().delivered
+    }
+
+    /// When something came last.
+    pub(crate) fn last(&self) -> Instant {
+        self.state().last
+    }
+
+    /// The client broke off in the middle of it.
+    pub(crate) fn failed(&self) -> bool {
+        self.state().failed
+    }
+}
+
+impl State {
+    /// The next chunk from downstream, for the reader that has had everything before.
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
+        loop {
+            if self.ended.is_some() {
+                return Poll::Ready(None);
+            }
+            let frame = match ready!(Pin::new(&mut self.source).poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                Some(Err(e)) => {
+                    self.failed = true;
+                    self.taps.clear();
+                    return Poll::Ready(Some(Err(BodyError::Downstream(e))));
+                }
+                None => {
+                    self.end();
+                    return Poll::Ready(None);
+                }
+            };
+            let Some(chunk) = Chunk::of(frame) else { continue };
+            self.last = Instant::now();
+            if let Chunk::Data(data) = &chunk {
+                self.bytes += data.len() as u64;
+                self.kept_bytes += data.len();
+            }
+            if self.kept_bytes > REPLAY_LIMIT {
+                self.kept = None;
+            }
+            if let Some(kept) = &mut self.kept {
+                kept.push(chunk.clone());
+            }
+            self.taps.retain(|tap| tap.try_send(Some(chunk.clone())).is_ok());
+            if self.source.is_end_stream() {
+                self.end();
+            }
+            return Poll::Ready(Some(Ok(chunk)));
+        }
+    }
+
+    fn end(&mut self) {
+        self.ended = Some(Instant::now());
+        for tap in self.taps.drain(..) {
+            // A copy that cannot take the end counts as cut off, like one that cannot take a piece.
+            let _ = tap.try_send(None);
+        }
+    }
+}
+
+/// The body of one try.
+#[derive(Debug)]
+pub(crate) struct RequestBody(Source);
+
+#[derive(Debug)]
+enum Source {
+    Empty,
+    Upload(Box<Reader>),
+    /// A mirror's copy, and the length that the original announced.
+    Tap(mpsc::Receiver<Tapped>, Option<u64>),
+}
+
+#[derive(Debug)]
+struct Reader {
+    upload: Upload,
+    number: u32,
+    next: usize,
+    sent: u64,
+    ended: bool,
+    gate: Option<Arc<Gate>>,
+}
+
+impl RequestBody {
+    pub(crate) fn empty() -> Self {
+        Self(Source::Empty)
+    }
+
+    /// A copy of what comes from now on. If it lags, it is cut off, so that it never delays the request.
+    pub(crate) fn copy_of(upload: &Upload) -> Self {
+        let receiver = upload.tap();
+        Self(Source::Tap(receiver, upload.state().length))
+    }
+
+    /// The upload that it reads, if it is one.
+    pub(crate) fn upload(&self) -> Option<&Upload> {
+        match &self.0 {
+            Source::Upload(reader) => Some(&reader.upload),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn gate(&self) -> Option<&Arc<Gate>> {
+        match &self.0 {
+            Source::Upload(reader) => reader.gate.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+impl Reader {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
+        if let Some(gate) = &self.gate {
+            ready!(gate.poll(cx))?;
+        }
+        let mut state = self.upload.state();
+        if state.reader != self.number {
+            return Poll::Ready(Some(Err(BodyError::Unwanted)));
+        }
+        let again = state.kept.as_ref().and_then(|kept| kept.get(self.next)).cloned();
+        let chunk = match again {
+            Some(chunk) => Some(Ok(chunk)),
+            None => ready!(state.poll_source(cx)),
+        };
+        if chunk.is_some() {
+            self.next += 1;
+        }
+        if let Some(Ok(Chunk::Data(data))) = &chunk {
+            self.sent += data.len() as u64;
+        }
+        // All that came has been sent on, and nothing more will come.
+        let more = state.kept.as_ref().is_some_and(|kept| self.next < kept.len());
+        self.ended = state.ended.is_some() && !more;
+        state.delivered = self.ended;
+        Poll::Ready(chunk)
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let chunk = match &mut self.get_mut().0 {
+            Source::Empty => return Poll::Ready(None),
+            Source::Upload(reader) => ready!(reader.poll(cx)),
+            Source::Tap(receiver, _) => match ready!(receiver.poll_recv(cx)) {
+                Some(piece) => piece.map(Ok),
+                None => Some(Err(BodyError::Unwanted)),
+            },
+        };
+        Poll::Ready(chunk.map(|chunk| chunk.map(Chunk::into_frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Source::Empty => true,
+            Source::Upload(reader) => reader.ended,
+            Source::Tap(..) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let exact = match &self.0 {
+            Source::Empty => Some(0),
+            Source::Upload(reader) => reader.upload.state().length.map(|length| length.saturating_sub(reader.sent)),
+            Source::Tap(_, length) => *length,
+        };
+        exact.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// Holds the body back until the server has asked for it with 100 (Continue).
+#[derive(Debug)]
+pub(crate) struct Gate {
+    state: AtomicU8,
+    reader: AtomicWaker,
+    timer: Mutex<Option<Pin<Box<tokio::time::Sleep>>>>,
+}
+
+const WAITING: u8 = 0;
+const OPEN: u8 = 1;
+const SHUT: u8 = 2;
+
+impl Gate {
+    pub(crate) fn new() -> Self {
+        Self { state: AtomicU8::new(WAITING), reader: AtomicWaker::new(), timer: Mutex::new(None) }
+    }
+
+    pub(crate) fn open(&self) {
+        self.turn(OPEN);
+    }
+
+    /// The server has answered without having asked for the body. Too late if it is open.
+    pub(crate) fn shut(&self) {
+        self.turn(SHUT);
+    }
+
+    fn turn(&self, to: u8) {
+        if self.state.compare_exchange(WAITING, to, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.reader.wake();
+        }
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        self.reader.register(cx.waker());
+        match self.state.load(Ordering::Acquire) {
+            OPEN => return Poll::Ready(Ok(())),
+            SHUT => return Poll::Ready(Err(BodyError::Unwanted)),
+            _ => (),
+        }
+        let mut timer = self.timer.lock().unwrap_or_else(PoisonError::into_inner);
+        let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(EXPECT_TIMEOUT)));
+        ready!(std::future::Future::poll(timer.as_mut(), cx));
+        self.open();
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,41 @@
+//! Connections that stop being HTTP: WebSocket and other upgrades, and tunnels made with CONNECT.
+
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use super::exchange::Exchange;
+use crate::error::{Error, Kind};
+use crate::tcp::copy::{Broken, Count, copy};
+
+/// Carries bytes between the two connections once both have left HTTP behind.
+pub(crate) fn tunnel(downstream: OnUpgrade, upstream: OnUpgrade, mut exchange: Box<Exchange>) {
+    tokio::spawn(async move {
+        match carry(downstream, upstream, &mut exchange).await {
+            Ok(()) => exchange.complete(),
+            Err(error) => exchange.error = Some(error),
+        }
+    });
+}
+
+async fn carry(downstream: OnUpgrade, upstream: OnUpgrade, exchange: &mut Exchange) -> Result<(), Error> {
+    let upstream = upstream.await.map_err(|e| Error::because(Kind::UpstreamReset, e))?;
+    let downstream = downstream.await.map_err(|e| Error::because(Kind::Downstream, e))?;
+    let idle = exchange.conn.manager.stream_idle_timeout;
+    let idle = (!idle.is_zero()).then_some(idle);
+    let copied = copy(&mut TokioIo::new(downstream), &mut TokioIo::new(upstream), idle, exchange).await;
+    copied.map_err(|broken| match broken {
+        Broken::Downstream(e) => Error::because(Kind::Downstream, e),
+        Broken::Upstream(e) => Error::because(Kind::UpstreamReset, e),
+        Broken::Idle => Kind::StreamIdle.into(),
+    })
+}
+
+impl Count for Exchange {
+    fn received(&mut self, bytes: u64) {
+        self.tunnelled += bytes;
+    }
+
+    fn sent(&mut self, bytes: u64) {
+        self.response_bytes += bytes;
+    }
+}

@@ -1,0 +1,104 @@
+//! Which route of a table takes a request: pure functions of the table and the request's head.
+//!
+//! Virtual hosts are chosen as in Envoy: an exact domain before the longest `*.suffix`, before the longest `prefix.*`,
+//! before `*`; the port of the authority counts only where a domain names one. Within the virtual host the first route
+//! that matches decides. Paths are compared as they came, percent-encoding untouched.
+
+mod matching;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use http::{HeaderMap, Method};
+
+use crate::config::{HeaderMatch, Route, RouteTable, VirtualHost};
+
+/// What routing looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    pub method: &'a Method,
+    pub authority: &'a str,
+    /// Without the query.
+    pub path: &'a str,
+    pub query: Option<&'a str>,
+    pub headers: &'a HeaderMap,
+    /// The content type is that of gRPC.
+    pub grpc: bool,
+}
+
+pub fn find<'t>(table: &'t RouteTable, subject: &Subject<'_>) -> Option<&'t Arc<Route>> {
+    let host = virtual_host(table, subject.authority)?;
+    host.routes.iter().find(|route| matching::matches(&route.matches, subject))
+}
+
+/// Whether all of the matchers hold, for rules that are not routes.
+pub fn headers_match(matchers: &[HeaderMatch], subject: &Subject<'_>) -> bool {
+    matchers.iter().all(|matcher| matching::header(matcher, subject))
+}
+
+/// How well a domain fits; the greater the better.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    Any,
+    Prefix(usize),
+    Suffix(usize),
+    ExactWithoutPort,
+    Exact,
+}
+
+fn virtual_host<'t>(table: &'t RouteTable, authority: &str) -> Option<&'t VirtualHost> {
+    // The common case: a table of one service port.
+    if let [host] = table.virtual_hosts.as_slice()
+        && host.domains.iter().any(|d| d == "*")
+    {
+        return Some(host);
+    }
+    let authority = lower(authority);
+    let name = without_port(&authority);
+    let fits = |host: &'t VirtualHost| {
+        let best = host.domains.iter().filter_map(|domain| fit(domain, &authority, name)).max()?;
+        Some((best, host))
+    };
+    // The first of equals wins.
+    let better = |a: (Fit, &'t VirtualHost), b: (Fit, &'t VirtualHost)| if b.0 > a.0 { b } else { a };
+    table.virtual_hosts.iter().filter_map(fits).reduce(better).map(|(_, host)| host)
+}
+
+fn fit(domain: &str, authority: &str, name: &str) -> Option<Fit> {
+    if domain == "*" {
+        return Some(Fit::Any);
+    }
+    if let Some(suffix) = domain.strip_prefix('*') {
+        let longer = |text: &str| text.len() > suffix.len() && text.ends_with(suffix);
+        return (longer(authority) || longer(name)).then_some(Fit::Suffix(suffix.len()));
+    }
+    if let Some(prefix) = domain.strip_suffix('*') {
+        return (name.len() > prefix.len() && name.starts_with(prefix)).then_some(Fit::Prefix(prefix.len()));
+    }
+    match domain {
+        it if it == authority => Some(Fit::Exact),
+        it if it == name => Some(Fit::ExactWithoutPort),
+        _ => None,
+    }
+}
+
+fn lower(text: &str) -> Cow<'_, str> {
+    if text.bytes().any(|b| b.is_ascii_uppercase()) {
+        Cow::Owned(text.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+/// The host of an authority; the colons of an IPv6 address in brackets begin no port.
+pub fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
+            // `::1` without brackets is not a valid authority, and has no port either.
+            if host.contains(':') && !host.ends_with(']') { authority } else { host }
+        }
+        _ => authority,
+    }
+}

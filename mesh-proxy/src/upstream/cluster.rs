@@ -1,0 +1,202 @@
+//! A cluster as the data path uses it: its configuration and endpoints of the moment, over pools that outlive both.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+
+use super::balance::Balance;
+use super::connect::Connector;
+use super::host::{Host, Load};
+use super::usage::Usage;
+use crate::config::{Cluster, Discovery, Endpoint, Endpoints, UpstreamTls};
+use crate::error::{Error, Kind};
+use crate::listen::{Downstream, Security};
+use crate::tls::Tls;
+
+/// The hosts of a cluster, by address and whether they are secured.
+type Hosts = HashMap<(SocketAddr, bool), Arc<Host>>;
+
+/// What survives a change of the cluster's configuration.
+#[derive(Debug)]
+pub(super) struct State {
+    view: ArcSwap<View>,
+    hosts: Arc<Mutex<Hosts>>,
+}
+
+/// A cluster at one moment.
+#[derive(Debug)]
+pub(crate) struct View {
+    pub(crate) cluster: Arc<Cluster>,
+    endpoints: Arc<Endpoints>,
+    balance: Balance,
+    /// In the order of the endpoints.
+    hosts: Vec<Arc<Host>>,
+    all: Arc<Mutex<Hosts>>,
+    pub(super) connector: Connector,
+    pub(crate) usage: Arc<Usage>,
+}
+
+/// The endpoint that was chosen for a request or a byte stream.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(super) view: Arc<View>,
+    pub(super) load: Load,
+}
+
+impl State {
+    pub(super) fn new(cluster: Arc<Cluster>, endpoints: Arc<Endpoints>, tls: &Tls) -> Self {
+        let hosts = Arc::new(Mutex::new(Hosts::new()));
+        let view = View::new(cluster, endpoints, hosts.clone(), Arc::default(), tls);
+        Self { view: ArcSwap::from_pointee(view), hosts }
+    }
+
+    /// The view of these resources; a new one if they have changed.
+    pub(super) fn view(&self, cluster: &Arc<Cluster>, endpoints: &Arc<Endpoints>, tls: &Tls) -> Arc<View> {
+        let current = self.view.load();
+        if current.is_of(cluster, endpoints) {
+            return Arc::clone(&current);
+        }
+        if !same_peers(current.cluster.tls.as_ref(), cluster.tls.as_ref()) {
+            // Connections that were made to other peers than those wanted now are of no use.
+            self.retire(|_| true);
+        }
+        let view = View::new(cluster.clone(), endpoints.clone(), self.hosts.clone(), current.usage.clone(), tls);
+        let view = Arc::new(view);
+        if !matches!(cluster.discovery, Discovery::OriginalDestination) {
+            self.retire(|host| !view.hosts.iter().any(|it| Arc::ptr_eq(it, host)));
+        }
+        self.view.store(view.clone());
+        view
+    }
+
+    /// Drops connections that were not used for long.
+    pub(super) fn sweep(&self, now: Instant) {
+        let hosts: Vec<_> = self.hosts.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        for host in &hosts {
+            host.http1.sweep(now);
+            host.http2.sweep(now);
+        }
+        drop(hosts);
+        if matches!(self.view.load().cluster.discovery, Discovery::OriginalDestination) {
+            // Nobody says when such an address is gone.
+            let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+            hosts.retain(|_, host| Arc::strong_count(host) > 1 || !host.http1.is_empty() || !host.http2.is_empty());
+        }
+    }
+
+    pub(super) fn retire_all(&self) {
+        self.retire(|_| true);
+    }
+
+    fn retire(&self, gone: impl Fn(&Arc<Host>) -> bool) {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.retain(|_, host| {
+            let keep = !gone(host);
+            if !keep {
+                host.retire();
+            }
+            keep
+        });
+    }
+}
+
+impl View {
+    fn new(
+        cluster: Arc<Cluster>,
+        endpoints: Arc<Endpoints>,
+        all: Arc<Mutex<Hosts>>,
+        usage: Arc<Usage>,
+        tls: &Tls,
+    ) -> Self {
+        let balance = Balance::new(cluster.balancer, &endpoints);
+        let connector = Connector::new(tls, &cluster);
+        let mut view = Self { cluster, endpoints, balance, hosts: Vec::new(), all, connector, usage };
+        view.hosts = view.endpoints.endpoints.iter().map(|it| view.host(it.address, view.secures(it))).collect();
+        view
+    }
+
+    fn is_of(&self, cluster: &Arc<Cluster>, endpoints: &Arc<Endpoints>) -> bool {
+        Arc::ptr_eq(&self.cluster, cluster) && Arc::ptr_eq(&self.endpoints, endpoints)
+    }
+
+    fn host(&self, address: SocketAddr, secure: bool) -> Arc<Host> {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry((address, secure)).or_insert_with(|| Arc::new(Host::new(address, secure))).clone()
+    }
+
+    fn secures(&self, endpoint: &Endpoint) -> bool {
+        endpoint.mesh && self.cluster.tls.is_some()
+    }
+
+    /// Chooses an endpoint, not one of those to avoid if there is any other.
+    pub(crate) fn choose(self: &Arc<Self>, downstream: &Downstream, avoid: &[SocketAddr]) -> Result<Target, Error> {
+        if matches!(self.cluster.discovery, Discovery::OriginalDestination) {
+            return Ok(self.original_destination(downstream.original_destination));
+        }
+        let next = || self.balance.pick(|index| self.hosts[index].load());
+        let refused = || Error::because(Kind::NoHealthyUpstream, format_args!("cluster {}", self.cluster.name));
+        let mut index = next().ok_or_else(refused)?;
+        if !avoid.is_empty() {
+            let fresh = |index: &usize| !avoid.contains(&self.hosts[*index].address);
+            let tries = std::iter::repeat_with(next).take(self.balance.len() * 2).flatten();
+            index = std::iter::once(index).chain(tries).find(fresh).unwrap_or(index);
+        }
+        let endpoint = self.endpoints.endpoints[index].clone();
+        Ok(Target { endpoint, view: self.clone(), load: Load::new(self.hosts[index].clone()) })
+    }
+
+    /// How many endpoints may be chosen.
+    pub(crate) fn choices(&self) -> usize {
+        self.balance.len()
+    }
+
+    fn original_destination(self: &Arc<Self>, address: SocketAddr) -> Target {
+        let endpoint = Endpoint {
+            address,
+            weight: 1,
+            healthy: true,
+            mesh: false,
+            priority: 0,
+            locality: String::new(),
+            workload: None,
+        };
+        let load = Load::new(self.host(address, false));
+        Target { endpoint: Arc::new(endpoint), view: self.clone(), load }
+    }
+}
+
+impl Target {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.endpoint.address
+    }
+
+    /// Connections to it carry mutual TLS.
+    pub(crate) fn is_secure(&self) -> bool {
+        self.load.0.secure
+    }
+
+    pub(crate) fn security(&self) -> Security {
+        if self.is_secure() { Security::MutualTls } else { Security::None }
+    }
+
+    pub(crate) fn cluster(&self) -> &Cluster {
+        &self.view.cluster
+    }
+}
+
+/// Connections made for `before` are as good for `now`.
+fn same_peers(before: Option<&UpstreamTls>, now: Option<&UpstreamTls>) -> bool {
+    match (before, now) {
+        (None, None) => true,
+        (Some(before), Some(now)) => {
+            let any = |tls: &UpstreamTls| tls.identities.is_empty();
+            before.sni == now.sni
+                && (any(now) || !any(before) && before.identities.iter().all(|it| now.identities.contains(it)))
+        }
+        _ => false,
+    }
+}

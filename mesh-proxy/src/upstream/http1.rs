@@ -1,0 +1,357 @@
+//! HTTP/1.1 connections to an endpoint: one request at a time on each, kept for the next one.
+//!
+//! A connection is driven by the task that uses it, not by a task of its own: handing a request to another task and
+//! waiting for the answer would cost two wake-ups for each request. What the driver does wakes nobody, because the one
+//! who asked is the one who drives; so everything is first polled with a waker that does nothing, and with the task's
+//! waker only when there is really something to wait for.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper_util::rt::TokioIo;
+use mesh_common::names::ALPN_HTTP1;
+use tokio::sync::oneshot;
+
+use super::cluster::View;
+use super::host::Host;
+use super::usage::InUse;
+use super::{Failed, UpstreamStream};
+use crate::error::{Error, Kind};
+use crate::http::RequestBody;
+
+/// Unused connections are closed after this time.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The most unused connections to one endpoint.
+const MAX_IDLE: usize = 512;
+
+/// Boxed because the type of a connection that may be upgraded has no name.
+type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
+
+/// A connection and what drives it.
+pub(super) struct Conn {
+    send: SendRequest<RequestBody>,
+    driver: Driver,
+    ended: bool,
+    /// It has served a request before.
+    used: bool,
+    idle_since: Instant,
+    in_use: InUse,
+}
+
+impl Conn {
+    async fn handshake(io: UpstreamStream, in_use: InUse) -> Result<Box<Self>, Error> {
+        let (send, connection) =
+            Builder::new().handshake(TokioIo::new(io)).await.map_err(|e| Error::because(Kind::UpstreamConnect, e))?;
+        let driver = Box::pin(connection.with_upgrades());
+        Ok(Box::new(Self { send, driver, ended: false, used: false, idle_since: Instant::now(), in_use }))
+    }
+
+    fn drive(&mut self, cx: &mut Context<'_>) {
+        // Its errors reach the request or the body as well.
+        self.ended = self.ended || self.driver.as_mut().poll(cx).is_ready();
+    }
+
+    /// Whether it can take a request now.
+    fn is_ready(&mut self) -> bool {
+        self.drive(&mut Context::from_waker(Waker::noop()));
+        !self.ended && self.send.is_ready()
+    }
+
+    /// Sends a request and waits for the head of the response.
+    async fn send(
+        mut self: Box<Self>,
+        request: Request<RequestBody>,
+        host: &Arc<Host>,
+    ) -> Result<Response<Http1Body>, Failed> {
+        let used = std::mem::replace(&mut self.used, true);
+        let upload = request.body().upload().cloned();
+        let gate = request.body().gate().cloned();
+        let connect = request.method() == Method::CONNECT;
+        let mut response = pin!(self.send.try_send_request(request));
+        let answer = poll_fn(|cx| {
+            let mut quiet = Context::from_waker(Waker::noop());
+            self.drive(&mut quiet);
+            if let Poll::Ready(answer) = response.as_mut().poll(&mut quiet) {
+                return Poll::Ready(answer);
+            }
+            self.drive(cx);
+            response.as_mut().poll(&mut quiet)
+        });
+        let response = answer.await.map_err(|mut failed| {
+            let request = failed.take_message();
+            let error = failed.into_error();
+            let kind = match &request {
+                Some(_) => Kind::UpstreamResetBeforeRequest,
+                None if upload.as_ref().is_some_and(|it| it.failed()) => Kind::Downstream,
+                None if error.is_parse() => Kind::UpstreamProtocol,
+                None => Kind::UpstreamReset,
+            };
+            // A connection that lay in the pool may have been closed while the request was on its way.
+            let stale = used && kind == Kind::UpstreamReset;
+            Failed { error: Error::because(kind, error), request: request.map(Box::new), stale }
+        })?;
+        if let Some(gate) = gate {
+            gate.shut();
+        }
+        let upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS || connect && response.status().is_success();
+        let uploading = upload.is_some_and(|it| !it.delivered());
+        Ok(response.map(|incoming| {
+            if upgrade || uploading {
+                // Both directions go on independently of each other from here on.
+                tokio::spawn(self.detach());
+                Http1Body { incoming, conn: None }
+            } else {
+                let mut body = Http1Body { incoming, conn: Some((self, host.clone())) };
+                body.release_at_end();
+                body
+            }
+        }))
+    }
+
+    async fn detach(self: Box<Self>) {
+        let Self { driver, ended, in_use, .. } = *self;
+        if !ended && let Err(error) = driver.await {
+            tracing::debug!(%error, "an upstream connection ended");
+        }
+        drop(in_use);
+    }
+}
+
+/// Sends a request on a connection of the pool, or on a new one.
+pub(super) async fn send(
+    host: &Arc<Host>,
+    view: &Arc<View>,
+    mut request: Request<RequestBody>,
+) -> Result<Response<Http1Body>, Failed> {
+    loop {
+        let conn = match acquire(host, view).await {
+            Ok(conn) => conn,
+            Err(error) => return Err(Failed { error, request: Some(Box::new(request)), stale: false }),
+        };
+        let used = conn.used;
+        match conn.send(request, host).await {
+            // It was closed before anything was written: another one will do. Ends at a connection that is new.
+            Err(Failed { request: Some(again), .. }) if used => request = *again,
+            other => return other,
+        }
+    }
+}
+
+/// The latest connection that was given back, or the first that becomes free: a new one, or one that is given back
+/// while the new one is being made.
+async fn acquire(host: &Arc<Host>, view: &Arc<View>) -> Result<Box<Conn>, Error> {
+    while let Some(mut conn) = host.http1.pop() {
+        if conn.is_ready() {
+            return Ok(conn);
+        }
+    }
+    let _pending = view.usage.pending(&view.cluster.limits)?;
+    let (receiver, connect) = host.http1.wait();
+    if connect {
+        tokio::spawn(open(host.clone(), view.clone()));
+    }
+    receiver.await.unwrap_or_else(|_| Err(Error::because(Kind::UpstreamConnect, "the proxy is ending")))
+}
+
+/// Makes a connection for whoever has waited longest.
+async fn open(host: Arc<Host>, view: Arc<View>) {
+    let Some(in_use) = room(&host, &view).await else { return };
+    let opened = match view.connector.connect(host.address, host.secure, ALPN_HTTP1).await {
+        Ok(io) => Conn::handshake(io, in_use).await,
+        Err(error) => Err(error),
+    };
+    host.http1.opened(opened, host.is_retired());
+}
+
+/// Waits until the cluster may have one more connection, as long as somebody waits for it.
+async fn room(host: &Host, view: &View) -> Option<InUse> {
+    loop {
+        let freed = view.usage.connection_freed();
+        if let Some(in_use) = view.usage.connection(&view.cluster.limits) {
+            return Some(in_use);
+        }
+        freed.await;
+        if host.http1.give_up_connecting() {
+            // What was freed is for somebody else.
+            view.usage.pass_on();
+            return None;
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Pool(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    idle: Vec<Box<Conn>>,
+    waiting: VecDeque<oneshot::Sender<Result<Box<Conn>, Error>>>,
+    connecting: usize,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} idle, {} waiting, {} connecting", self.idle.len(), self.waiting.len(), self.connecting)
+    }
+}
+
+impl Inner {
+    /// Hands it to whoever has waited longest, or keeps it.
+    fn give(&mut self, mut conn: Box<Conn>, keep: bool) {
+        while let Some(waiter) = self.waiting.pop_front() {
+            match waiter.send(Ok(conn)) {
+                Ok(()) => return,
+                Err(Ok(back)) => conn = back,
+                Err(Err(_)) => return,
+            }
+        }
+        if keep && self.idle.len() < MAX_IDLE {
+            self.idle.push(conn);
+        }
+    }
+}
+
+impl Pool {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pop(&self) -> Option<Box<Conn>> {
+        self.inner().idle.pop()
+    }
+
+    /// A place in the queue, and whether a connection is to be made for it.
+    fn wait(&self) -> (oneshot::Receiver<Result<Box<Conn>, Error>>, bool) {
+        let (sender, receiver) = oneshot::channel();
+        let mut inner = self.inner();
+        inner.waiting.retain(|waiter| !waiter.is_closed());
+        inner.waiting.push_back(sender);
+        let connect = inner.connecting < inner.waiting.len();
+        inner.connecting += usize::from(connect);
+        (receiver, connect)
+    }
+
+    fn opened(&self, opened: Result<Box<Conn>, Error>, retired: bool) {
+        let mut inner = self.inner();
+        inner.connecting -= 1;
+        match opened {
+            Ok(conn) => inner.give(conn, !retired),
+            Err(error) => {
+                let waiter = std::iter::from_fn(|| inner.waiting.pop_front()).find(|waiter| !waiter.is_closed());
+                if let Some(waiter) = waiter {
+                    // Whoever has gone needs no error.
+                    let _ = waiter.send(Err(error));
+                }
+            }
+        }
+    }
+
+    /// Nobody waits any more.
+    fn give_up_connecting(&self) -> bool {
+        let mut inner = self.inner();
+        inner.waiting.retain(|waiter| !waiter.is_closed());
+        let unneeded = inner.waiting.len() < inner.connecting;
+        inner.connecting -= usize::from(unneeded);
+        unneeded
+    }
+
+    fn put(&self, mut conn: Box<Conn>, retired: bool) {
+        conn.idle_since = Instant::now();
+        self.inner().give(conn, !retired);
+    }
+
+    pub(super) fn clear(&self) {
+        let idle = std::mem::take(&mut self.inner().idle);
+        drop(idle);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.inner().idle.is_empty()
+    }
+
+    /// Closes connections that were unused for long or were closed by the other side.
+    pub(super) fn sweep(&self, now: Instant) {
+        let mut kept = std::mem::take(&mut self.inner().idle);
+        kept.retain_mut(|conn| now.saturating_duration_since(conn.idle_since) < IDLE_TIMEOUT && conn.is_ready());
+        let mut inner = self.inner();
+        // Those that came back meanwhile are the latest.
+        kept.append(&mut inner.idle);
+        inner.idle = kept;
+        while !inner.waiting.is_empty()
+            && let Some(conn) = inner.idle.pop()
+        {
+            inner.give(conn, true);
+        }
+    }
+}
+
+/// The body of a response, which drives its connection and gives it back at its end.
+pub(crate) struct Http1Body {
+    incoming: Incoming,
+    conn: Option<(Box<Conn>, Arc<Host>)>,
+}
+
+impl Http1Body {
+    fn release_at_end(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.release();
+        }
+    }
+
+    fn release(&mut self) {
+        if let Some((mut conn, host)) = self.conn.take()
+            && conn.is_ready()
+        {
+            host.http1.put(conn, host.is_retired());
+        }
+    }
+}
+
+impl Body for Http1Body {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = self.get_mut();
+        let mut quiet = Context::from_waker(Waker::noop());
+        let frame = match &mut this.conn {
+            None => Pin::new(&mut this.incoming).poll_frame(cx),
+            Some((conn, _)) => {
+                let mut frame = Pin::new(&mut this.incoming).poll_frame(&mut quiet);
+                if frame.is_pending() {
+                    conn.drive(&mut quiet);
+                    frame = Pin::new(&mut this.incoming).poll_frame(&mut quiet);
+                }
+                if frame.is_pending() {
+                    conn.drive(cx);
+                    frame = Pin::new(&mut this.incoming).poll_frame(cx);
+                }
+                frame
+            }
+        };
+        match frame {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Some(Ok(_))) => this.release_at_end(),
+            Poll::Ready(None) => this.release(),
+            Poll::Ready(Some(Err(_))) => this.conn = None,
+        }
+        frame.map_err(|e| Error::because(Kind::UpstreamReset, e))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
