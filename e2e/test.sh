@@ -81,7 +81,8 @@ for name in "${stages[@]}"; do
     system)
       stage install_python install_python
       MESH_E2E_PYTHON=$tools/python/bin/python MESH_E2E_ENVOY=$tools/python/bin/envoy \
-        stage system cargo test -q --release --locked -p mesh-e2e -- --test-threads=1
+        MESH_E2E_PROGRAMS=$CARGO_TARGET_DIR/release \
+        stage system cargo test -q --locked -p mesh-e2e -- --test-threads=1
       ;;
     bench)
       stage install_python install_python

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -242,12 +242,13 @@ pub fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// A program of this build: beside the running test, one folder up.
+/// A program of this build: from the folder that `e2e/test.sh` names, or from one above the running test.
 fn built(program: &str) -> anyhow::Result<PathBuf> {
     let exe = std::env::current_exe()?;
-    let folder = exe.ancestors().find(|f| f.join(program).is_file()).map(Path::to_path_buf);
-    let folder = folder.with_context(|| format!("{program} is not built: run `bash e2e/test.sh build`"))?;
-    Ok(folder.join(program))
+    let named = std::env::var_os("MESH_E2E_PROGRAMS").map(PathBuf::from);
+    let folders = named.iter().map(PathBuf::as_path).chain(exe.ancestors());
+    let path = folders.map(|folder| folder.join(program)).find(|path| path.is_file());
+    path.with_context(|| format!("{program} is not built: run `bash e2e/test.sh build`"))
 }
 
 /// Python with grpcio, as `e2e/test.sh` installs it.
