@@ -117,7 +117,7 @@ impl Match {
     fn yaml(&self) -> String {
         let kind = if self.exact { "Exact" } else { "PathPrefix" };
         let list = |pairs: &[(&str, &str)]| {
-            pairs.iter().map(|(n, v)| format!("{{name: {n}, value: {v}}}")).collect::<Vec<_>>().join(", ")
+            pairs.iter().map(|(n, v)| format!("{{name: {n}, value: \"{v}\"}}")).collect::<Vec<_>>().join(", ")
         };
         let method = self.method.as_ref().map(|m| format!(", method: {m}")).unwrap_or_default();
         format!(
