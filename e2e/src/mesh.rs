@@ -194,6 +194,15 @@ impl Mesh {
         })
     }
 
+    /// Waits until the proxy beside a client of this service account has joined.
+    pub fn connected(&self, account: &str) -> anyhow::Result<()> {
+        let identity = format!("/sa/{account}\"");
+        eventually(Duration::from_secs(20), || {
+            ensure!(self.meshctl(&["proxy", "status", "-o", "json"])?.contains(&identity), "{account} has not joined");
+            Ok(())
+        })
+    }
+
     /// How many healthy workloads the control plane knows of a service's version.
     pub fn workloads(&self, service: &str, version: &str) -> anyhow::Result<usize> {
         let json: serde_json::Value = serde_json::from_str(&self.meshctl(&["get", "workloads", "-o", "json"])?)?;

@@ -199,7 +199,7 @@ async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
 /// Byte streams can be delayed and reset; an abort, which needs HTTP, is a reset too.
 async fn inject(fault: &Fault) -> Result<(), Error> {
     for rule in &fault.rules {
-        if !hits(rule, jiff::Timestamp::now().as_millisecond(), fastrand::u32(..1_000_000)) {
+        if !hits(rule, jiff::Timestamp::now().as_millisecond()) {
             continue;
         }
         match rule.kind {
@@ -210,11 +210,10 @@ async fn inject(fault: &Fault) -> Result<(), Error> {
     Ok(())
 }
 
-/// `roll` is below one million.
-fn hits(rule: &FaultRule, now_unix_ms: i64, roll: u32) -> bool {
+fn hits(rule: &FaultRule, now_unix_ms: i64) -> bool {
     let over = rule.expires_unix_ms != 0 && rule.expires_unix_ms <= now_unix_ms;
     // A rule about headers is for HTTP.
-    !over && rule.headers.is_empty() && roll < rule.parts_per_million
+    !over && rule.headers.is_empty() && rule.share.hit(rule.parts_per_million)
 }
 
 #[cfg(test)]
