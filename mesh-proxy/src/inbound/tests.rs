@@ -12,7 +12,10 @@ use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 
 use super::*;
-use crate::config::{ChainMatch, FilterChain, TcpProxy, Transport, UpstreamTls, WeightedClusters};
+use crate::config::{
+    Balancer, ChainMatch, Cluster, Discovery, Endpoint, Endpoints, FilterChain, Limits, TcpProxy, Transport,
+    UpstreamHttp, UpstreamTls, WeightedClusters,
+};
 use crate::listen::Settings;
 use crate::snapshot::{Resource, Store};
 use crate::telemetry::{Telemetry, TelemetryOptions};
@@ -72,9 +75,34 @@ fn chain(transport: Transport, protocols: &[&str]) -> FilterChain {
     }
 }
 
-fn context(tls: Tls, chains: Vec<FilterChain>) -> Arc<Context> {
+/// The application behind the proxy.
+fn application(address: SocketAddr) -> Resource {
+    let endpoint = Endpoint {
+        address,
+        weight: 1,
+        healthy: true,
+        mesh: false,
+        priority: 0,
+        locality: String::new(),
+        workload: None,
+    };
+    let endpoints = Endpoints { name: "inbound:9080".into(), endpoints: vec![Arc::new(endpoint)] };
+    let limits = Limits { max_connections: 10, max_pending: 10, max_requests: 10, max_retries: 3, retry_budget: None };
+    Resource::Cluster(Arc::new(Cluster {
+        name: "inbound:9080".into(),
+        discovery: Discovery::Static(Arc::new(endpoints)),
+        balancer: Balancer::RoundRobin,
+        connect_timeout: Duration::from_secs(5),
+        tls: None,
+        tls_always: false,
+        http: UpstreamHttp::Downstream,
+        limits,
+    }))
+}
+
+fn context(tls: Tls, chains: Vec<FilterChain>, application: Option<Resource>) -> Arc<Context> {
     let listener = Listener { name: LISTENER_INBOUND.into(), chains, default_chain: None };
-    let store = Store::of([Resource::Listener(Arc::new(listener))]);
+    let store = Store::of([Resource::Listener(Arc::new(listener))].into_iter().chain(application));
     Arc::new(Context {
         upstreams: Upstreams::new(store.clone(), tls.clone()),
         store,
@@ -130,7 +158,7 @@ async fn mutual_tls(
 
 #[tokio::test]
 async fn strict_ports_refuse_all_but_mutual_tls() {
-    let ctx = context(Authority::new().tls("reviews"), strict());
+    let ctx = context(Authority::new().tls("reviews"), strict(), None);
     for bytes in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x00\x01\x02"]
     {
         let mut client = peer(PORT, &ctx).await;
@@ -144,7 +172,7 @@ async fn strict_ports_refuse_all_but_mutual_tls() {
 
 #[tokio::test]
 async fn the_proxy_itself_is_no_destination() {
-    let ctx = context(Tls::default(), strict());
+    let ctx = context(Tls::default(), strict(), None);
     for port in [15001, 15006] {
         assert!(is_reset(peer(port, &ctx).await).await);
     }
@@ -153,16 +181,57 @@ async fn the_proxy_itself_is_no_destination() {
 
 #[tokio::test]
 async fn without_a_listener_nothing_gets_in() {
-    let ctx = context(Tls::default(), vec![]);
+    let ctx = context(Tls::default(), vec![], None);
     assert!(is_reset(peer(PORT, &ctx).await).await);
     recorded(&ctx, &[r#"response_flags="NR""#]).await;
 }
 
 #[tokio::test]
 async fn strangers_fail_in_the_handshake() {
-    let ctx = context(Authority::new().tls("reviews"), strict());
+    let ctx = context(Authority::new().tls("reviews"), strict(), None);
     let stranger = Authority::new().tls("web");
     let stream = peer(PORT, &ctx).await;
     assert!(mutual_tls(stream, &stranger, b"mesh-tcp").await.is_err());
     recorded(&ctx, &[r#"response_flags="DPE""#]).await;
+}
+
+#[tokio::test]
+async fn a_byte_stream_reaches_the_application_with_the_identity_of_the_peer() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let authority = Authority::new();
+    let ctx = context(authority.tls("reviews"), strict(), Some(application(app.local_addr().unwrap())));
+    let serving = tokio::spawn(async move {
+        let (mut stream, _) = app.accept().await.unwrap();
+        let mut question = String::new();
+        stream.read_to_string(&mut question).await.unwrap();
+        stream.write_all(format!("{question} yourself").as_bytes()).await.unwrap();
+    });
+    let mut stream = mutual_tls(peer(PORT, &ctx).await, &authority.tls("web"), b"mesh-tcp").await.unwrap();
+    stream.write_all(b"hello").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(answer, "hello yourself");
+    serving.await.unwrap();
+    drop(stream);
+    let identity = r#"source_identity="spiffe://mesh.local/ns/default/sa/web""#;
+    recorded(&ctx, &[identity, r#"security="mutual_tls""#, r#"response_flags="-""#]).await;
+}
+
+#[tokio::test]
+async fn permissive_ports_take_plaintext_too() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut chains = strict();
+    chains.push(chain(Transport::Raw, &[]));
+    let ctx = context(Authority::new().tls("reviews"), chains, Some(application(app.local_addr().unwrap())));
+    let mut client = peer(PORT, &ctx).await;
+    let (mut stream, _) = app.accept().await.unwrap();
+    // A protocol in which the server speaks first.
+    stream.write_all(b"220 ready").await.unwrap();
+    drop(stream);
+    let mut text = String::new();
+    client.read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "220 ready");
+    drop(client);
+    recorded(&ctx, &[r#"security="none""#, r#"response_flags="-""#]).await;
 }
