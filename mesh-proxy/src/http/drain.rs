@@ -45,11 +45,10 @@ impl Drain {
 
     /// Ready once, when the proxy was told to end.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.done || !self.called.flag.load(Ordering::Acquire) {
+        self.called.task.register(cx.waker());
+        if self.done || !self.called.flag.swap(false, Ordering::AcqRel) {
             return Poll::Pending;
         }
-        self.called.task.register(cx.waker());
-        self.called.flag.store(false, Ordering::Release);
         let ready = self.ended.as_mut().poll(&mut Context::from_waker(&self.waker));
         self.done = ready.is_ready();
         ready

@@ -240,11 +240,11 @@ impl Head {
             self.declared.unwrap_or_else(|| if http2() { Version::Http2 } else { Version::Http1 })
         };
         match cluster.http {
-            _ if !in_clear => Version::Http2,
+            _ if target.is_proxy() => Version::Http2,
             UpstreamHttp::Http1 => Version::Http1,
             // A cluster of the mesh speaks HTTP/2 between proxies. Endpoints without a proxy are spoken to as the
             // client speaks.
-            UpstreamHttp::Http2 if cluster.tls.is_none() => Version::Http2,
+            UpstreamHttp::Http2 if cluster.tls.is_none() || !in_clear => Version::Http2,
             UpstreamHttp::Http2 | UpstreamHttp::Downstream => as_downstream(),
         }
     }
@@ -260,7 +260,7 @@ impl Head {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         let mut headers = if keep { self.headers.clone() } else { std::mem::take(&mut self.headers) };
-        if target.is_secure() {
+        if target.is_proxy() {
             let spoken = self.declared.unwrap_or(match self.version {
                 http::Version::HTTP_2 => Version::Http2,
                 _ => Version::Http1,

@@ -312,3 +312,11 @@ fn finish(mut response: Response<Content>, exchange: Box<Exchange>, deadline: De
     }
     response.map(|content| ResponseBody::new(content, exchange, deadline))
 }
+
+#[cfg(test)]
+pub(super) fn size_of_future(conn: Arc<Connection>) -> usize {
+    fn of<F: Future>(_: impl Fn(Arc<Connection>, Request<Incoming>) -> F, _: Arc<Connection>) -> usize {
+        size_of::<F>()
+    }
+    of(handle, conn)
+}

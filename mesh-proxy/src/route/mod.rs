@@ -1,8 +1,7 @@
 //! Which route of a table takes a request: pure functions of the table and the request's head.
 //!
 //! Virtual hosts are chosen as in Envoy: an exact domain before the longest `*.suffix`, before the longest `prefix.*`,
-//! before `*`; the port of the authority counts only where a domain names one. Within the virtual host the first route
-//! that matches decides. Paths are compared as they came, percent-encoding untouched.
+//! before `*`. Within the virtual host the first route that matches decides. Paths are compared as they came, percent-encoding untouched.
 
 mod matching;
 #[cfg(test)]
@@ -44,7 +43,6 @@ enum Fit {
     Any,
     Prefix(usize),
     Suffix(usize),
-    ExactWithoutPort,
     Exact,
 }
 
@@ -56,9 +54,9 @@ fn virtual_host<'t>(table: &'t RouteTable, authority: &str) -> Option<&'t Virtua
         return Some(host);
     }
     let authority = lower(authority);
-    let name = without_port(&authority);
+    let authority = if table.ignore_port { without_port(&authority) } else { &authority };
     let fits = |host: &'t VirtualHost| {
-        let best = host.domains.iter().filter_map(|domain| fit(domain, &authority, name)).max()?;
+        let best = host.domains.iter().filter_map(|domain| fit(domain, authority)).max()?;
         Some((best, host))
     };
     // The first of equals wins.
@@ -66,22 +64,17 @@ fn virtual_host<'t>(table: &'t RouteTable, authority: &str) -> Option<&'t Virtua
     table.virtual_hosts.iter().filter_map(fits).reduce(better).map(|(_, host)| host)
 }
 
-fn fit(domain: &str, authority: &str, name: &str) -> Option<Fit> {
+fn fit(domain: &str, authority: &str) -> Option<Fit> {
     if domain == "*" {
         return Some(Fit::Any);
     }
     if let Some(suffix) = domain.strip_prefix('*') {
-        let longer = |text: &str| text.len() > suffix.len() && text.ends_with(suffix);
-        return (longer(authority) || longer(name)).then_some(Fit::Suffix(suffix.len()));
+        return (authority.len() > suffix.len() && authority.ends_with(suffix)).then_some(Fit::Suffix(suffix.len()));
     }
     if let Some(prefix) = domain.strip_suffix('*') {
-        return (name.len() > prefix.len() && name.starts_with(prefix)).then_some(Fit::Prefix(prefix.len()));
+        return (authority.len() > prefix.len() && authority.starts_with(prefix)).then_some(Fit::Prefix(prefix.len()));
     }
-    match domain {
-        it if it == authority => Some(Fit::Exact),
-        it if it == name => Some(Fit::ExactWithoutPort),
-        _ => None,
-    }
+    (domain == authority).then_some(Fit::Exact)
 }
 
 fn lower(text: &str) -> Cow<'_, str> {

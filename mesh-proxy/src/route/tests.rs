@@ -26,12 +26,12 @@ fn hosts(domains: &[&[&str]]) -> RouteTable {
         domains: domains.iter().map(|&d| d.to_owned()).collect(),
         routes: vec![route(domains[0], any())],
     };
-    RouteTable { name: "test".to_owned(), virtual_hosts: domains.iter().map(host).collect() }
+    RouteTable { name: "test".to_owned(), virtual_hosts: domains.iter().map(host).collect(), ignore_port: true }
 }
 
 fn table(routes: Vec<Arc<Route>>) -> RouteTable {
     let host = VirtualHost { name: "all".to_owned(), domains: vec!["*".to_owned()], routes };
-    RouteTable { name: "test".to_owned(), virtual_hosts: vec![host] }
+    RouteTable { name: "test".to_owned(), virtual_hosts: vec![host], ignore_port: true }
 }
 
 struct Request {
@@ -81,7 +81,7 @@ fn exact(text: &str) -> StringMatch {
 
 #[test]
 fn virtual_hosts_are_chosen_in_envoys_order() {
-    let table = hosts(&[&["*"], &["foo.*"], &["*.example.com"], &["*.b.example.com"], &["a.example.com"], &["x:81"]]);
+    let table = hosts(&[&["*"], &["foo.*"], &["*.example.com"], &["*.b.example.com"], &["a.example.com"]]);
     for (authority, expected) in [
         ("a.example.com", "a.example.com"),
         ("A.EXAMPLE.com:8080", "a.example.com"),
@@ -90,8 +90,6 @@ fn virtual_hosts_are_chosen_in_envoys_order() {
         ("foo.org", "foo.*"),
         ("foo.example.com", "*.example.com"),
         ("bar.org", "*"),
-        ("x:81", "x:81"),
-        ("x:82", "*"),
         ("", "*"),
         ("[::1]:80", "*"),
     ] {
@@ -104,6 +102,17 @@ fn without_a_virtual_host_nothing_matches() {
     assert_eq!(get("/").to("b").find(&hosts(&[&["a", "a.ns"]])), None);
     assert_eq!(get("/").to("a.ns").find(&hosts(&[&["a", "a.ns"]])), Some("a"));
     assert_eq!(get("/").find(&hosts(&[])), None);
+}
+
+#[test]
+fn the_port_counts_unless_the_table_ignores_it() {
+    let mut table = hosts(&[&["a"], &["a:80"]]);
+    table.ignore_port = false;
+    assert_eq!(get("/").to("a").find(&table), Some("a"));
+    assert_eq!(get("/").to("a:80").find(&table), Some("a:80"));
+    assert_eq!(get("/").to("a:81").find(&table), None);
+    table.ignore_port = true;
+    assert_eq!(get("/").to("a:81").find(&table), Some("a"));
 }
 
 #[test]

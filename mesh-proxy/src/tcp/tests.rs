@@ -27,7 +27,14 @@ fn downstream(original_destination: SocketAddr) -> Downstream {
 }
 
 fn rule(kind: FaultKind) -> FaultRule {
-    FaultRule { name: "f".into(), parts_per_million: 1_000_000, kind, expires_unix_ms: 0, headers: Arc::default(), share: Default::default() }
+    FaultRule {
+        name: "f".into(),
+        parts_per_million: 1_000_000,
+        kind,
+        expires_unix_ms: 0,
+        headers: Arc::default(),
+        share: Default::default(),
+    }
 }
 
 /// A client, and the proxy's end of its connection.

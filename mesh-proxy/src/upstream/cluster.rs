@@ -129,7 +129,7 @@ impl View {
     }
 
     fn secures(&self, endpoint: &Endpoint) -> bool {
-        endpoint.mesh && self.cluster.tls.is_some()
+        self.cluster.tls_for(endpoint).is_some()
     }
 
     /// Chooses an endpoint, not one of those to avoid if there is any other.
@@ -179,6 +179,12 @@ impl Target {
         self.load.0.secure
     }
 
+    /// Its side of the mutual TLS is a proxy of this mesh, which takes requests over HTTP/2 whatever the application
+    /// behind it speaks.
+    pub(crate) fn is_proxy(&self) -> bool {
+        self.is_secure() && self.view.cluster.tls.as_ref().is_some_and(speaks_mesh)
+    }
+
     pub(crate) fn security(&self) -> Security {
         if self.is_secure() { Security::MutualTls } else { Security::None }
     }
@@ -186,6 +192,11 @@ impl Target {
     pub(crate) fn cluster(&self) -> &Cluster {
         &self.view.cluster
     }
+}
+
+/// The protocols offered are those between proxies. Another control plane may want others.
+pub(super) fn speaks_mesh(tls: &UpstreamTls) -> bool {
+    tls.alpn.is_empty() || tls.alpn.iter().any(|it| it.starts_with(b"mesh-"))
 }
 
 /// Connections made for `before` are as good for `now`.

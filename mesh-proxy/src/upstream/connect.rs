@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_common::names::{ALPN_H2, ALPN_HTTP1};
 use rustls::ClientConfig;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
 use super::UpstreamStream;
+use super::cluster::speaks_mesh;
 use crate::config::{Cluster, UpstreamTls};
 use crate::error::{Error, Kind};
 use crate::listen::mark;
@@ -31,9 +33,19 @@ impl Connector {
         Self { tls: tls.clone(), timeout: cluster.connect_timeout, context: cluster.tls.clone() }
     }
 
-    /// Connects within the cluster's connect timeout, with mutual TLS for an endpoint in the mesh.
-    pub(super) async fn connect(&self, address: SocketAddr, mesh: bool, alpn: &[u8]) -> Result<UpstreamStream, Error> {
-        let context = if mesh { self.context.as_ref() } else { None };
+    /// Connects within the cluster's connect timeout, with mutual TLS and this protocol where that is wanted.
+    pub(super) async fn connect(
+        &self,
+        address: SocketAddr,
+        secure: bool,
+        alpn: &[u8],
+    ) -> Result<UpstreamStream, Error> {
+        let context = if secure { self.context.as_ref() } else { None };
+        let alpn: &[u8] = match alpn {
+            ALPN_H2 if !context.is_none_or(speaks_mesh) => b"h2",
+            ALPN_HTTP1 if !context.is_none_or(speaks_mesh) => b"http/1.1",
+            mesh => mesh,
+        };
         let secured = match context {
             Some(context) => Some((context, self.tls.client(context, alpn)?)),
             None => None,

@@ -1,0 +1,107 @@
+//! Injected faults and mirrors.
+
+use std::io::ErrorKind;
+use std::time::Instant;
+
+use super::*;
+
+fn rule(kind: FaultKind, percent: u32) -> FaultRule {
+    FaultRule {
+        name: "test".to_owned(),
+        parts_per_million: percent * 10_000,
+        kind,
+        expires_unix_ms: 0,
+        headers: Arc::default(),
+        share: Share::default(),
+    }
+}
+
+async fn with_fault(app: &App, http: UpstreamHttp, rules: Vec<FaultRule>) -> Proxy {
+    let mut faulty = route(Action::Forward(Box::new(forward(&[("app", 1)]))));
+    faulty.fault = Some(Arc::new(Fault { rules }));
+    Proxy::with(table(vec![faulty]), http, &[app.address]).await
+}
+
+#[tokio::test]
+async fn half_of_the_requests_are_aborted() {
+    let app = App::named("ok").await;
+    let abort = FaultKind::Abort { http: StatusCode::SERVICE_UNAVAILABLE, grpc: 14 };
+    let proxy = with_fault(&app, UpstreamHttp::Http1, vec![rule(abort, 50)]).await;
+    let mut client = proxy.http1().await;
+    let mut aborted = 0;
+    for _ in 0..1000 {
+        let answer = client.get("/").await;
+        aborted += u32::from(answer.status == 503 && answer.text() == "fault injected");
+    }
+    assert_eq!(aborted, 500);
+    assert_eq!(proxy.recorded(&["response_flags=\"FI\""]), 500);
+}
+
+#[tokio::test]
+async fn an_abort_is_a_grpc_status_for_grpc_clients() {
+    let app = App::named("ok").await;
+    let abort = FaultKind::Abort { http: StatusCode::FORBIDDEN, grpc: 7 };
+    let proxy = with_fault(&app, UpstreamHttp::Http2, vec![rule(abort, 100)]).await;
+    let request = Request::post("http://a/s/m").header("content-type", "application/grpc").body(full("")).unwrap();
+    let answer = Client2::connect(proxy.address).await.answer(request).await;
+    assert_eq!((answer.status.as_u16(), answer.header("grpc-status")), (200, "7"));
+}
+
+#[tokio::test]
+async fn a_delay() {
+    let app = App::named("late").await;
+    let proxy =
+        with_fault(&app, UpstreamHttp::Http1, vec![rule(FaultKind::Delay(Duration::from_millis(60)), 100)]).await;
+    let start = Instant::now();
+    assert_eq!(proxy.get("/").await.text(), "late");
+    assert!(start.elapsed() >= Duration::from_millis(60));
+}
+
+#[tokio::test]
+async fn a_reset_is_a_reset_of_the_connection_or_of_the_stream() {
+    let app = App::named("never").await;
+    let proxy = with_fault(&app, UpstreamHttp::Http1, vec![rule(FaultKind::Reset, 100)]).await;
+    let mut stream = proxy.raw().await;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut byte = [0];
+    assert_eq!(soon(stream.read(&mut byte)).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    let mut client = Client2::connect(proxy.address).await;
+    for _ in 0..2 {
+        let error = client.send(Request::get("http://a/").body(full("")).unwrap()).await.unwrap_err();
+        let reason = std::error::Error::source(&error).and_then(|it| it.downcast_ref::<h2::Error>()).unwrap().reason();
+        assert_eq!(reason, Some(h2::Reason::INTERNAL_ERROR));
+    }
+    assert_eq!(app.connections(), 0);
+    until("recorded", || proxy.recorded(&["response_flags=\"FI\""]) == 3).await;
+}
+
+#[tokio::test]
+async fn a_mirror_gets_a_copy_and_delays_nothing() {
+    let app = App::http1(|request| async move {
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        reply(body)
+    })
+    .await;
+    let (seen, mut saw) = tokio::sync::mpsc::unbounded_channel();
+    let shadow = App::http1(move |request| {
+        let seen = seen.clone();
+        async move {
+            let host = request.headers()["host"].to_str().unwrap().to_owned();
+            let body = request.into_body().collect().await.map(|it| it.to_bytes());
+            seen.send((host, body.ok())).unwrap();
+            std::future::pending().await
+        }
+    })
+    .await;
+    let mut mirrored = forward(&[("app", 1)]);
+    mirrored.mirrors = vec![Mirror { cluster: "shadow".into(), parts_per_million: 1_000_000, share: Share::default() }];
+    let proxy = Proxy::with(to(mirrored), UpstreamHttp::Http1, &[app.address]).await;
+    proxy.put(Resource::Cluster(Arc::new(cluster("shadow", UpstreamHttp::Http1)))).await;
+    proxy.put(Resource::Endpoints(endpoints("shadow", vec![endpoint(shadow.address)]))).await;
+    let mut client = proxy.http1().await;
+    for body in ["small", ""] {
+        assert_eq!(client.answer(post("/", body)).await.text(), body);
+        let (host, copy) = soon(saw.recv()).await.unwrap();
+        assert_eq!((host.as_str(), copy.unwrap()), ("app.test-shadow", Bytes::from(body)));
+    }
+}

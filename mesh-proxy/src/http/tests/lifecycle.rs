@@ -1,0 +1,145 @@
+//! Changes of configuration under traffic, and the proxy's end.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_weight_changes_fail_no_request_and_close_no_connection() {
+    let (v1, v2) = (App::named("v1").await, App::named("v2").await);
+    let resources = [
+        Resource::Cluster(Arc::new(cluster("v1", UpstreamHttp::Http1))),
+        Resource::Cluster(Arc::new(cluster("v2", UpstreamHttp::Http1))),
+        Resource::Endpoints(endpoints("v1", vec![endpoint(v1.address)])),
+        Resource::Endpoints(endpoints("v2", vec![endpoint(v2.address)])),
+        Resource::Routes(Arc::new(to(forward(&[("v1", 50), ("v2", 50)])))),
+    ];
+    let proxy = Proxy::new(resources, ProxyOptions::default()).await;
+    let (stop, stopped) = watch::channel(false);
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let mut client = proxy.http1().await;
+        let stopped = stopped.clone();
+        clients.push(tokio::spawn(async move {
+            let mut count = 0;
+            while !*stopped.borrow() {
+                let answer = client.get("/").await;
+                assert_eq!(answer.status, 200);
+                count += 1;
+            }
+            count
+        }));
+    }
+    for i in 0..1000 {
+        let weight = i % 101;
+        proxy.put(Resource::Routes(Arc::new(to(forward(&[("v1", weight), ("v2", 100 - weight)]))))).await;
+        tokio::task::yield_now().await;
+    }
+    stop.send_replace(true);
+    let mut total = 0;
+    for client in clients {
+        total += client.await.unwrap();
+    }
+    assert_eq!(proxy.recorded(&["response_code=\"200\"", "response_flags=\"-\""]), total);
+    assert!(v1.connections() <= 4 && v2.connections() <= 4, "{} and {}", v1.connections(), v2.connections());
+}
+
+#[tokio::test]
+async fn weights_are_exact() {
+    let (v1, v2) = (App::named("v1").await, App::named("v2").await);
+    let resources = [
+        Resource::Cluster(Arc::new(cluster("v1", UpstreamHttp::Http1))),
+        Resource::Cluster(Arc::new(cluster("v2", UpstreamHttp::Http1))),
+        Resource::Endpoints(endpoints("v1", vec![endpoint(v1.address)])),
+        Resource::Endpoints(endpoints("v2", vec![endpoint(v2.address)])),
+        Resource::Routes(Arc::new(to(forward(&[("v1", 90), ("v2", 10)])))),
+    ];
+    let proxy = Proxy::new(resources, ProxyOptions::default()).await;
+    let mut client = proxy.http1().await;
+    let mut second = 0;
+    for _ in 0..1000 {
+        second += u32::from(client.get("/").await.text() == "v2");
+    }
+    assert_eq!(second, 100);
+}
+
+#[tokio::test]
+async fn connections_survive_a_change_of_endpoints_and_those_of_a_gone_endpoint_finish() {
+    let (sender, body) = fed();
+    let body = Arc::new(std::sync::Mutex::new(Some(body)));
+    let old = App::http1(move |_| {
+        let body = body.lock().unwrap().take();
+        async move { body.map_or_else(|| reply("old"), Response::new) }
+    })
+    .await;
+    let new = App::named("new").await;
+    let proxy = Proxy::simple(UpstreamHttp::Http1, &[old.address]).await;
+    let mut streaming = proxy.http1().await.send(get("/")).await.unwrap();
+    assert_eq!(proxy.get("/").await.text(), "old");
+    assert_eq!(old.connections(), 2);
+    // The same endpoint again, with another weight, beside another one.
+    let heavier = Endpoint { weight: 2, ..endpoint(old.address) };
+    let sick = Endpoint { healthy: false, ..endpoint(new.address) };
+    proxy.put(Resource::Endpoints(endpoints("app", vec![sick, heavier]))).await;
+    assert_eq!(proxy.get("/").await.text(), "old");
+    assert_eq!(old.connections(), 2);
+    // Gone: what is in flight goes on, what is new goes elsewhere.
+    proxy.put(Resource::Endpoints(endpoints("app", vec![endpoint(new.address)]))).await;
+    assert_eq!(proxy.get("/").await.text(), "new");
+    old.stop_accepting();
+    sender.send(http_body::Frame::data("to the end".into())).await.unwrap();
+    drop(sender);
+    let body = soon(streaming.body_mut().collect()).await.unwrap().to_bytes();
+    assert_eq!(body, "to the end");
+}
+
+#[tokio::test]
+async fn the_first_request_waits_for_its_configuration() {
+    let app = App::named("at last").await;
+    let proxy = Proxy::new([], ProxyOptions::default()).await;
+    let mut client = proxy.http1().await;
+    let asking = tokio::spawn(async move { client.get("/").await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    proxy.put(Resource::Routes(Arc::new(to(forward(&[("app", 1)]))))).await;
+    proxy.put(Resource::Cluster(Arc::new(cluster("app", UpstreamHttp::Http1)))).await;
+    proxy.put(Resource::Endpoints(endpoints("app", vec![endpoint(app.address)]))).await;
+    assert_eq!(asking.await.unwrap().text(), "at last");
+}
+
+#[tokio::test]
+async fn at_its_end_the_proxy_finishes_what_has_begun() {
+    let (sender, body) = fed();
+    let body = Arc::new(std::sync::Mutex::new(Some(body)));
+    let app = App::http1(move |_| {
+        let body = body.lock().unwrap().take().unwrap();
+        async move { Response::new(body) }
+    })
+    .await;
+    let proxy = Proxy::simple(UpstreamHttp::Http1, &[app.address]).await;
+    let mut idle = proxy.raw().await;
+    let mut busy = proxy.http1().await;
+    let mut response = busy.send(get("/")).await.unwrap();
+    proxy.drain.send_replace(true);
+    assert_eq!(soon(idle.read(&mut [0])).await.unwrap(), 0);
+    sender.send(http_body::Frame::data("finished".into())).await.unwrap();
+    drop(sender);
+    assert_eq!(soon(response.body_mut().collect()).await.unwrap().to_bytes(), "finished");
+    until("closed", || busy.0.is_closed()).await;
+}
+
+#[tokio::test]
+async fn the_future_of_a_request_is_small() {
+    let proxy = Proxy::new([], ProxyOptions::default()).await;
+    let conn = Arc::new(Connection {
+        downstream: Arc::new(downstream()),
+        manager: Arc::new(HttpManager {
+            stat_prefix: String::new(),
+            routes: RouteSource::Rds("routes".to_owned()),
+            idle_timeout: Duration::ZERO,
+            stream_idle_timeout: Duration::ZERO,
+        }),
+        ctx: proxy.ctx.clone(),
+        timers: timer::Timers::default(),
+        signals: Arc::new(io::Signals::new()),
+    });
+    let size = pipeline::size_of_future(conn);
+    assert!(size <= 4096, "{size} bytes are moved for each request");
+}

@@ -1,0 +1,155 @@
+//! Retries, stale connections and circuit breakers.
+
+use super::*;
+
+fn retrying(change: impl FnOnce(&mut RetryPolicy)) -> RouteTable {
+    let mut forward = forward(&[("app", 1)]);
+    forward.retry.retries = 2;
+    change(&mut forward.retry);
+    to(forward)
+}
+
+#[tokio::test]
+async fn a_connect_failure_goes_to_another_endpoint() {
+    let app = App::named("alive").await;
+    let routes = retrying(|policy| policy.on.connect_failure = true);
+    let proxy = Proxy::with(routes, UpstreamHttp::Http1, &[nowhere().await, app.address]).await;
+    let mut client = proxy.http1().await;
+    for _ in 0..20 {
+        assert_eq!(client.answer(post("/", "x")).await.text(), "alive");
+    }
+    assert_eq!(proxy.recorded(&["response_code=\"200\""]), 20);
+}
+
+#[tokio::test]
+async fn a_status_is_tried_again_with_the_body_and_the_last_answer_is_passed_on() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    let app = App::http1(move |request| {
+        let n = counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let mut response = reply(body);
+            if n < 2 || n > 2 {
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            }
+            response
+        }
+    })
+    .await;
+    let routes = retrying(|policy| policy.on.gateway_error = true);
+    let proxy = Proxy::with(routes, UpstreamHttp::Http1, &[app.address]).await;
+    let mut client = proxy.http1().await;
+    let answer = client.answer(post("/", "again")).await;
+    assert_eq!((answer.status.as_u16(), answer.text()), (200, "again"));
+    assert_eq!(count.load(Ordering::SeqCst), 3);
+    let answer = client.answer(post("/", "never")).await;
+    assert_eq!((answer.status.as_u16(), answer.text()), (503, "never"));
+    assert_eq!(count.load(Ordering::SeqCst), 6);
+}
+
+#[tokio::test]
+async fn a_large_body_is_not_sent_again() {
+    let app = App::http1(|request| async move {
+        let _ = request.into_body().collect().await;
+        let mut response = reply("no");
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        response
+    })
+    .await;
+    let routes = retrying(|policy| policy.on.gateway_error = true);
+    let proxy = Proxy::with(routes, UpstreamHttp::Http1, &[app.address]).await;
+    let answer = proxy.http1().await.answer(post("/", vec![0; 65 << 10])).await;
+    assert_eq!((answer.status.as_u16(), answer.text()), (503, "no"));
+}
+
+#[tokio::test]
+async fn a_connection_closed_while_idle_is_never_an_error() {
+    // Serves one request on each connection and closes it without saying so.
+    let app = App::raw(|mut stream, _| async move {
+        let head = read_until(&mut stream, "\r\n\r\n").await;
+        if head.contains("content-length: 1") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).await.unwrap();
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+    })
+    .await;
+    let proxy = Proxy::simple(UpstreamHttp::Http1, &[app.address]).await;
+    let mut client = proxy.http1().await;
+    for i in 0..50 {
+        // Requests that may be repeated come at once, into the race; others when the close has been seen.
+        let answer = if i % 5 == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            client.answer(post("/", "x")).await
+        } else {
+            client.get("/").await
+        };
+        assert_eq!((answer.status.as_u16(), answer.text()), (200, "ok"), "request {i}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_idempotent_is_not_repeated_after_it_was_sent() {
+    let app = App::raw(|mut stream, _| async move {
+        read_until(&mut stream, "x").await;
+    })
+    .await;
+    let routes = retrying(|policy| policy.on.reset = true);
+    let proxy = Proxy::with(routes, UpstreamHttp::Http1, &[app.address]).await;
+    let answer = proxy.http1().await.answer(post("/", "x")).await;
+    assert_eq!((answer.status.as_u16(), answer.text()), (503, "the upstream closed the connection"));
+    assert_eq!(app.connections(), 1);
+    let put = Request::put("/").header("host", "a").body(full("x")).unwrap();
+    assert_eq!(proxy.http1().await.answer(put).await.status, 503);
+    assert_eq!(app.connections(), 4);
+    assert_eq!(proxy.recorded(&["response_flags=\"UC\""]), 2);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_http() {
+    let app = App::raw(|mut stream, _| async move {
+        read_until(&mut stream, "\r\n\r\n").await;
+        stream.write_all(b"SSH-2.0-whatever\r\n").await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    })
+    .await;
+    let proxy = Proxy::simple(UpstreamHttp::Http1, &[app.address]).await;
+    let answer = proxy.get("/").await;
+    assert_eq!((answer.status.as_u16(), answer.text()), (502, "the upstream's reply is not valid"));
+}
+
+fn limited(limits: Limits) -> Resource {
+    Resource::Cluster(Arc::new(Cluster { limits, ..cluster("app", UpstreamHttp::Http1) }))
+}
+
+#[tokio::test]
+async fn circuit_breakers_refuse_at_once_and_queues_are_served_in_turn() {
+    let app = App::http1(|_| async {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        reply("ok")
+    })
+    .await;
+    let proxy = Proxy::simple(UpstreamHttp::Http1, &[app.address]).await;
+    let limits = cluster("app", UpstreamHttp::Http1).limits;
+    let burst = || async {
+        let mut clients = Vec::new();
+        for _ in 0..8 {
+            clients.push(proxy.http1().await);
+        }
+        let requests = clients.into_iter().map(|mut client| tokio::spawn(async move { client.get("/").await.status }));
+        let mut ok = 0;
+        for request in requests.collect::<Vec<_>>() {
+            ok += u32::from(request.await.unwrap() == 200);
+        }
+        ok
+    };
+    proxy.put(limited(Limits { max_requests: 3, ..limits })).await;
+    assert_eq!(burst().await, 3);
+    proxy.put(limited(Limits { max_connections: 2, ..limits })).await;
+    assert_eq!(burst().await, 8);
+    proxy.put(limited(Limits { max_requests: 0, ..limits })).await;
+    assert_eq!(burst().await, 0);
+    assert_eq!(proxy.recorded(&["response_flags=\"UO\""]), 13);
+    assert!(app.connections() <= 3, "{}", app.connections());
+}
