@@ -53,23 +53,29 @@ pub async fn serve<IO: DownstreamIo>(
     manager: Arc<HttpManager>,
     ctx: Arc<Context>,
 ) {
-    let (http2, before) = match version(&mut io, &downstream).await {
+    let mut drain = Drain::new(ctx.drain.clone());
+    let detected = tokio::select! {
+        biased;
+        detected = version(&mut io, &downstream) => detected,
+        () = poll_fn(|cx| drain.poll(cx)) => return,
+    };
+    let (http2, before) = match detected {
         Ok(version) => version,
         Err(error) => {
-            return tracing::debug!(peer = %downstream.peer, %error, "a connection ended before it said what it speaks");
+            return tracing::debug!(peer = %downstream.peer, %error, "a connection ended before its first request");
         }
     };
     let signals = Arc::new(Signals::new());
     let io = Io::new(io, signals.clone(), before);
     let conn = Arc::new(Connection { downstream, manager, ctx, timers: Timers::default(), signals });
-    let served = if http2 { serve_http2(io, conn.clone()).await } else { serve_http1(io, conn.clone()).await };
+    let served =
+        if http2 { serve_http2(io, conn.clone(), drain).await } else { serve_http1(io, conn.clone(), drain).await };
     if let Err(error) = served {
         tracing::debug!(peer = %conn.downstream.peer, %error, "a downstream connection ended");
     }
 }
 
-async fn serve_http1<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>) -> hyper::Result<()> {
-    let mut drain = Drain::new(conn.ctx.drain.clone());
+async fn serve_http1<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, mut drain: Drain) -> hyper::Result<()> {
     let patience = Patience { conn: conn.clone() };
     let mut served = pin!(
         http1::Builder::new()
@@ -88,8 +94,7 @@ async fn serve_http1<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>) -> hyp
     .await
 }
 
-async fn serve_http2<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>) -> hyper::Result<()> {
-    let mut drain = Drain::new(conn.ctx.drain.clone());
+async fn serve_http2<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, mut drain: Drain) -> hyper::Result<()> {
     let mut served = pin!(
         http2::Builder::new(TokioExecutor::new())
             .timer(hyper_util::rt::TokioTimer::new())

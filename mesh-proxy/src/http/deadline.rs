@@ -58,8 +58,8 @@ impl Deadline {
         (self.per_try, self.try_began, self.last) = (per_try, now, now);
     }
 
-    /// The head of the response is here.
-    pub(crate) fn answered(&mut self, now: Instant) {
+    /// The try is over, well or not.
+    pub(crate) fn end_try(&mut self, now: Instant) {
         (self.per_try, self.last) = (Duration::ZERO, now);
     }
 
@@ -137,10 +137,10 @@ mod tests {
         let mut deadline = Deadline::new(&timers, now(), 10 * SECOND, 5 * SECOND, Some(now() + 7 * SECOND));
         deadline.begin_try(3 * SECOND, now());
         assert_eq!(runs_out(&mut deadline).await, (Kind::PerTryTimeout, 3));
-        deadline.answered(now());
+        deadline.end_try(now());
         // Three seconds have gone; silence counts from now.
         assert_eq!(runs_out(&mut deadline).await, (Kind::Timeout, 4));
-        let mut deadline = Deadline::new(&timers, now(), 10 * SECOND, 5 * SECOND, None);
+        let mut deadline = Deadline::new(&timers, now(), 60 * SECOND, 5 * SECOND, None);
         assert_eq!(runs_out(&mut deadline).await, (Kind::StreamIdle, 5));
         deadline.moved(now);
         assert_eq!(runs_out(&mut deadline).await, (Kind::StreamIdle, 5));

@@ -65,7 +65,7 @@ mod tests {
     async fn ready_once_when_told() {
         let (sender, receiver) = watch::channel(false);
         let mut drain = Drain::new(receiver);
-        poll_fn(|cx| Poll::Ready(assert!(drain.poll(cx).is_pending()))).await;
+        assert!(poll_fn(|cx| Poll::Ready(drain.poll(cx).is_pending())).await);
         let told = tokio::spawn(async move {
             poll_fn(|cx| drain.poll(cx)).await;
             drain
@@ -73,13 +73,13 @@ mod tests {
         tokio::task::yield_now().await;
         sender.send_replace(true);
         let mut drain = told.await.unwrap();
-        poll_fn(|cx| Poll::Ready(assert!(drain.poll(cx).is_pending()))).await;
+        assert!(poll_fn(|cx| Poll::Ready(drain.poll(cx).is_pending())).await);
     }
 
     #[tokio::test]
     async fn never_ready_when_the_sender_is_gone() {
         let (_, receiver) = watch::channel(false);
         let mut drain = Drain::new(receiver);
-        poll_fn(|cx| Poll::Ready(assert!(drain.poll(cx).is_pending()))).await;
+        assert!(poll_fn(|cx| Poll::Ready(drain.poll(cx).is_pending())).await);
     }
 }

@@ -3,30 +3,32 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
+use hyper::body::Incoming;
 
 use super::connection::Connection;
+use super::deadline::Deadline;
 use super::head::{Head, text};
 use super::request_body::Upload;
 use crate::config::Route;
 use crate::error::{Error, Kind};
 use crate::listen::{Direction, Security};
 use crate::retry::grpc_status;
-use crate::telemetry::{Protocol, RequestRecord};
+use crate::telemetry::RequestRecord;
 use crate::upstream::{Held, Target};
 
 /// Recorded when it is dropped, whoever ends it: that happens exactly once, also when the client goes away.
 pub(crate) struct Exchange {
     pub(crate) conn: Arc<Connection>,
     pub(crate) start: Instant,
-    method: Method,
+    /// The request as it goes on.
+    pub(crate) head: Head,
+    /// The request's body, if it has one.
+    pub(crate) upload: Option<Upload>,
+    pub(crate) deadline: Deadline,
+    /// Where the client sent it.
     uri: Uri,
     host: Option<HeaderValue>,
-    protocol: Protocol,
-    pub(crate) grpc: bool,
-    request_id: HeaderValue,
-    user_agent: Option<HeaderValue>,
-    pub(crate) upload: Option<Upload>,
     pub(crate) route: Option<Arc<Route>>,
     pub(crate) cluster: Option<Arc<str>>,
     pub(crate) target: Option<Target>,
@@ -45,18 +47,20 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    pub(crate) fn begin(conn: &Arc<Connection>, head: &Head, start: Instant) -> Box<Self> {
+    /// Boxed, because it goes along with the request and then with the response.
+    pub(crate) fn begin(conn: Arc<Connection>, request: Request<Incoming>) -> Box<Self> {
+        let start = Instant::now();
+        conn.signals.serving();
+        let (parts, body) = request.into_parts();
+        let head = Head::new(parts, &conn.downstream);
         Box::new(Self {
-            conn: conn.clone(),
             start,
-            method: head.method.clone(),
             uri: head.uri.clone(),
             host: head.headers.get(http::header::HOST).cloned(),
-            protocol: head.version.into(),
-            grpc: head.grpc,
-            request_id: head.request_id.clone(),
-            user_agent: head.user_agent.clone(),
-            upload: None,
+            head,
+            upload: Upload::new(body, start),
+            deadline: Deadline::none(&conn.timers, start),
+            conn,
             route: None,
             cluster: None,
             target: None,
@@ -80,7 +84,7 @@ impl Exchange {
 
     /// Trailers, or the head of a response without messages.
     pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
-        if self.grpc {
+        if self.head.grpc {
             self.grpc_status = grpc_status(trailers).or(self.grpc_status);
         }
     }
@@ -105,10 +109,10 @@ impl Exchange {
         let authority = self.uri.authority().map_or_else(|| text(self.host.as_ref()), |it| it.as_str());
         self.conn.ctx.telemetry.request(&RequestRecord {
             downstream,
-            method: &self.method,
+            method: &self.head.method,
             path: self.uri.path_and_query().map_or(self.uri.path(), |it| it.as_str()),
             authority,
-            protocol: self.protocol,
+            protocol: self.head.version.into(),
             status: self.status,
             grpc_status: self.grpc_status,
             flags: error.map_or("", |error| error.kind.flag()),
@@ -121,8 +125,8 @@ impl Exchange {
             endpoint: self.target.as_ref().map(|target| &*target.endpoint),
             security,
             attempts: self.attempts,
-            request_id: text(Some(&self.request_id)),
-            user_agent: text(self.user_agent.as_ref()),
+            request_id: text(Some(&self.head.request_id)),
+            user_agent: text(self.head.user_agent.as_ref()),
             detail: detail.as_deref(),
         });
     }

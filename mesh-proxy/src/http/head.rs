@@ -36,8 +36,10 @@ pub(crate) struct Head {
     pub(crate) grpc: bool,
     pub(crate) request_id: HeaderValue,
     pub(crate) user_agent: Option<HeaderValue>,
-    /// The client asks for another protocol on the connection, or for a tunnel.
+    /// The client asks for another protocol on the connection, or for a tunnel. Taken by who makes it.
     pub(crate) upgrade: Option<OnUpgrade>,
+    /// It does, and so needs an HTTP/1.1 connection upstream.
+    upgrades: bool,
     /// The name of that protocol. `None` with CONNECT.
     upgrade_to: Option<HeaderValue>,
     /// The client waits for 100 (Continue).
@@ -127,6 +129,7 @@ impl Head {
             grpc: seen.grpc,
             request_id,
             user_agent: seen.user_agent,
+            upgrades: upgrade.is_some(),
             upgrade,
             upgrade_to,
             expects,
@@ -144,6 +147,7 @@ impl Head {
             request_id: self.request_id.clone(),
             user_agent: self.user_agent.clone(),
             upgrade: None,
+            upgrades: false,
             upgrade_to: None,
             expects: false,
             authority: self.authority.clone(),
@@ -232,7 +236,7 @@ impl Head {
     pub(crate) fn version_for(&self, target: &Target) -> Version {
         let cluster = target.cluster();
         let in_clear = !target.is_secure();
-        if self.upgrade.is_some() || (self.expects && !(in_clear && cluster.http == UpstreamHttp::Http2)) {
+        if self.upgrades || (self.expects && !(in_clear && cluster.http == UpstreamHttp::Http2)) {
             return Version::Http1;
         }
         let as_downstream = || {

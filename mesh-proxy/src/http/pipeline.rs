@@ -15,11 +15,11 @@ use super::head::{Head, apply, remove_hop_by_hop};
 use super::request_body::{Gate, RequestBody, Upload};
 use super::response_body::{Content, ResponseBody};
 use super::{reply, upgrade};
-use crate::config::{Action, Fault, Forward, Route, RouteSource, RouteTable, WeightedCluster};
+use crate::config::{Action, Fault, Forward, RetryPolicy, Route, RouteSource, RouteTable, WeightedCluster};
 use crate::error::{Error, Kind};
 use crate::fault::{self, End};
 use crate::snapshot::Found;
-use crate::upstream::{Failed, Held, Target, UpstreamBody, View};
+use crate::upstream::{Failed, Held, Target, UpstreamBody, Version, View};
 use crate::{mirror, retry, route};
 
 /// Why there is no response.
@@ -42,14 +42,9 @@ pub(super) async fn handle(
     conn: Arc<Connection>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, h2::Error> {
-    let start = Instant::now();
-    conn.signals.serving();
-    let (parts, body) = request.into_parts();
-    let head = Head::new(parts, &conn.downstream);
-    let mut exchange = Exchange::begin(&conn, &head, start);
-    let mut deadline = Deadline::none(&conn.timers, start);
-    let grpc = head.grpc;
-    let response = match respond(&conn, head, body, &mut exchange, &mut deadline).await {
+    let mut exchange = Exchange::begin(conn, request);
+    let grpc = exchange.head.grpc;
+    let response = match respond(&mut exchange).await {
         Ok(response) => response,
         Err(Ended::Error(error)) => {
             let response = reply::error(&error, grpc);
@@ -62,48 +57,38 @@ pub(super) async fn handle(
         }
         Err(Ended::Reset) => {
             exchange.error = Some(Kind::Fault.into());
-            conn.signals.reset();
+            exchange.conn.signals.reset();
             return Err(h2::Reason::INTERNAL_ERROR.into());
         }
     };
     exchange.answered(response.status(), response.headers());
-    Ok(finish(response, exchange, deadline))
+    Ok(finish(response, exchange))
 }
 
-async fn respond(
-    conn: &Arc<Connection>,
-    head: Head,
-    body: Incoming,
-    exchange: &mut Exchange,
-    deadline: &mut Deadline,
-) -> Result<Response<Content>, Ended> {
-    let route = find_route(conn, &head).await?;
+async fn respond(exchange: &mut Exchange) -> Result<Response<Content>, Ended> {
+    let route = find_route(&exchange.conn, &exchange.head).await?;
     exchange.route = Some(route.clone());
     if let Some(fault) = &route.fault {
-        inject(fault, &head).await?;
+        inject(fault, &exchange.head).await?;
     }
     let mut response = match &route.action {
         Action::Direct { status, body } => reply::plain(*status, body.clone()),
-        Action::Redirect(redirect) => reply::redirect(redirect, &route.matches.path, &head),
-        Action::Forward(forward) => self::forward(conn, head, body, &route, forward, exchange, deadline).await?,
+        Action::Redirect(redirect) => reply::redirect(redirect, &route.matches.path, &exchange.head),
+        Action::Forward(action) => forward(exchange, &route, action).await?,
     };
     apply(&route.response_headers, response.headers_mut());
     Ok(response)
 }
 
 async fn find_route(conn: &Connection, head: &Head) -> Result<Arc<Route>, Error> {
-    let find = |table: &RouteTable| {
-        let missing = || Error::because(Kind::NoRoute, format_args!("in {}", table.name));
-        route::find(table, &head.subject()).cloned().ok_or_else(missing)
-    };
     match &conn.manager.routes {
-        RouteSource::Inline(table) => find(table),
+        RouteSource::Inline(table) => find_in(table, head),
         RouteSource::Rds(name) => {
             if let Some(table) = conn.ctx.store.load().routes(name) {
-                return find(table);
+                return find_in(table, head);
             }
             match Box::pin(conn.ctx.store.routes(name)).await {
-                Found::Yes(table) => find(&table),
+                Found::Yes(table) => find_in(&table, head),
                 Found::Absent => {
                     Err(Error::because(Kind::NoRoute, format_args!("there is no route configuration {name}")))
                 }
@@ -111,6 +96,11 @@ async fn find_route(conn: &Connection, head: &Head) -> Result<Arc<Route>, Error>
             }
         }
     }
+}
+
+fn find_in(table: &RouteTable, head: &Head) -> Result<Arc<Route>, Error> {
+    let missing = || Error::because(Kind::NoRoute, format_args!("in {}", table.name));
+    route::find(table, &head.subject()).cloned().ok_or_else(missing)
 }
 
 async fn inject(fault: &Fault, head: &Head) -> Result<(), Ended> {
@@ -126,39 +116,30 @@ async fn inject(fault: &Fault, head: &Head) -> Result<(), Ended> {
     }
 }
 
-async fn forward(
-    conn: &Arc<Connection>,
-    mut head: Head,
-    body: Incoming,
-    route: &Route,
-    forward: &Forward,
-    exchange: &mut Exchange,
-    deadline: &mut Deadline,
-) -> Result<Response<Content>, Ended> {
+async fn forward(exchange: &mut Exchange, route: &Route, forward: &Forward) -> Result<Response<Content>, Ended> {
     let choice = forward.clusters.pick().ok_or(Kind::NoCluster)?;
     exchange.cluster = Some(choice.cluster.clone());
-    let view = conn.ctx.upstreams.view(&choice.cluster).await?;
-    exchange.held = Some(view.usage.request(&view.cluster.limits)?);
-    change(&mut head, route, forward, choice)?;
-    let idle = forward.idle_timeout.unwrap_or(conn.manager.stream_idle_timeout);
-    *deadline = Deadline::new(&conn.timers, exchange.start, forward.timeout, idle, head.grpc_deadline(exchange.start));
-    exchange.upload = Upload::new(body, forward.retry.retries > 0 || head.is_idempotent(), exchange.start);
-    for mirror in &forward.mirrors {
-        mirror::send(mirror, &head, exchange.upload.as_ref(), conn);
-    }
-    let downstream = head.upgrade.take();
-    let mut response = tries(conn, &mut head, &view, forward, exchange, deadline).await?;
+    let view = exchange.conn.ctx.upstreams.view(&choice.cluster).await?;
+    prepare(exchange, route, forward, choice, &view)?;
+    let mut response = tries(exchange, &forward.retry, &view).await?;
     if let Some(upload) = &exchange.upload {
         upload.settle();
     }
-    deadline.answered(exchange.answered_upstream.unwrap_or(exchange.start));
-    tidy(&mut response, &head.method, downstream);
+    tidy(&mut response, &exchange.head.method, exchange.head.upgrade.take());
     apply(&choice.response_headers, response.headers_mut());
     Ok(response.map(Content::Upstream))
 }
 
-/// What the route makes of the request.
-fn change(head: &mut Head, route: &Route, forward: &Forward, choice: &WeightedCluster) -> Result<(), Error> {
+/// What the route makes of the request, before any of it is sent.
+fn prepare(
+    exchange: &mut Exchange,
+    route: &Route,
+    forward: &Forward,
+    choice: &WeightedCluster,
+    view: &Arc<View>,
+) -> Result<(), Error> {
+    let Exchange { conn, start, head, upload, deadline, held, .. } = exchange;
+    *held = Some(view.usage.request(&view.cluster.limits)?);
     if let Some(rewrite) = &forward.rewrite_path {
         head.rewrite_path(rewrite, &route.matches.path)?;
     }
@@ -167,41 +148,48 @@ fn change(head: &mut Head, route: &Route, forward: &Forward, choice: &WeightedCl
     }
     head.mutate(&route.request_headers);
     head.mutate(&choice.request_headers);
+    let idle = forward.idle_timeout.unwrap_or(conn.manager.stream_idle_timeout);
+    *deadline = Deadline::new(&conn.timers, *start, forward.timeout, idle, head.grpc_deadline(*start));
+    if let Some(upload) = upload
+        && forward.retry.retries == 0
+        && !head.is_idempotent()
+    {
+        upload.settle();
+    }
+    for mirror in &forward.mirrors {
+        mirror::send(mirror, head, upload.as_ref(), conn);
+    }
     Ok(())
 }
 
 /// Sends the request until there is a response to take or nothing more to try.
 async fn tries(
-    conn: &Arc<Connection>,
-    head: &mut Head,
-    view: &Arc<View>,
-    forward: &Forward,
     exchange: &mut Exchange,
-    deadline: &mut Deadline,
+    policy: &RetryPolicy,
+    view: &Arc<View>,
 ) -> Result<Response<UpstreamBody>, Ended> {
-    let policy = &forward.retry;
     let mut tries = Tries { left: policy.retries, tried: Vec::new(), renewed: false, held: None };
     loop {
-        let target = view.choose(&conn.downstream, &tries.tried)?;
-        deadline.begin_try(policy.per_try_timeout, Instant::now());
-        exchange.attempts += 1;
-        let outcome =
-            try_once(head, &target, exchange.upload.as_ref(), tries.may_go_on(head, exchange), deadline).await;
+        let target = exchange.target.insert(view.choose(&exchange.conn.downstream, &tries.tried)?);
         let address = target.address();
-        exchange.target = Some(target);
+        exchange.attempts += 1;
+        exchange.deadline.begin_try(policy.per_try_timeout, Instant::now());
+        let outcome = try_once(exchange, tries.may_go_on(exchange)).await;
+        let now = Instant::now();
+        exchange.deadline.end_try(now);
         match outcome {
             Ok(response) => {
-                exchange.answered_upstream = Some(Instant::now());
+                exchange.answered_upstream = Some(now);
                 let wanted = retry::on_response(&policy.on, response.status(), response.headers());
                 if !(wanted && tries.take(view, exchange)) {
                     return Ok(response);
                 }
             }
             Err(Failed { error, stale, .. }) => {
-                if stale && tries.renew(head, exchange) {
+                if stale && tries.renew(exchange) {
                     continue;
                 }
-                let wanted = retry::on_error(&policy.on, error.kind, head.is_idempotent());
+                let wanted = retry::on_error(&policy.on, error.kind, exchange.head.is_idempotent());
                 if !(wanted && tries.take(view, exchange)) {
                     return Err(error.into());
                 }
@@ -209,9 +197,8 @@ async fn tries(
         }
         tries.tried.push(address);
         let wait = retry::backoff(policy, policy.retries - tries.left, fastrand::f64());
-        if let Err(kind) = deadline.limit(exchange.upload.as_ref(), Box::pin(tokio::time::sleep(wait))).await {
-            return Err(kind.into());
-        }
+        let waited = exchange.deadline.limit(exchange.upload.as_ref(), Box::pin(tokio::time::sleep(wait))).await;
+        waited?;
     }
 }
 
@@ -227,8 +214,8 @@ struct Tries {
 
 impl Tries {
     /// Whether the request's head must be kept for another try.
-    fn may_go_on(&self, head: &Head, exchange: &Exchange) -> bool {
-        self.left > 0 || (!self.renewed && head.is_idempotent() && can_replay(exchange))
+    fn may_go_on(&self, exchange: &Exchange) -> bool {
+        self.left > 0 || (!self.renewed && exchange.head.is_idempotent() && can_replay(exchange))
     }
 
     /// Takes a retry, if the policy has one left, the body can be sent again and the budget allows it.
@@ -245,8 +232,8 @@ impl Tries {
 
     /// A connection that was closed while it lay in the pool says nothing about the endpoint: once, and for requests that
     /// may be repeated, another one is taken without counting it as a retry.
-    fn renew(&mut self, head: &Head, exchange: &Exchange) -> bool {
-        let again = !self.renewed && head.is_idempotent() && can_replay(exchange);
+    fn renew(&mut self, exchange: &Exchange) -> bool {
+        let again = !self.renewed && exchange.head.is_idempotent() && can_replay(exchange);
         self.renewed |= again;
         again
     }
@@ -256,31 +243,38 @@ fn can_replay(exchange: &Exchange) -> bool {
     exchange.upload.as_ref().is_none_or(Upload::can_replay)
 }
 
-async fn try_once(
-    head: &mut Head,
-    target: &Target,
-    upload: Option<&Upload>,
-    keep: bool,
-    deadline: &mut Deadline,
-) -> Result<Response<UpstreamBody>, Failed> {
-    let gate = head.expects.then(|| Arc::new(Gate::new()));
-    let version = head.version_for(target);
-    let body = match upload {
-        None => RequestBody::empty(),
-        Some(upload) => upload.body(gate.clone()),
+/// Sends the request to the target that was chosen. `keep`: another try may follow.
+async fn try_once(exchange: &mut Exchange, keep: bool) -> Result<Response<UpstreamBody>, Failed> {
+    let Exchange { head, upload, target: Some(target), deadline, .. } = exchange else {
+        return Err(Error::new(Kind::NoHealthyUpstream).into());
     };
-    let mut request = head.request(body, target, version, keep)?;
-    if let Some(gate) = gate.filter(|_| upload.is_some()) {
-        hyper::ext::on_informational(&mut request, move |response| {
-            if response.status() == StatusCode::CONTINUE {
-                gate.open();
-            }
-        });
-    }
-    match deadline.limit(upload, target.send(request, version)).await {
+    let version = head.version_for(target);
+    let request = request(head, upload.as_ref(), target, version, keep)?;
+    match deadline.limit(upload.as_ref(), target.send(request, version)).await {
         Ok(outcome) => outcome,
         Err(kind) => Err(Error::new(kind).into()),
     }
+}
+
+fn request(
+    head: &mut Head,
+    upload: Option<&Upload>,
+    target: &Target,
+    version: Version,
+    keep: bool,
+) -> Result<Request<RequestBody>, Error> {
+    let Some(upload) = upload else { return head.request(RequestBody::empty(), target, version, keep) };
+    if !head.expects {
+        return head.request(upload.body(None), target, version, keep);
+    }
+    let gate = Arc::new(Gate::new());
+    let mut request = head.request(upload.body(Some(gate.clone())), target, version, keep)?;
+    hyper::ext::on_informational(&mut request, move |response| {
+        if response.status() == StatusCode::CONTINUE {
+            gate.open();
+        }
+    });
+    Ok(request)
 }
 
 /// Makes the response one of this connection.
@@ -305,12 +299,12 @@ fn tidy(response: &mut Response<UpstreamBody>, method: &Method, downstream: Opti
 #[derive(Clone)]
 struct Tunnel(OnUpgrade, OnUpgrade);
 
-fn finish(mut response: Response<Content>, exchange: Box<Exchange>, deadline: Deadline) -> Response<ResponseBody> {
+fn finish(mut response: Response<Content>, exchange: Box<Exchange>) -> Response<ResponseBody> {
     if let Some(Tunnel(downstream, upstream)) = response.extensions_mut().remove::<Tunnel>() {
         upgrade::tunnel(downstream, upstream, exchange);
         return response.map(|_| ResponseBody::none());
     }
-    response.map(|content| ResponseBody::new(content, exchange, deadline))
+    response.map(|content| ResponseBody::new(content, exchange))
 }
 
 #[cfg(test)]

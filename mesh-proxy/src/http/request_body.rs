@@ -79,7 +79,7 @@ struct State {
 
 impl Upload {
     /// `None` if there is no body.
-    pub(crate) fn new(source: Incoming, replay: bool, now: Instant) -> Option<Self> {
+    pub(crate) fn new(source: Incoming, now: Instant) -> Option<Self> {
         if source.is_end_stream() {
             return None;
         }
@@ -87,7 +87,7 @@ impl Upload {
         Some(Self(Arc::new(Mutex::new(State {
             source,
             length,
-            kept: replay.then(Vec::new),
+            kept: Some(Vec::new()),
             kept_bytes: 0,
             taps: Vec::new(),
             bytes: 0,

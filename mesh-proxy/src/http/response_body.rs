@@ -8,9 +8,8 @@ use bytes::Bytes;
 use h2::Reason;
 use http_body::{Body, Frame, SizeHint};
 
-use super::deadline::Deadline;
 use super::exchange::Exchange;
-use crate::error::Kind;
+use crate::error::{Error, Kind};
 use crate::upstream::UpstreamBody;
 
 pub(crate) struct ResponseBody(Option<Streaming>);
@@ -18,21 +17,22 @@ pub(crate) struct ResponseBody(Option<Streaming>);
 struct Streaming {
     content: Content,
     exchange: Box<Exchange>,
-    deadline: Deadline,
 }
 
 pub(crate) enum Content {
     Empty,
+    /// Ended before its end.
+    Broken(Reason),
     Full(Bytes),
     Upstream(UpstreamBody),
 }
 
 impl ResponseBody {
-    pub(crate) fn new(content: Content, mut exchange: Box<Exchange>, deadline: Deadline) -> Self {
+    pub(crate) fn new(content: Content, mut exchange: Box<Exchange>) -> Self {
         if content.is_end() {
             exchange.complete();
         }
-        Self(Some(Streaming { content, exchange, deadline }))
+        Self(Some(Streaming { content, exchange }))
     }
 
     /// The exchange goes on elsewhere.
@@ -41,10 +41,22 @@ impl ResponseBody {
     }
 }
 
+impl Streaming {
+    /// Ends the response at the next poll. hyper would throw away what it has not written yet, be it the head, so it gets
+    /// the opportunity to write it first.
+    fn broken<T>(&mut self, error: Error, reason: Reason, cx: &Context<'_>) -> Poll<T> {
+        self.exchange.error = Some(error);
+        self.content = Content::Broken(reason);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
 impl Content {
     fn is_end(&self) -> bool {
         match self {
             Self::Empty => true,
+            Self::Broken(_) => false,
             Self::Full(bytes) => bytes.is_empty(),
             Self::Upstream(body) => body.is_end_stream(),
         }
@@ -61,6 +73,11 @@ impl Body for ResponseBody {
         let exchange = &mut *this.exchange;
         let body = match &mut this.content {
             Content::Empty => return Poll::Ready(None),
+            Content::Broken(reason) => {
+                let reason = *reason;
+                this.content = Content::Empty;
+                return Poll::Ready(Some(Err(reason.into())));
+            }
             Content::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 exchange.response_bytes += bytes.len() as u64;
@@ -71,10 +88,8 @@ impl Body for ResponseBody {
             Content::Upstream(body) => body,
         };
         let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
-            let kind = ready!(this.deadline.poll(exchange.upload.as_ref(), cx));
-            exchange.error = Some(kind.into());
-            this.content = Content::Empty;
-            return Poll::Ready(Some(Err(Reason::CANCEL.into())));
+            let kind = ready!(exchange.deadline.poll(exchange.upload.as_ref(), cx));
+            return this.broken(kind.into(), Reason::CANCEL, cx);
         };
         match frame {
             None => {
@@ -91,15 +106,13 @@ impl Body for ResponseBody {
                 if body.is_end_stream() {
                     exchange.complete();
                 } else {
-                    this.deadline.moved(Instant::now);
+                    exchange.deadline.moved(Instant::now);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err((error, reason))) => {
                 let gone = exchange.upload.as_ref().is_some_and(|upload| upload.failed());
-                exchange.error = Some(if gone { Kind::Downstream.into() } else { error });
-                this.content = Content::Empty;
-                Poll::Ready(Some(Err(reason.into())))
+                this.broken(if gone { Kind::Downstream.into() } else { error }, reason, cx)
             }
         }
     }
@@ -110,7 +123,7 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match self.0.as_ref().map(|it| &it.content) {
-            None | Some(Content::Empty) => SizeHint::with_exact(0),
+            None | Some(Content::Empty | Content::Broken(_)) => SizeHint::with_exact(0),
             Some(Content::Full(bytes)) => SizeHint::with_exact(bytes.len() as u64),
             Some(Content::Upstream(body)) => body.size_hint(),
         }

@@ -79,7 +79,7 @@ mod tests {
         let timers = Timers::default();
         let start = tokio::time::Instant::now();
         let mut timer = timers.at((start + Duration::from_secs(1)).into());
-        poll_fn(|cx| Poll::Ready(assert!(timer.poll(cx).is_pending()))).await;
+        assert!(poll_fn(|cx| Poll::Ready(timer.poll(cx).is_pending())).await);
         timer.set((start + Duration::from_secs(5)).into());
         poll_fn(|cx| timer.poll(cx)).await;
         assert_eq!(start.elapsed().as_secs(), 5);

@@ -48,11 +48,11 @@ pub(super) struct Conn {
 }
 
 impl Conn {
-    async fn handshake(io: UpstreamStream, in_use: InUse) -> Result<Box<Self>, Error> {
+    async fn handshake(io: UpstreamStream, in_use: InUse) -> Result<Self, Error> {
         let (send, connection) =
             Builder::new().handshake(TokioIo::new(io)).await.map_err(|e| Error::because(Kind::UpstreamConnect, e))?;
         let driver = Box::pin(connection.with_upgrades());
-        Ok(Box::new(Self { send, driver, ended: false, used: false, idle_since: Instant::now(), in_use }))
+        Ok(Self { send, driver, ended: false, used: false, idle_since: Instant::now(), in_use })
     }
 
     fn drive(&mut self, cx: &mut Context<'_>) {
@@ -67,11 +67,7 @@ impl Conn {
     }
 
     /// Sends a request and waits for the head of the response.
-    async fn send(
-        mut self: Box<Self>,
-        request: Request<RequestBody>,
-        host: &Arc<Host>,
-    ) -> Result<Response<Http1Body>, Failed> {
+    async fn send(mut self, request: Request<RequestBody>, host: &Arc<Host>) -> Result<Response<Http1Body>, Failed> {
         let used = std::mem::replace(&mut self.used, true);
         let upload = request.body().upload().cloned();
         let gate = request.body().gate().cloned();
@@ -117,8 +113,8 @@ impl Conn {
         }))
     }
 
-    async fn detach(self: Box<Self>) {
-        let Self { driver, ended, in_use, .. } = *self;
+    async fn detach(self) {
+        let Self { driver, ended, in_use, .. } = self;
         if !ended && let Err(error) = driver.await {
             tracing::debug!(%error, "an upstream connection ended");
         }
@@ -148,7 +144,7 @@ pub(super) async fn send(
 
 /// The latest connection that was given back, or the first that becomes free: a new one, or one that is given back
 /// while the new one is being made.
-async fn acquire(host: &Arc<Host>, view: &Arc<View>) -> Result<Box<Conn>, Error> {
+async fn acquire(host: &Arc<Host>, view: &Arc<View>) -> Result<Conn, Error> {
     while let Some(mut conn) = host.http1.pop() {
         if conn.is_ready() {
             return Ok(conn);
@@ -193,8 +189,8 @@ pub(super) struct Pool(Mutex<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    idle: Vec<Box<Conn>>,
-    waiting: VecDeque<oneshot::Sender<Result<Box<Conn>, Error>>>,
+    idle: Vec<Conn>,
+    waiting: VecDeque<oneshot::Sender<Result<Conn, Error>>>,
     connecting: usize,
 }
 
@@ -206,7 +202,7 @@ impl std::fmt::Debug for Inner {
 
 impl Inner {
     /// Hands it to whoever has waited longest, or keeps it.
-    fn give(&mut self, mut conn: Box<Conn>, keep: bool) {
+    fn give(&mut self, mut conn: Conn, keep: bool) {
         while let Some(waiter) = self.waiting.pop_front() {
             match waiter.send(Ok(conn)) {
                 Ok(()) => return,
@@ -225,12 +221,12 @@ impl Pool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pop(&self) -> Option<Box<Conn>> {
+    fn pop(&self) -> Option<Conn> {
         self.inner().idle.pop()
     }
 
     /// A place in the queue, and whether a connection is to be made for it.
-    fn wait(&self) -> (oneshot::Receiver<Result<Box<Conn>, Error>>, bool) {
+    fn wait(&self) -> (oneshot::Receiver<Result<Conn, Error>>, bool) {
         let (sender, receiver) = oneshot::channel();
         let mut inner = self.inner();
         inner.waiting.retain(|waiter| !waiter.is_closed());
@@ -240,7 +236,7 @@ impl Pool {
         (receiver, connect)
     }
 
-    fn opened(&self, opened: Result<Box<Conn>, Error>, retired: bool) {
+    fn opened(&self, opened: Result<Conn, Error>, retired: bool) {
         let mut inner = self.inner();
         inner.connecting -= 1;
         match opened {
@@ -264,7 +260,7 @@ impl Pool {
         unneeded
     }
 
-    fn put(&self, mut conn: Box<Conn>, retired: bool) {
+    fn put(&self, mut conn: Conn, retired: bool) {
         conn.idle_since = Instant::now();
         self.inner().give(conn, !retired);
     }
@@ -297,7 +293,7 @@ impl Pool {
 /// The body of a response, which drives its connection and gives it back at its end.
 pub(crate) struct Http1Body {
     incoming: Incoming,
-    conn: Option<(Box<Conn>, Arc<Host>)>,
+    conn: Option<(Conn, Arc<Host>)>,
 }
 
 impl Http1Body {

@@ -55,7 +55,7 @@ async fn grpc_streams_both_ways_with_trailers() {
     let answer = client.answer(grpc(full("unary"))).await;
     assert_eq!((answer.text(), &answer.trailers.as_ref().unwrap()["grpc-status"]), ("unary", &"0".parse().unwrap()));
     assert_eq!(app.connections(), 1);
-    assert_eq!(proxy.recorded(&["grpc_response_status=\"0\""]), 2, "{}", proxy.ctx.telemetry.render());
+    assert_eq!(proxy.recorded(&["grpc_status=\"0\""]), 2, "{}", proxy.ctx.telemetry.render());
 }
 
 #[tokio::test]

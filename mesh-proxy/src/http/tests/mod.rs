@@ -12,7 +12,6 @@ mod upgrades;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -540,5 +539,3 @@ async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     .await;
     String::from_utf8(text).unwrap()
 }
-
-type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;

@@ -30,7 +30,7 @@ async fn a_status_is_tried_again_with_the_body_and_the_last_answer_is_passed_on(
         async move {
             let body = request.into_body().collect().await.unwrap().to_bytes();
             let mut response = reply(body);
-            if n < 2 || n > 2 {
+            if n != 2 {
                 *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             }
             response
@@ -67,11 +67,8 @@ async fn a_large_body_is_not_sent_again() {
 async fn a_connection_closed_while_idle_is_never_an_error() {
     // Serves one request on each connection and closes it without saying so.
     let app = App::raw(|mut stream, _| async move {
-        let head = read_until(&mut stream, "\r\n\r\n").await;
-        if head.contains("content-length: 1") {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).await.unwrap();
-        }
+        let mut buffer = [0; 4096];
+        assert!(stream.read(&mut buffer).await.unwrap() > 0);
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
     })
     .await;
