@@ -55,7 +55,6 @@ pub(crate) struct Head {
 struct Seen {
     connection: bool,
     of_connection: bool,
-    te: bool,
     upgrade: bool,
     expect: bool,
     grpc: bool,
@@ -69,11 +68,10 @@ impl Seen {
         let mut seen = Self::default();
         for (name, value) in headers {
             match name.as_str() {
-                "connection" => seen.connection = true,
-                "te" => seen.te = true,
-                "upgrade" => seen.upgrade = true,
+                "connection" => (seen.connection, seen.of_connection) = (true, true),
+                "upgrade" => (seen.upgrade, seen.of_connection) = (true, true),
                 "expect" => seen.expect = true,
-                "keep-alive" | "proxy-connection" | "transfer-encoding" | "http2-settings" => seen.of_connection = true,
+                name if concerns_connection(name) => seen.of_connection = true,
                 "content-type" => seen.grpc = value.as_bytes().starts_with(b"application/grpc"),
                 "user-agent" => seen.user_agent = Some(value.clone()),
                 "x-request-id" => seen.request_id = Some(value.clone()),
@@ -106,7 +104,7 @@ impl Head {
                 !http2 && headers.get(EXPECT).is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(b"100-continue"));
             headers.remove(EXPECT);
         }
-        if seen.connection || seen.of_connection || seen.te {
+        if seen.of_connection {
             remove_hop_by_hop(&mut headers);
         }
         let mut declared = None;
@@ -342,6 +340,14 @@ pub(crate) fn apply(mutation: &HeaderMutation, headers: &mut HeaderMap) {
     for (name, value) in &mutation.add {
         headers.append(name, value.clone());
     }
+}
+
+/// Most messages have none of these: looking at each name once is cheaper than looking each of these up.
+pub(crate) fn concerns_connection(name: &str) -> bool {
+    matches!(
+        name,
+        "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade" | "http2-settings"
+    )
 }
 
 /// Removes what concerns the connection that the message came on. `te: trailers` stays, which gRPC servers ask for.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -11,7 +12,7 @@ use hyper::upgrade::OnUpgrade;
 use super::connection::Connection;
 use super::deadline::Deadline;
 use super::exchange::Exchange;
-use super::head::{Head, apply, remove_hop_by_hop};
+use super::head::{Head, apply, concerns_connection, remove_hop_by_hop};
 use super::request_body::{Gate, RequestBody, Upload};
 use super::response_body::{Content, ResponseBody};
 use super::{reply, upgrade};
@@ -282,11 +283,13 @@ fn tidy(response: &mut Response<UpstreamBody>, method: &Method, downstream: Opti
     let status = response.status();
     let switches = status == StatusCode::SWITCHING_PROTOCOLS;
     let tunnel = switches || (*method == Method::CONNECT && status.is_success());
-    let protocol = response.headers().get(http::header::UPGRADE).cloned();
-    remove_hop_by_hop(response.headers_mut());
-    if let Some(protocol) = protocol.filter(|_| switches) {
-        response.headers_mut().insert(http::header::UPGRADE, protocol);
-        response.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("upgrade"));
+    if response.headers().keys().any(|name| concerns_connection(name.as_str())) {
+        let protocol = response.headers_mut().remove(UPGRADE);
+        remove_hop_by_hop(response.headers_mut());
+        if let Some(protocol) = protocol.filter(|_| switches) {
+            response.headers_mut().insert(UPGRADE, protocol);
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        }
     }
     let upstream = response.extensions_mut().remove::<OnUpgrade>();
     if tunnel && let (Some(downstream), Some(upstream)) = (downstream, upstream) {

@@ -189,6 +189,11 @@ impl Upstreams {
         state
     }
 
+    #[cfg(test)]
+    pub(crate) fn sweep(&self, now: Instant) {
+        self.inner.sweep(now);
+    }
+
     fn start_sweeping(&self) {
         if !self.inner.sweeping.swap(true, Ordering::AcqRel) {
             tokio::spawn(sweep_forever(Arc::downgrade(&self.inner)));

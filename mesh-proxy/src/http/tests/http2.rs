@@ -123,6 +123,37 @@ async fn many_requests_share_one_connect() {
 }
 
 #[tokio::test]
+async fn more_requests_than_one_connection_takes() {
+    let (go, gone) = watch::channel(false);
+    let app = App::http2(move |_| {
+        let mut gone = gone.clone();
+        async move {
+            gone.wait_for(|go| *go).await.unwrap();
+            reply("at once")
+        }
+    })
+    .await;
+    let proxy = Proxy::simple(UpstreamHttp::Http2, &[app.address]).await;
+    let client = Client2::connect(proxy.address).await.0;
+    let mut requests = Vec::new();
+    for i in 0..350 {
+        let mut client = Client2(client.clone());
+        requests.push(tokio::spawn(async move {
+            client.answer(Request::get("http://a/").body(full("")).unwrap()).await.status
+        }));
+        if i % 50 == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    until("another connection", || app.connections() > 1).await;
+    go.send_replace(true);
+    for request in requests {
+        assert_eq!(request.await.unwrap(), 200);
+    }
+    assert!(app.connections() <= 8, "{}", app.connections());
+}
+
+#[tokio::test]
 async fn a_large_body_both_ways_through_two_proxies() {
     let app = App::http1(|request| async move {
         let body = request.into_body().collect().await.unwrap().to_bytes();

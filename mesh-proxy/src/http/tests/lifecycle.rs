@@ -126,6 +126,54 @@ async fn at_its_end_the_proxy_finishes_what_has_begun() {
 }
 
 #[tokio::test]
+async fn unused_connections_are_closed_and_clusters_that_are_gone_are_forgotten() {
+    let open = Arc::new(AtomicUsize::new(0));
+    let counted = open.clone();
+    let app = App::raw(move |mut stream, _| {
+        let open = counted.clone();
+        async move {
+            open.fetch_add(1, Ordering::SeqCst);
+            let mut buffer = [0; 4096];
+            while stream.read(&mut buffer).await.unwrap_or(0) > 0 {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            }
+            open.fetch_sub(1, Ordering::SeqCst);
+        }
+    })
+    .await;
+    let proxy = Proxy::simple(UpstreamHttp::Http1, &[app.address]).await;
+    let upstreams = &proxy.ctx.upstreams;
+    assert_eq!(proxy.get("/").await.text(), "ok");
+    upstreams.sweep(std::time::Instant::now() + Duration::from_secs(30));
+    assert_eq!(proxy.get("/").await.text(), "ok");
+    assert_eq!((app.connections(), open.load(Ordering::SeqCst)), (1, 1));
+    upstreams.sweep(std::time::Instant::now() + Duration::from_secs(61));
+    until("closed", || open.load(Ordering::SeqCst) == 0).await;
+    assert_eq!(proxy.get("/").await.text(), "ok");
+    // As long as a table refers to a cluster, it stays.
+    proxy.put(Resource::Routes(Arc::new(to(forward(&[]))))).await;
+    proxy.remove(Type::Cluster, "app").await;
+    upstreams.sweep(std::time::Instant::now());
+    until("closed", || open.load(Ordering::SeqCst) == 0).await;
+}
+
+#[tokio::test]
+async fn a_byte_stream_passes_over_an_endpoint_that_takes_no_connection() {
+    let app = App::raw(|mut stream, _| async move { stream.write_all(b"hello").await.unwrap() }).await;
+    let proxy = Proxy::simple(UpstreamHttp::Http1, &[nowhere().await, app.address]).await;
+    for _ in 0..4 {
+        let mut stream = proxy.ctx.upstreams.connect_tcp("app", &downstream()).await.unwrap();
+        assert_eq!(stream.endpoint.address, app.address);
+        let mut text = String::new();
+        soon(stream.io.read_to_string(&mut text)).await.unwrap();
+        assert_eq!(text, "hello");
+    }
+    let client = downstream();
+    let unknown = proxy.ctx.upstreams.connect_tcp("other", &client);
+    assert!(tokio::time::timeout(Duration::from_millis(20), unknown).await.is_err(), "asks for what it does not know");
+}
+
+#[tokio::test]
 async fn the_future_of_a_request_is_small() {
     let proxy = Proxy::new([], ProxyOptions::default()).await;
     let conn = Arc::new(Connection {

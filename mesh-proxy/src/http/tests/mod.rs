@@ -348,6 +348,10 @@ impl Proxy {
         put(&self.ctx.store, resource).await;
     }
 
+    async fn remove(&self, ty: Type, name: &str) {
+        self.ctx.store.apply(ty, Update { removed: vec![name.to_owned()], ..Update::default() });
+    }
+
     async fn http1(&self) -> Client1 {
         Client1::connect(self.address).await
     }
