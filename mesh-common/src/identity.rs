@@ -18,9 +18,13 @@ pub struct Identity {
 pub enum IdentityError {
     #[error("{0:?} is not a SPIFFE ID of the form spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>")]
     Form(String),
-    #[error("the trust domain {0:?} may hold only lower-case letters, digits, '.', '-' and '_', and at most 255 of them")]
+    #[error(
+        "the trust domain {0:?} may hold only lower-case letters, digits, '.', '-' and '_', and at most 255 of them"
+    )]
     TrustDomain(String),
-    #[error("{0:?} is not a DNS label (1 to 63 lower-case letters, digits and '-', beginning and ending with a letter or digit)")]
+    #[error(
+        "{0:?} is not a DNS label (1 to 63 lower-case letters, digits and '-', beginning and ending with a letter or digit)"
+    )]
     Label(String),
 }
 
