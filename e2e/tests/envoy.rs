@@ -56,6 +56,8 @@ fn envoy_is_routed_by_the_same_objects(api_type: &str) {
     let mut proxy = lan.on(ENVOY, "setpriv");
     proxy.args(["--reuid", &ENVOY_UID.to_string(), "--clear-groups"]).arg(envoy_binary(&mesh));
     proxy.arg("-c").arg(bootstrap(&mesh, api_type)).args([
+        "--log-level",
+        "warning",
         "--concurrency",
         "1",
         "--base-id",
@@ -150,7 +152,7 @@ fn real_envoy() -> PathBuf {
 
 fn bootstrap(mesh: &Mesh, api_type: &str) -> PathBuf {
     let token =
-        mesh.meshctl(&["token", "create", "--service-account", "legacy", "--uses", "100", "--ttl", "1h"]).unwrap();
+        mesh.meshctl(&["token", "create", "--service-account", "legacy", "--uses", "100", "--for", "1h"]).unwrap();
     let ads = serde_json::json!({"ads": {}, "resource_api_version": "V3"});
     let config = serde_json::json!({
         "node": {
@@ -177,7 +179,7 @@ fn bootstrap(mesh: &Mesh, api_type: &str) -> PathBuf {
             "transport_socket": {"name": "tls", "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
                 "common_tls_context": {
-                    "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+                    "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
                     "alpn_protocols": ["h2"],
                     "validation_context": {
                         "trusted_ca": {"filename": mesh.data().join("ca/root.pem")},
