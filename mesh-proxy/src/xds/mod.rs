@@ -45,12 +45,13 @@ where
     let client = async {
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
         loop {
-            let mut session = Session { store: &store, node: &node, answered: false, opened: false };
+            let mut session = Session { store: &store, node: &node, answered: false, opened: None };
             let reason = session.run(&dial, &connected).await;
-            if session.opened {
+            if session.opened.is_some() {
                 connected(false);
             }
-            if session.answered {
+            // A control plane with nothing new to say is silent for as long as the stream lives.
+            if session.answered || session.opened.is_some_and(|opened| opened.elapsed() > BACKOFF_MAX) {
                 // It was a working stream: who asks for something now waits for the next one.
                 backoff.reset();
                 tracing::info!(reason, "the stream to the control plane ended; connecting again");
@@ -78,7 +79,7 @@ where
 struct Session<'a> {
     store: &'a Store,
     node: &'a Node,
-    opened: bool,
+    opened: Option<Instant>,
     /// The control plane has sent something.
     answered: bool,
 }
@@ -114,17 +115,17 @@ impl Session<'_> {
             Ok(Err(status)) => return explain_status(&status),
             Ok(Ok(response)) => response.into_inner(),
         };
-        self.opened = true;
+        self.opened = Some(Instant::now());
         connected(true);
+        if !self.store.reachable() {
+            self.store.set_reachable(true);
+        }
+        tracing::info!("following the control plane");
         loop {
             tokio::select! {
                 message = responses.message() => match message {
                     Ok(Some(response)) => {
-                        if !self.answered {
-                            self.answered = true;
-                            self.store.set_reachable(true);
-                            tracing::info!("following the control plane");
-                        }
+                        self.answered = true;
                         let _ = requests.send(self.answer(response));
                     }
                     Ok(None) => return "the control plane closed the stream".to_owned(),
