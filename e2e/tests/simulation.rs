@@ -20,7 +20,7 @@ use proptest::prelude::*;
 fn model(yaml: &str) -> Model {
     let objects = parse_yaml("test", yaml).unwrap_or_else(|errors| panic!("{errors:?}\n{yaml}"));
     let objects: BTreeMap<_, _> = objects.into_iter().map(|o| (o.key(), Arc::new(o))).collect();
-    build(&objects, &Settings { trust_domain: "mesh.local".to_owned() }, None)
+    build(&objects, &Settings { trust_domain: "mesh.local".to_owned() }, &Default::default())
 }
 
 fn web() -> Scope {

@@ -16,7 +16,7 @@ use mesh_control::args::{Args, Mode};
 use mesh_control::auth::Transport;
 use mesh_control::ca::{Ca, CaService, ServerTls};
 use mesh_control::housekeeping::House;
-use mesh_control::model::Settings;
+use mesh_control::model::{Addresses, Settings};
 use mesh_control::registry::{Registry, RegistryService};
 use mesh_control::serve::{Door, Limits, Listener, bind_tcp, bind_unix, grpc, remove};
 use mesh_control::snapshot;
@@ -30,6 +30,8 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tonic::transport::server::Router;
 
+/// Name of the store's note.
+const ADDRESSES: &str = "virtual-addresses";
 /// How long open calls may take to end once we are told to.
 const FAREWELL: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_secs(1);
@@ -47,8 +49,14 @@ pub(crate) async fn run(args: Args, log: LogFilter) -> anyhow::Result<()> {
     let sockets = Sockets::bind(&args).await?;
 
     let settings = Settings { trust_domain: args.trust_domain.clone() };
-    let (publish, snapshots) = watch::channel(Arc::new(snapshot::first(&store.current(), &settings)));
-    tokio::spawn(snapshot::publish(store.watch(), settings.clone(), publish));
+    let first = snapshot::first(&store.current(), &settings, &given_addresses(&store)?);
+    let keep = {
+        let store = store.clone();
+        move |addresses: &Addresses| keep_addresses(&store, addresses)
+    };
+    keep(first.model.addresses());
+    let (publish, snapshots) = watch::channel(Arc::new(first));
+    tokio::spawn(snapshot::publish(store.watch(), settings.clone(), publish, keep));
     let tokens = store.tokens();
     let xds = Xds::new(snapshots.clone(), ca.clone(), tokens.clone());
     let registry = Registry::new(store.clone(), Instant::now());
@@ -182,6 +190,19 @@ impl Servers {
             };
             router.serve_with_incoming_shutdown(door.incoming(), stop).await
         });
+    }
+}
+
+/// The virtual addresses that were given before: applications hold them from DNS, across restarts of the control plane.
+fn given_addresses(store: &Store) -> anyhow::Result<Addresses> {
+    let Some(note) = store.note(ADDRESSES) else { return Ok(Addresses::default()) };
+    serde_json::from_slice(note).context("the virtual addresses in the store cannot be read")
+}
+
+fn keep_addresses(store: &Store, addresses: &Addresses) {
+    let kept = serde_json::to_vec(addresses).map_err(anyhow::Error::from);
+    if let Err(error) = kept.and_then(|note| Ok(store.write_note(ADDRESSES, note)?)) {
+        tracing::error!(%error, "virtual addresses are not kept: some may move when the control plane is restarted");
     }
 }
 

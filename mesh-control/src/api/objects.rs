@@ -30,7 +30,7 @@ impl MeshService {
         // What they mean together with the others is known only now. It refuses nothing: what is missing may still come.
         let mut together = self.store.current().objects.clone();
         together.extend(objects.into_iter().map(|object| (object.key(), Arc::new(object))));
-        let model = model::build(&together, &self.settings, Some(&self.snapshot().model));
+        let model = model::build(&together, &self.settings, self.snapshot().model.addresses());
 
         let results = applied
             .results

@@ -8,8 +8,9 @@ fn open(dir: &std::path::Path) -> MeshService {
     let store = Store::open(&dir.join("data")).unwrap();
     let ca = Arc::new(Ca::open(&dir.join("ca"), "mesh.local", Timestamp::now()).unwrap());
     let settings = Settings { trust_domain: "mesh.local".to_owned() };
-    let (publish, snapshots) = tokio::sync::watch::channel(Arc::new(snapshot::first(&store.current(), &settings)));
-    tokio::spawn(snapshot::publish(store.watch(), settings.clone(), publish));
+    let (publish, snapshots) =
+        tokio::sync::watch::channel(Arc::new(snapshot::first(&store.current(), &settings, &Default::default())));
+    tokio::spawn(snapshot::publish(store.watch(), settings.clone(), publish, |_| ()));
     let xds = Xds::new(snapshots.clone(), ca.clone(), store.tokens());
     MeshService { store, ca, xds, snapshots, settings, log: None, data_dir: dir.to_owned(), listeners: Vec::new() }
 }

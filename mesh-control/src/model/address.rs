@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// 240.240.0.0/16, of the range that no network uses.
@@ -13,7 +14,12 @@ const V4_HOSTS: u32 = 0xfffe;
 /// fd00:6d65:7368::/64, a unique local prefix.
 const V6_BASE: u128 = 0xfd00_6d65_7368_0000_0000_0000_0000_0000;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The virtual addresses of all services, by full name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Addresses(pub(super) BTreeMap<String, Pair>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Pair {
     /// `None` when all 65534 are taken.
     pub v4: Option<Ipv4Addr>,
@@ -103,6 +109,17 @@ mod tests {
         let reserved = BTreeSet::from([IpAddr::V4(home("a").v4.unwrap())]);
         let pairs = allocate(["a"].into_iter(), &reserved, &BTreeMap::from([("a".to_owned(), home("a"))]));
         assert_ne!(pairs["a"].v4, home("a").v4);
+    }
+
+    #[test]
+    fn addresses_survive_being_written_down() {
+        // "b" was there first and has the place that "a" would take.
+        let colliding = Pair { v4: home("a").v4, v6: home("b").v6 };
+        let before = Addresses([("b".to_owned(), colliding)].into());
+        let read: Addresses = serde_json::from_slice(&serde_json::to_vec(&before).unwrap()).unwrap();
+        let after = allocate(["a", "b"].into_iter(), &BTreeSet::new(), &read.0);
+        assert_eq!(after["b"], colliding);
+        assert_ne!(after["a"].v4, colliding.v4);
     }
 
     proptest! {

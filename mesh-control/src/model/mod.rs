@@ -22,6 +22,7 @@ use std::sync::Arc;
 use mesh_common::names::CLUSTER_DOMAIN;
 use mesh_common::resource::{Key, Kind, MESH_NAMESPACE, Object, PeerMode};
 
+pub use address::Addresses;
 pub use condition::Condition;
 pub use fault::{Caller, CallerName, FaultKind, FaultRule};
 pub use policy::Policy;
@@ -53,7 +54,7 @@ pub struct Model {
     /// Ports that byte streams are routed to.
     stream_backends: BTreeSet<(Name, u16)>,
     peers: Peers,
-    addresses: BTreeMap<String, address::Pair>,
+    addresses: Addresses,
     statuses: BTreeMap<Key, Status>,
 }
 
@@ -85,8 +86,8 @@ pub enum Destination {
     Workload { workload: Name, service: Name, service_port: u16 },
 }
 
-/// `previous` keeps virtual addresses where they were.
-pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, previous: Option<&Model>) -> Model {
+/// Virtual addresses stay where they were before.
+pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: &Addresses) -> Model {
     let sorted = Sorted::new(objects);
     let mut statuses = BTreeMap::new();
     let mut workloads = BTreeMap::new();
@@ -97,7 +98,7 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, previous
         }
     }
     let mut services = service::assemble(&sorted.services, &workloads, &mut statuses);
-    let addresses = give_addresses(&mut services, previous, &mut statuses);
+    let addresses = give_addresses(&mut services, before, &mut statuses);
 
     let exists = |key: &Key, section: Option<&str>| sorted.has(&services, key, section);
     let policies = Policies::new(sorted.retries(), &sorted.traffic_policies, exists, &mut statuses);
@@ -150,9 +151,9 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, previous
 /// The address that a service asks for, or one of ours.
 fn give_addresses(
     services: &mut BTreeMap<Name, Service>,
-    previous: Option<&Model>,
+    before: &Addresses,
     statuses: &mut BTreeMap<Key, Status>,
-) -> BTreeMap<String, address::Pair> {
+) -> Addresses {
     let mut reserved = BTreeSet::new();
     for service in services.values_mut() {
         let taken = service.wanted_addresses.iter().find(|address| reserved.contains(*address)).copied();
@@ -164,18 +165,16 @@ fn give_addresses(
         }
         reserved.extend(service.wanted_addresses.iter().copied());
     }
-    let none = BTreeMap::new();
-    let before = previous.map_or(&none, |model| &model.addresses);
     let unaddressed = |s: &&Service| !s.headless && s.wanted_addresses.is_empty();
     let names = services.values().filter(unaddressed).map(|s| s.fqdn.as_str());
-    let pairs = address::allocate(names, &reserved, before);
+    let pairs = address::allocate(names, &reserved, &before.0);
     for service in services.values_mut() {
         service.virtual_addresses = match pairs.get(&service.fqdn) {
             Some(pair) => pair.addresses(),
             None => service.wanted_addresses.clone(),
         };
     }
-    pairs
+    Addresses(pairs)
 }
 
 fn place_routes(services: &mut BTreeMap<Name, Service>, attached: Attached) {
@@ -238,6 +237,11 @@ fn destinations(services: &BTreeMap<Name, Service>) -> BTreeMap<(IpAddr, u16), D
 
 impl Model {
     /// Services in the order of their names, with those made for versions.
+    /// What the next model is to be built with, so that addresses stay.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.services.values()
     }

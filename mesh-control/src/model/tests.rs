@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use mesh_common::resource::{Key, Kind, Object, parse_yaml};
 
+use super::address::Addresses;
 use super::{Destination, Model, Name, Protocol, Settings, build};
 
 fn objects(text: &str) -> BTreeMap<Key, Arc<Object>> {
@@ -11,7 +12,7 @@ fn objects(text: &str) -> BTreeMap<Key, Arc<Object>> {
 }
 
 fn model(text: &str) -> Model {
-    build(&objects(text), &Settings { trust_domain: "mesh.local".to_owned() }, None)
+    build(&objects(text), &Settings { trust_domain: "mesh.local".to_owned() }, &Addresses::default())
 }
 
 fn entry(name: &str, service: &str, version: &str, rest: &str) -> String {
@@ -133,7 +134,7 @@ fn addresses_stay_when_services_come_and_go() {
     let first = model(&one);
     let more = service("a0", "ports: [{port: 80}]") + &service("b", "ports: [{port: 80}]");
     let settings = Settings { trust_domain: "mesh.local".to_owned() };
-    let second = build(&objects(&more), &settings, Some(&first));
+    let second = build(&objects(&more), &settings, first.addresses());
     let addresses = |model: &Model| model.service("default", "b").unwrap().virtual_addresses.clone();
     assert_eq!(addresses(&first), addresses(&second));
     assert_eq!(addresses(&first).len(), 2);

@@ -7,23 +7,24 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Commit, Snapshot};
-use crate::model::{self, Settings};
+use crate::model::{self, Addresses, Settings};
 use crate::store::Objects;
 
 /// Commits that follow a snapshot within this time go out together.
 const MERGE: Duration = Duration::from_millis(50);
 
-/// The snapshot to begin with.
-pub fn first(objects: &Objects, settings: &Settings) -> Snapshot {
-    build(objects, &[], settings, None)
+/// The snapshot to begin with. `before` are the virtual addresses that the control plane gave before it was restarted.
+pub fn first(objects: &Objects, settings: &Settings, before: &Addresses) -> Snapshot {
+    build(objects, &[], settings, before, None)
 }
 
 /// Makes a snapshot of each state of the store, for as long as the store lives: of the first commit after a quiet time at
-/// once, of those that follow closely together.
+/// once, of those that follow closely together. `keep` is called with virtual addresses before anybody is told of them.
 pub async fn publish(
     mut objects: watch::Receiver<Arc<Objects>>,
     settings: Settings,
     snapshots: watch::Sender<Arc<Snapshot>>,
+    keep: impl Fn(&Addresses) + Clone + Send + 'static,
 ) {
     let settings = Arc::new(settings);
     // The store may have moved on since `first`.
@@ -35,8 +36,16 @@ pub async fn publish(
             continue;
         }
         not_before = Instant::now() + MERGE;
-        let settings = settings.clone();
-        let built = tokio::task::spawn_blocking(move || build(&current, &merged, &settings, Some(&previous))).await;
+        let (settings, keep) = (settings.clone(), keep.clone());
+        let built = tokio::task::spawn_blocking(move || {
+            let before = previous.model.addresses();
+            let snapshot = build(&current, &merged, &settings, before, Some(&previous));
+            if snapshot.model.addresses() != before {
+                keep(snapshot.model.addresses());
+            }
+            snapshot
+        });
+        let built = built.await;
         match built {
             Ok(snapshot) => {
                 tracing::debug!(revision = snapshot.revision, "new snapshot");
@@ -65,9 +74,15 @@ fn commit(objects: &Objects) -> Commit {
     Commit { revision: objects.revision, at: objects.committed_at }
 }
 
-fn build(objects: &Objects, merged: &[Commit], settings: &Settings, previous: Option<&Snapshot>) -> Snapshot {
+fn build(
+    objects: &Objects,
+    merged: &[Commit],
+    settings: &Settings,
+    before: &Addresses,
+    previous: Option<&Snapshot>,
+) -> Snapshot {
     let begun = std::time::Instant::now();
-    let model = model::build(&objects.objects, settings, previous.map(|previous| &*previous.model));
+    let model = model::build(&objects.objects, settings, before);
     let snapshot = Snapshot::new(commit(objects), merged, model, previous);
     metrics::histogram!("mesh_control_snapshot_build_seconds").record(begun.elapsed());
     metrics::gauge!("mesh_control_snapshot_revision").set(objects.revision as f64);

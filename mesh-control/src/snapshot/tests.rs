@@ -36,8 +36,8 @@ fn scope(workload: &str) -> Scope {
 #[tokio::test(start_paused = true)]
 async fn the_first_commit_goes_out_at_once_and_the_following_together() {
     let (commit, watched) = watch::channel(objects(1));
-    let (sender, mut snapshots) = watch::channel(Arc::new(first(&objects(1), &settings())));
-    let publisher = tokio::spawn(publish(watched, settings(), sender));
+    let (sender, mut snapshots) = watch::channel(Arc::new(first(&objects(1), &settings(), &Default::default())));
+    let publisher = tokio::spawn(publish(watched, settings(), sender, |_| ()));
     time::sleep(Duration::from_secs(1)).await;
     assert!(!snapshots.has_changed().unwrap());
 
@@ -69,7 +69,7 @@ async fn the_first_commit_goes_out_at_once_and_the_following_together() {
 fn commit_times_are_remembered_also_of_what_was_merged() {
     let begun = Instant::now();
     let commit = |revision: u64| Commit { revision, at: begun + Duration::from_millis(revision) };
-    let model = || crate::model::build(&Default::default(), &settings(), None);
+    let model = || crate::model::build(&Default::default(), &settings(), &Default::default());
     let one = Snapshot::new(commit(1), &[], model(), None);
     let four = Snapshot::new(commit(4), &[commit(2), commit(3)], model(), Some(&one));
     let mut last = Snapshot::new(commit(6), &[], model(), Some(&four));
@@ -87,7 +87,7 @@ fn commit_times_are_remembered_also_of_what_was_merged() {
 
 #[test]
 fn equal_askers_share_what_they_see_while_there_is_one() {
-    let snapshot = Arc::new(first(&objects(1), &settings()));
+    let snapshot = Arc::new(first(&objects(1), &settings(), &Default::default()));
     let one = snapshot.scoped(&scope("a"));
     assert!(Arc::ptr_eq(&one, &snapshot.scoped(&scope("a"))));
     assert!(!Arc::ptr_eq(&one, &snapshot.scoped(&scope("b"))));

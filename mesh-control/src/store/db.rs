@@ -24,6 +24,7 @@ const FORMAT: u64 = 1;
 
 const META: TableDefinition<'static, &'static str, u64> = TableDefinition::new("meta");
 const OBJECTS: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("objects");
+const NOTES: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("notes");
 const TOKENS: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("tokens");
 
 thread_local! {
@@ -48,6 +49,7 @@ pub(super) struct Contents {
     pub revision: u64,
     pub objects: Vec<(String, Vec<u8>)>,
     pub tokens: Vec<(String, Vec<u8>)>,
+    pub notes: Vec<(String, Vec<u8>)>,
 }
 
 /// One change to a table: a value to put, or nothing to remove the key.
@@ -84,6 +86,10 @@ impl Db {
 
     pub(super) fn write_tokens(&self, changes: &[Change]) -> Result<(), StoreError> {
         self.write(|transaction| put_all(transaction, TOKENS, changes))
+    }
+
+    pub(super) fn write_notes(&self, changes: &[Change]) -> Result<(), StoreError> {
+        self.write(|transaction| put_all(transaction, NOTES, changes))
     }
 
     fn write(&self, change: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>) -> Result<(), StoreError> {
@@ -157,6 +163,7 @@ fn load(database: &Database, path: &Path) -> Result<Contents, StoreError> {
             }
             transaction.open_table(OBJECTS)?;
             transaction.open_table(TOKENS)?;
+            transaction.open_table(NOTES)?;
         }
         Ok(transaction.commit()?)
     };
@@ -168,7 +175,9 @@ fn load(database: &Database, path: &Path) -> Result<Contents, StoreError> {
         let number =
             |key| -> Result<u64, redb::Error> { Ok(meta.get(key)?.map(|value| value.value()).unwrap_or_default()) };
         let mut contents = Contents { revision: number("revision")?, ..Contents::default() };
-        for (table, list) in [(OBJECTS, &mut contents.objects), (TOKENS, &mut contents.tokens)] {
+        for (table, list) in
+            [(OBJECTS, &mut contents.objects), (TOKENS, &mut contents.tokens), (NOTES, &mut contents.notes)]
+        {
             for entry in transaction.open_table(table)?.iter()? {
                 let (key, value) = entry?;
                 list.push((key.value().to_owned(), value.value().to_owned()));

@@ -50,6 +50,8 @@ struct Inner {
     current: watch::Sender<Arc<Objects>>,
     /// Held by whoever changes something; the size of each object in the file.
     writer: Mutex<BTreeMap<Key, usize>>,
+    /// As they were when the store was opened.
+    notes: BTreeMap<String, Vec<u8>>,
 }
 
 /// All objects at one revision.
@@ -78,7 +80,7 @@ pub enum Outcome {
 impl Store {
     /// Opens the store in `dir`, or begins one. No other process may have it open.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let (db, Contents { revision, objects, tokens }) = Db::open(dir)?;
+        let (db, Contents { revision, objects, tokens, notes }) = Db::open(dir)?;
         let mut sizes = BTreeMap::new();
         let mut by_key = BTreeMap::new();
         for (name, value) in objects {
@@ -92,11 +94,29 @@ impl Store {
         let tokens = Arc::new(Tokens::open(db.clone(), tokens)?);
         let objects = Objects { revision, objects: by_key, committed_at: Instant::now() };
         let current = watch::Sender::new(Arc::new(objects));
-        Ok(Self { inner: Arc::new(Inner { db, tokens, current, writer: Mutex::new(sizes) }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                db,
+                tokens,
+                current,
+                writer: Mutex::new(sizes),
+                notes: notes.into_iter().collect(),
+            }),
+        })
     }
 
     pub fn tokens(&self) -> Arc<Tokens> {
         self.inner.tokens.clone()
+    }
+
+    /// What [`write_note`](Self::write_note) wrote before the store was opened.
+    pub fn note(&self, name: &str) -> Option<&[u8]> {
+        self.inner.notes.get(name).map(Vec::as_slice)
+    }
+
+    /// Keeps what is no object but must outlive the process, such as which addresses were given. It has no revision.
+    pub fn write_note(&self, name: &str, value: Vec<u8>) -> Result<(), StoreError> {
+        self.inner.db.write_notes(&[(name.to_owned(), Some(value))])
     }
 
     pub fn current(&self) -> Arc<Objects> {

@@ -139,7 +139,7 @@ fn what_did_not_change_keeps_its_bytes() {
         "{}---\napiVersion: v1\nkind: Service\nmetadata: {{name: new, namespace: elsewhere}}\nspec: {{ports: [{{port: 80}}]}}",
         full()
     );
-    let after = build(&objects(&format!("{SHOP}---\n{more}")), &settings(), Some(&before));
+    let after = build(&objects(&format!("{SHOP}---\n{more}")), &settings(), before.addresses());
     let scope = mesh();
     let after: BTreeSet<_> = all(&after, &scope).into_iter().map(|(_, name, any)| (name, any.value)).collect();
     for (_, name, any) in all(&before, &scope) {
@@ -159,7 +159,7 @@ proptest! {
         let text: String = entries.iter().enumerate().map(|(i, (name, (service, version, host, protocol, port)))| format!(
             "apiVersion: meshctl.dev/v1alpha1\nkind: WorkloadEntry\nmetadata: {{name: {name}, labels: {{meshctl.dev/registered: 'true'}}}}\nspec: {{service: {service}, version: '{version}', addresses: [10.0.{i}.{host}], ports: [{{port: {port}, protocol: '{protocol}'}}], serviceAccount: a}}\n---\n"
         )).collect();
-        let model = build(&objects(&text), &settings(), None);
+        let model = build(&objects(&text), &settings(), &Default::default());
         for client in CLIENTS {
             all(&model, &scope(client));
             for ty in ResourceType::ALL {

@@ -59,7 +59,7 @@ pub(super) fn objects(text: &str) -> BTreeMap<Key, Arc<Object>> {
 
 /// The shop, and more.
 pub(super) fn shop(more: &str) -> Model {
-    build(&objects(&format!("{SHOP}---\n{more}")), &settings(), None)
+    build(&objects(&format!("{SHOP}---\n{more}")), &settings(), &Default::default())
 }
 
 pub(super) fn settings() -> Settings {

@@ -123,7 +123,7 @@ impl<Q, R> Stream<Q, R> {
 
 fn snapshot(revision: u64, previous: Option<&Snapshot>) -> Snapshot {
     let settings = Settings { trust_domain: "mesh.local".to_owned() };
-    let model = model::build(&Default::default(), &settings, None);
+    let model = model::build(&Default::default(), &settings, &Default::default());
     Snapshot::new(Commit { revision, at: std::time::Instant::now() }, &[], model, previous)
 }
 
