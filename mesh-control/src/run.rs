@@ -17,7 +17,7 @@ use mesh_control::auth::Transport;
 use mesh_control::ca::{Ca, CaService, ServerTls};
 use mesh_control::housekeeping::House;
 use mesh_control::model::{Addresses, Settings};
-use mesh_control::registry::{Registry, RegistryService};
+use mesh_control::registry::{Registry, RegistryService, Workloads};
 use mesh_control::serve::{Door, Limits, Listener, bind_tcp, bind_unix, grpc, remove};
 use mesh_control::snapshot;
 use mesh_control::status::{StatusServer, install_metrics};
@@ -66,9 +66,10 @@ pub(crate) async fn run(args: Args, log: LogFilter) -> anyhow::Result<()> {
             .add_service(xds.ads())
             .add_service(CertificateAuthorityServer::new(CaService::new(ca.clone(), tokens.clone())))
             .add_service(WorkloadRegistryServer::new(RegistryService::new(
-                registry.clone(),
+                Workloads::Registered(registry.clone()),
                 tokens.clone(),
                 snapshots.clone(),
+                xds.clone(),
             )))
     };
     let operator = MeshService {

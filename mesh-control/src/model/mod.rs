@@ -263,6 +263,11 @@ impl Model {
         self.workloads.get(&Name::new(namespace, name))
     }
 
+    /// Whether any service has this workload among its endpoints.
+    pub fn serves(&self, workload: &Name) -> bool {
+        self.served.contains_key(workload)
+    }
+
     pub fn destination(&self, address: IpAddr, port: u16) -> Option<&Destination> {
         self.destinations.get(&(address, port))
     }

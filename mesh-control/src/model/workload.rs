@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use mesh_common::identity::Identity;
-use mesh_common::resource::{Key, Kind, TargetPort, WorkloadEntry};
+use mesh_common::resource::{Key, Kind, LABEL_TERMINATING, TargetPort, WorkloadEntry};
 
 use super::{Condition, Name, Protocol, Status};
 
@@ -64,6 +64,11 @@ impl Workload {
             locality: [part(), part(), part()],
             name: Name { namespace: key.namespace, name: key.name },
         })
+    }
+
+    /// Its platform is ending it.
+    pub fn is_terminating(&self) -> bool {
+        self.labels.get(LABEL_TERMINATING).is_some_and(|value| value == "true")
     }
 
     pub(super) fn port(&self, number: u16) -> Option<&WorkloadPort> {

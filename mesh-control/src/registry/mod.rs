@@ -3,6 +3,7 @@
 //!
 //! In: registrations with proven identities, ends of streams, the time. Out: objects in the store.
 
+mod depart;
 mod entry;
 mod service;
 #[cfg(test)]
@@ -20,7 +21,7 @@ use tonic::Status;
 
 use crate::store::{Store, StoreError, blocking};
 
-pub use service::RegistryService;
+pub use service::{RegistryService, Workloads};
 
 /// How long a workload stays when its stream broke, or when mesh-control restarted.
 pub const GRACE: Duration = Duration::from_secs(30);
@@ -135,6 +136,22 @@ impl Registry {
         sessions.by_key.remove(&claim.key);
         metrics::gauge!("mesh_control_workloads").set(sessions.by_key.len() as f64);
         Ok(())
+    }
+
+    /// The workload is ending, whatever becomes of its stream. Returns the revision that is without the entry.
+    pub async fn depart(&self, identity: &Identity, name: &str) -> Result<u64, Status> {
+        let key = Key::new(Kind::WorkloadEntry, &identity.namespace, name);
+        let _writing = self.inner.writing.lock().await;
+        let current = self.inner.store.current();
+        let Some(stored) = current.objects.get(&key) else { return Ok(current.revision) };
+        refuse_takeover(identity, &key, stored)?;
+        let (store, keys) = (self.inner.store.clone(), vec![key.clone()]);
+        let (_, revision) = blocking(move || store.delete(&keys, true)).await.map_err(|error| {
+            tracing::error!(workload = %key, %error, "cannot remove a workload that is ending");
+            Status::unavailable(error.to_string())
+        })?;
+        tracing::info!(workload = %key, "is ending");
+        Ok(revision)
     }
 
     /// The stream broke: the entry stays for the grace time.

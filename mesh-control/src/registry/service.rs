@@ -5,27 +5,43 @@ use std::time::{Duration, Instant};
 
 use mesh_common::identity::Identity;
 use mesh_common::proto::workload::workload_registry_server::WorkloadRegistry;
-use mesh_common::proto::workload::{RegisterRequest, RegisterResponse, Registration};
+use mesh_common::proto::workload::{DepartRequest, DepartResponse, RegisterRequest, RegisterResponse, Registration};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Claim, GRACE, Registry};
+use super::{Claim, GRACE, Registry, depart};
 use crate::auth;
 use crate::snapshot::Snapshot;
 use crate::store::Tokens;
+use crate::xds::Xds;
 
 /// How long to wait for the virtual addresses of a service that has just come into being.
 const MODEL_WAIT: Duration = Duration::from_secs(2);
 /// The first message must be there by then.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 
+/// The longest that one question about a departure waits.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// Proxies named in the answer to it.
+const NAMED: usize = 8;
+
 type Answers = mpsc::Sender<Result<RegisterResponse, Status>>;
 
+/// Who says which workloads there are.
+#[derive(Clone)]
+pub enum Workloads {
+    /// Their proxies.
+    Registered(Registry),
+    /// A platform, by way of the model.
+    Discovered,
+}
+
 pub struct RegistryService {
-    registry: Registry,
+    workloads: Workloads,
     tokens: Arc<Tokens>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    xds: Xds,
 }
 
 /// How a stream came to its end.
@@ -40,8 +56,8 @@ enum End {
 }
 
 impl RegistryService {
-    pub fn new(registry: Registry, tokens: Arc<Tokens>, snapshots: watch::Receiver<Arc<Snapshot>>) -> Self {
-        Self { registry, tokens, snapshots }
+    pub fn new(workloads: Workloads, tokens: Arc<Tokens>, snapshots: watch::Receiver<Arc<Snapshot>>, xds: Xds) -> Self {
+        Self { workloads, tokens, snapshots, xds }
     }
 }
 
@@ -55,12 +71,37 @@ impl WorkloadRegistry for RegistryService {
     ) -> Result<Response<Self::RegisterStream>, Status> {
         let caller = auth::caller(&request, &self.tokens)?;
         let identity = caller.required()?.clone();
+        let Workloads::Registered(registry) = &self.workloads else {
+            return Err(Status::failed_precondition(
+                "workloads are discovered by the platform here; run mesh-proxy without --service and --address",
+            ));
+        };
         let (answers, stream) = mpsc::channel(4);
-        let session =
-            Session { registry: self.registry.clone(), snapshots: self.snapshots.clone(), identity, claim: None };
+        let session = Session { registry: registry.clone(), snapshots: self.snapshots.clone(), identity, claim: None };
         // A task of its own, so that the entry is looked after even when the caller drops the answer.
         tokio::spawn(session.run(request.into_inner(), answers));
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn depart(&self, request: Request<DepartRequest>) -> Result<Response<DepartResponse>, Status> {
+        let caller = auth::caller(&request, &self.tokens)?;
+        let identity = caller.required()?.clone();
+        let request = request.into_inner();
+        let until = Instant::now() + Duration::from_millis(request.wait_ms.into()).min(LONGEST_WAIT);
+        let revision = match &self.workloads {
+            Workloads::Registered(registry) => registry.depart(&identity, &request.name).await?,
+            Workloads::Discovered => match depart::seen(&self.snapshots, &identity, &request, until).await? {
+                Some(revision) => revision,
+                None => {
+                    let waiting_for = vec!["the platform".to_owned()];
+                    return Ok(Response::new(DepartResponse { gone: false, waiting_for }));
+                }
+            },
+        };
+        let mut waiting_for = self.xds.endpoints_told(revision, until.saturating_duration_since(Instant::now())).await;
+        let gone = waiting_for.is_empty();
+        waiting_for.truncate(NAMED);
+        Ok(Response::new(DepartResponse { gone, waiting_for }))
     }
 }
 

@@ -97,6 +97,28 @@ async fn nobody_takes_the_name_of_another() {
     assert_eq!(refused.code(), tonic::Code::AlreadyExists);
 }
 
+#[tokio::test]
+async fn who_departs_is_gone_before_its_stream_is() {
+    let (_dir, store) = open();
+    let registry = Registry::new(store.clone(), Instant::now());
+    let (claim, revision) = registry.register(&identity("reviews"), &registration("a"), true).await.unwrap();
+    let refused = registry.depart(&identity("web"), "a").await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    assert!(entry(&store, &claim.key).is_some());
+
+    assert_eq!(registry.depart(&identity("reviews"), "a").await.unwrap(), revision + 1);
+    assert!(entry(&store, &claim.key).is_none());
+    assert_eq!(registry.depart(&identity("reviews"), "a").await.unwrap(), revision + 1);
+    assert_eq!(registry.depart(&identity("reviews"), "nobody").await.unwrap(), revision + 1);
+    registry.leave(&claim).await.unwrap();
+
+    let mut written = entry::from_registration(&identity("reviews"), &registration("vm"), true).unwrap();
+    written.metadata.labels.clear();
+    store.apply(vec![written.into()], false).unwrap();
+    let refused = registry.depart(&identity("reviews"), "vm").await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::AlreadyExists);
+}
+
 #[test]
 fn registrations_are_checked() {
     let check = |change: fn(&mut Registration)| {

@@ -135,6 +135,21 @@ impl Xds {
         }
     }
 
+    /// Waits until every open stream has acknowledged the endpoints of `revision`, and gives the ids of those that have
+    /// not done so when `timeout` is over.
+    pub async fn endpoints_told(&self, revision: u64, timeout: Duration) -> Vec<String> {
+        let registry = &self.shared.registry;
+        let deadline = tokio::time::Instant::now() + timeout;
+        let mut changes = registry.changes();
+        loop {
+            changes.mark_unchanged();
+            let behind = registry.behind_with_endpoints(revision);
+            if behind.is_empty() || tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
+                return behind;
+            }
+        }
+    }
+
     fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.shared.snapshots.clone()
     }

@@ -170,6 +170,13 @@ impl Registry {
         (progress, over)
     }
 
+    /// Clients that have not acknowledged all changes to endpoints up to a revision.
+    pub fn behind_with_endpoints(&self, revision: u64) -> Vec<String> {
+        let connections = self.connections();
+        let behind = connections.iter().filter(|it| it.session().endpoints_acknowledged() < revision);
+        behind.map(|connection| connection.client.node.id.clone()).collect()
+    }
+
     fn open(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }

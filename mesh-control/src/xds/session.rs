@@ -68,15 +68,8 @@ pub struct Session {
 
 impl Session {
     pub fn new(protocol: Protocol, order: Order, limits: Limits, view: Arc<dyn View>) -> Self {
-        Self {
-            protocol,
-            order,
-            limits,
-            view,
-            tracks: Type::ALL.map(|ty| Track::new(ty, protocol)),
-            nonces: 0,
-            settled: VecDeque::new(),
-        }
+        let tracks = Type::ALL.map(|ty| Track::new(ty, protocol, view.revision()));
+        Self { protocol, order, limits, view, tracks, nonces: 0, settled: VecDeque::new() }
     }
 
     /// A delta request. A type that is not served is ignored, as the protocol asks for.
@@ -238,6 +231,11 @@ impl Session {
 
     pub fn protocol(&self) -> Protocol {
         self.protocol
+    }
+
+    /// The newest revision of whose changes to endpoints the client has acknowledged every one.
+    pub fn endpoints_acknowledged(&self) -> u64 {
+        self.track(Type::Endpoints).acknowledged()
     }
 
     pub fn tracks(&self) -> &[Track] {

@@ -166,7 +166,7 @@ async fn run<F: Form>(
         address = caller.address,
         "a proxy connected"
     );
-    let open = Open { registration: xds.register(client, caller, session) };
+    let mut open = Open { registration: xds.register(client, caller, session), reached: Reached::default() };
 
     let mut next = Some(first);
     loop {
@@ -217,6 +217,26 @@ fn refused(refused: Refused) -> Status {
 /// A stream that is listed.
 struct Open {
     registration: Registration,
+    /// What waiters were told last.
+    reached: Reached,
+}
+
+/// How far a stream has come.
+#[derive(Default, PartialEq, Eq)]
+struct Reached {
+    settled: Option<u64>,
+    synced: u64,
+    endpoints: u64,
+}
+
+impl Reached {
+    fn of(session: &Session) -> Self {
+        Self {
+            settled: session.revision(),
+            synced: session.synced_revision(),
+            endpoints: session.endpoints_acknowledged(),
+        }
+    }
 }
 
 impl Open {
@@ -226,12 +246,10 @@ impl Open {
 
     /// Sends all that may be sent now.
     async fn send<F: Form>(
-        &self,
+        &mut self,
         responses: &mpsc::Sender<Result<F::Response, Status>>,
         now: Instant,
     ) -> Result<(), Status> {
-        let reached = |session: &Session| (session.revision(), session.synced_revision());
-        let before = reached(&self.connection().session());
         loop {
             let push = self.connection().session().next(now);
             let Some(push) = push else { break };
@@ -247,7 +265,9 @@ impl Open {
             metrics::counter!("mesh_control_xds_pushes_total", "type" => push.ty.short()).increment(1);
             responses.send(Ok(F::response(push))).await.map_err(|_| Status::cancelled("the client is gone"))?;
         }
-        if reached(&self.connection().session()) != before {
+        let reached = Reached::of(&self.connection().session());
+        if reached != self.reached {
+            self.reached = reached;
             self.registration.notify();
         }
         Ok(())

@@ -19,6 +19,8 @@ struct Pending {
     item: Item,
     /// The client has asked for this name and waits for an answer.
     asked: bool,
+    /// The earliest revision that may have brought the change.
+    since: u64,
 }
 
 #[derive(Debug)]
@@ -26,6 +28,8 @@ struct InFlight {
     nonce: String,
     items: BTreeMap<String, Item>,
     revision: u64,
+    /// The earliest revision whose change is among the items.
+    since: u64,
     committed_at: Option<Instant>,
     sent_at: Instant,
 }
@@ -43,15 +47,19 @@ pub struct Track {
     /// To be sent even if the client is believed to know it.
     force: BTreeSet<String>,
     adds: BTreeMap<String, Pending>,
-    removals: BTreeSet<String>,
+    /// With the earliest revision that may have brought each.
+    removals: BTreeMap<String, u64>,
     /// The wildcard was asked for: there must be an answer, even an empty one.
     must_answer: bool,
     /// Commit time of the oldest change that is pending.
     dirty_since: Option<Instant>,
+    /// The revision up to which changes have been taken up.
+    seen: u64,
 }
 
 impl Track {
-    pub fn new(ty: Type, protocol: Protocol) -> Self {
+    /// For a client that is shown this revision first.
+    pub fn new(ty: Type, protocol: Protocol, revision: u64) -> Self {
         Self {
             ty,
             protocol,
@@ -63,9 +71,10 @@ impl Track {
             last_nonce: None,
             force: BTreeSet::new(),
             adds: BTreeMap::new(),
-            removals: BTreeSet::new(),
+            removals: BTreeMap::new(),
             must_answer: false,
             dirty_since: None,
+            seen: revision,
         }
     }
 
@@ -114,8 +123,14 @@ impl Track {
             if changed.wildcard_dropped {
                 self.must_answer = false;
             }
+            let first = changed.first;
             let names = self.all_names(view);
             self.refresh(view, names, true);
+            if first {
+                // What the client brought along may be of any age.
+                self.adds.values_mut().for_each(|pending| pending.since = 0);
+                self.removals.values_mut().for_each(|since| *since = 0);
+            }
         } else {
             self.refresh(view, changed.dropped, false);
             self.refresh(view, changed.asked, true);
@@ -125,10 +140,12 @@ impl Track {
     /// Brings what is pending up to date with a new view.
     pub fn update(&mut self, view: &dyn View) {
         if !self.subscription.started() {
+            self.seen = view.revision();
             return;
         }
         let names = self.all_names(view);
         self.refresh(view, names, false);
+        self.seen = view.revision();
         if !self.removals.is_empty() || self.adds.values().any(|pending| !pending.asked) {
             self.dirty_since.get_or_insert(view.committed_at());
         }
@@ -173,6 +190,7 @@ impl Track {
         let mut size = 0;
         let mut items = BTreeMap::new();
         let mut caused = false;
+        let mut since = u64::MAX;
         for (name, pending) in &self.adds {
             if only_asked && !pending.asked {
                 continue;
@@ -182,22 +200,25 @@ impl Track {
                 break;
             }
             caused |= !pending.asked;
+            since = since.min(pending.since);
             items.insert(name.clone(), pending.item.clone());
         }
         self.adds.retain(|name, _| !items.contains_key(name));
         self.must_answer = false;
-        self.push(items, caused, nonce, revision, now)
+        self.push(items, (caused, since), nonce, revision, now)
     }
 
     pub fn push_removals(&mut self, nonce: String, revision: u64, now: Instant) -> Push {
-        let items = std::mem::take(&mut self.removals).into_iter().map(|name| (name, Item::Absent)).collect();
-        self.push(items, true, nonce, revision, now)
+        let removals = std::mem::take(&mut self.removals);
+        let since = removals.values().copied().min().unwrap_or(u64::MAX);
+        let items = removals.into_keys().map(|name| (name, Item::Absent)).collect();
+        self.push(items, (true, since), nonce, revision, now)
     }
 
     fn push(
         &mut self,
         mut items: BTreeMap<String, Item>,
-        caused: bool,
+        (caused, since): (bool, u64),
         nonce: String,
         revision: u64,
         now: Instant,
@@ -234,7 +255,7 @@ impl Track {
             self.dirty_since = None;
         }
         self.last_nonce = Some(nonce.clone());
-        self.in_flight = Some(InFlight { nonce: nonce.clone(), items, revision, committed_at, sent_at: now });
+        self.in_flight = Some(InFlight { nonce: nonce.clone(), items, revision, since, committed_at, sent_at: now });
         Push { ty: self.ty, nonce, revision, version, resources, removed }
     }
 
@@ -262,8 +283,10 @@ impl Track {
     }
 
     fn refresh_one(&mut self, view: &dyn View, wild: Option<&BTreeSet<String>>, name: String, asked: bool) {
-        let asked = self.adds.remove(&name).is_some_and(|pending| pending.asked) || asked;
-        self.removals.remove(&name);
+        let pending = self.adds.remove(&name);
+        let asked = pending.as_ref().is_some_and(|pending| pending.asked) || asked;
+        let before = [pending.map(|pending| pending.since), self.removals.remove(&name)].into_iter().flatten().min();
+        let since = before.unwrap_or(self.seen + 1);
         let explicit = self.subscription.names().contains(&name);
         if !explicit && wild.is_none() {
             self.forget(&name);
@@ -289,9 +312,9 @@ impl Track {
         }
         let held = [believed, told].into_iter().flatten().any(|item| matches!(item, Item::Present(_)));
         if desired == Item::Absent && (held || !explicit) {
-            self.removals.insert(name);
+            self.removals.insert(name, since);
         } else {
-            self.adds.insert(name, Pending { item: desired, asked });
+            self.adds.insert(name, Pending { item: desired, asked, since });
         }
     }
 
@@ -322,7 +345,7 @@ impl Track {
         }
         let sent = self.in_flight.iter().flat_map(|sent| sent.items.keys());
         let heard = self.told.keys().chain(self.rejected.keys()).chain(sent);
-        names.extend(heard.chain(self.adds.keys()).chain(&self.removals).chain(&self.force).cloned());
+        names.extend(heard.chain(self.adds.keys()).chain(self.removals.keys()).chain(&self.force).cloned());
         names
     }
 
@@ -354,6 +377,14 @@ impl Track {
     /// What the response that waits for an answer changes.
     pub fn in_flight_names(&self) -> Vec<String> {
         self.in_flight.iter().flat_map(|sent| sent.items.keys().cloned()).collect()
+    }
+
+    /// The newest revision of whose changes none is left to be acknowledged. What the client has refused is not waited
+    /// for: it keeps what it had before.
+    pub fn acknowledged(&self) -> u64 {
+        let pending = self.adds.values().map(|pending| pending.since).chain(self.removals.values().copied());
+        let oldest = pending.chain(self.in_flight.as_ref().map(|sent| sent.since)).min();
+        oldest.map_or(self.seen, |since| self.seen.min(since.saturating_sub(1)))
     }
 
     pub fn last_nonce(&self) -> Option<&str> {

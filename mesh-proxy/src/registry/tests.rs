@@ -1,7 +1,7 @@
 use std::pin::Pin;
 
-use mesh_common::proto::workload::RegisterResponse;
 use mesh_common::proto::workload::workload_registry_server::{WorkloadRegistry, WorkloadRegistryServer};
+use mesh_common::proto::workload::{DepartRequest, DepartResponse, RegisterResponse};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::{Endpoint, Server};
@@ -41,6 +41,10 @@ impl WorkloadRegistry for Fake {
         let (responses, receiver) = mpsc::unbounded_channel();
         let _ = self.streams.send(Peer { requests: request.into_inner(), responses });
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(receiver))))
+    }
+
+    async fn depart(&self, _: Request<DepartRequest>) -> Result<Response<DepartResponse>, Status> {
+        Err(Status::unimplemented("no test asks for it"))
     }
 }
 

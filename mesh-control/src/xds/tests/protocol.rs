@@ -176,6 +176,40 @@ fn removals_are_told_once() {
     assert_eq!(shown(&server.update(&without.with(Cluster, "a", Some("1")))), ["CDS +a=1"]);
 }
 
+/// However changes and acknowledgements interleave, a revision counts as acknowledged when none of its changes is left.
+#[test]
+fn endpoints_are_acknowledged_up_to_a_revision() {
+    let world = World::new(&[(Endpoints, "a", "1"), (Endpoints, "b", "1"), (Cluster, "c", "1")]);
+    let mut server = delta_server(&world);
+    assert_eq!(server.session.endpoints_acknowledged(), 1);
+    let first = server.delta(delta(Endpoints, &["a", "b"], &[]));
+    // What a client brings along from before may be of any age.
+    assert_eq!(server.session.endpoints_acknowledged(), 0);
+    server.settle(first);
+    assert_eq!(server.session.endpoints_acknowledged(), 1);
+
+    let second = world.with(Endpoints, "a", Some("2"));
+    let pushed = server.update(&second);
+    assert_eq!(server.session.endpoints_acknowledged(), 1);
+    // Revisions 3 to 5 come as one; it is not known which of them has changed `b`.
+    let fifth = second.with(Cluster, "c", None).with(Endpoints, "b", None).with(Cluster, "d", Some("1"));
+    assert!(server.update(&fifth).is_empty());
+    let removal = server.ack(&pushed[0]);
+    assert_eq!(shown(&removal), ["EDS -b"]);
+    assert_eq!(server.session.endpoints_acknowledged(), 2);
+    // A change that is under way says nothing about later ones.
+    let sixth = fifth.with(Endpoints, "a", Some("3"));
+    assert!(server.update(&sixth).is_empty());
+    let last = server.ack(&removal[0]);
+    assert_eq!((shown(&last), server.session.endpoints_acknowledged()), (vec!["EDS +a=3".to_owned()], 5));
+    // What is refused does not come about by waiting.
+    server.nack(&last[0], "no");
+    assert_eq!(server.session.endpoints_acknowledged(), 6);
+    // Who asks for more waits for no change.
+    server.delta(delta(Endpoints, &["x"], &[]));
+    assert_eq!(server.session.endpoints_acknowledged(), 6);
+}
+
 #[test]
 fn a_nonce_that_is_not_the_last_ones_is_no_answer() {
     let mut server = delta_server(&world());

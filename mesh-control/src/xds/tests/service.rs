@@ -343,3 +343,32 @@ async fn waiting_ends_when_all_have_it_or_one_refuses() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn endpoints_are_told_when_no_stream_is_behind() {
+    soon(async {
+        let mesh = Mesh::start().await;
+        assert!(mesh.xds.endpoints_told(1, Duration::from_secs(10)).await.is_empty());
+        let mut proxy = mesh.delta(Some(WEB)).await;
+        proxy.send(DeltaDiscoveryRequest { node: node("web", "mesh-proxy"), ..delta(Endpoints, &["a"], &[]) });
+        let response = proxy.response().await;
+        let revision = mesh.commit();
+        assert_eq!(mesh.xds.endpoints_told(revision, Duration::from_millis(20)).await, ["web"]);
+        let waiting = tokio::spawn({
+            let xds = mesh.xds.clone();
+            async move { xds.endpoints_told(revision, Duration::from_secs(10)).await }
+        });
+        proxy.send(answer(&response));
+        assert!(waiting.await.unwrap().is_empty());
+        // One that has gone has nothing to be told any more.
+        proxy.send(delta(Endpoints, &["b"], &[]));
+        proxy.response().await;
+        let waiting = tokio::spawn({
+            let xds = mesh.xds.clone();
+            async move { xds.endpoints_told(revision + 1, Duration::from_secs(10)).await }
+        });
+        drop(proxy);
+        assert!(waiting.await.unwrap().is_empty());
+    })
+    .await;
+}
