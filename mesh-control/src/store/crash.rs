@@ -21,7 +21,8 @@ fn writer_process() {
         let batch = vec![service(&format!("a-{number}"), 80), service(&format!("b-{number}"), 80)];
         let revision = store.apply(batch, false).unwrap().revision;
         let mut out = std::io::stderr().lock();
-        writeln!(out, "acknowledged {number} {revision}").unwrap();
+        // In one write, which no kill can cut.
+        out.write_all(format!("acknowledged {number} {revision}\n").as_bytes()).unwrap();
         number += 1;
     }
 }
