@@ -40,10 +40,16 @@ pub mod port {
     pub const XDS_PLAINTEXT: u16 = 15010;
     pub const XDS: u16 = 15012;
     pub const CONTROL_METRICS: u16 = 15014;
+    /// `mesh.control.v1` in Kubernetes, on the loopback of mesh-control's pod.
+    pub const OPERATOR: u16 = 15016;
+    pub const WEBHOOK: u16 = 15017;
     pub const READY: u16 = 15021;
     pub const DNS: u16 = 15053;
     pub const PROXY_METRICS: u16 = 15090;
 }
+
+/// For whom the tokens of service accounts are made that proxies show.
+pub const TOKEN_AUDIENCE: &str = "mesh-control";
 
 /// In a proxy's state folder: what its ready port answers to callers on the same machine.
 pub const ADMIN_SOCKET: &str = "admin.sock";

@@ -1,9 +1,12 @@
-//! Who a call comes from: what the acceptor learned of the connection, and the join token in the call's metadata.
+//! Who a call comes from: what the acceptor learned of the connection, and the token in the call's metadata.
+
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use mesh_common::identity::Identity;
 use tonic::{Request, Status};
 
+use crate::kubernetes::Reviewer;
 use crate::store::{TokenError, Tokens};
 
 /// How a connection came in. What it may do hangs on this as much as on its identity.
@@ -36,6 +39,8 @@ pub struct PeerCertificate {
 #[derive(Clone, Debug)]
 pub struct Caller {
     pub identity: Option<Identity>,
+    /// The pod that its token was made for, where that is known.
+    pub pod: Option<String>,
     pub address: String,
     pub transport: Transport,
 }
@@ -45,46 +50,86 @@ impl Caller {
     pub fn required(&self) -> Result<&Identity, Status> {
         self.identity.as_ref().ok_or_else(|| {
             Status::unauthenticated(
-                "no proof of identity: show a certificate of this mesh, or a join token as `authorization: Bearer` metadata",
+                "no proof of identity: show a certificate of this mesh, or a token as `authorization: Bearer` metadata",
             )
         })
     }
 }
 
-/// Who calls. A certificate goes before a token; a token is counted as used once for each call of this function, hence
-/// once for each stream. A token over plaintext is taken only from this machine.
-pub fn caller<T>(request: &Request<T>, tokens: &Tokens) -> Result<Caller, Status> {
-    identify(request, |token, now| tokens.redeem(token, now))
+/// What stands behind the tokens of callers that have no certificate yet. A clone is the same.
+#[derive(Clone)]
+pub enum Authenticator {
+    /// Join tokens of the store.
+    Tokens(Arc<Tokens>),
+    /// Tokens of Kubernetes' service accounts.
+    Reviewer(Reviewer),
 }
 
-/// Like [`caller`], but a token is only checked and not counted as used: for what must be decided before it is spent.
-pub fn claimed<T>(request: &Request<T>, tokens: &Tokens) -> Result<Caller, Status> {
-    identify(request, |token, now| tokens.check(token, now))
+/// What a call shows of its caller, taken out of the request so that it can be looked at while the request waits.
+pub struct Proof {
+    peer: Peer,
+    token: Option<String>,
 }
 
-fn identify<T>(
-    request: &Request<T>,
-    take: impl FnOnce(&str, Timestamp) -> Result<Identity, TokenError>,
-) -> Result<Caller, Status> {
-    let peer = request
-        .extensions()
-        .get::<Peer>()
-        .ok_or_else(|| Status::internal("the acceptor did not describe this connection"))?;
-    let now = Timestamp::now();
-    let identity = match &peer.certificate {
-        // The handshake checked this once; a connection may live longer than its certificate.
-        Some(certificate) if certificate.not_after < now => {
-            return Err(Status::unauthenticated(
-                "the certificate of this connection has expired: connect again with a new one",
-            ));
+impl Proof {
+    pub fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let peer = peer.ok_or_else(|| Status::internal("the acceptor did not describe this connection"))?;
+        let token = match peer.certificate {
+            Some(_) => None,
+            None => bearer(request)?.map(str::to_owned),
+        };
+        Ok(Self { peer, token })
+    }
+}
+
+/// What a token proves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bearer {
+    pub identity: Identity,
+    /// The pod that the token was made for, where it says so.
+    pub pod: Option<String>,
+}
+
+impl Authenticator {
+    /// Who calls. A certificate goes before a token; a join token is counted as used once for each call of this function,
+    /// hence once for each stream. A token over plaintext is taken only from this machine.
+    pub async fn caller(&self, proof: &Proof) -> Result<Caller, Status> {
+        self.identify(proof, true).await
+    }
+
+    /// Like [`caller`](Self::caller), but a token is only checked and not counted as used: for what must be decided before
+    /// it is spent.
+    pub async fn claimed(&self, proof: &Proof) -> Result<Caller, Status> {
+        self.identify(proof, false).await
+    }
+
+    async fn identify(&self, proof: &Proof, spend: bool) -> Result<Caller, Status> {
+        let (peer, now) = (&proof.peer, Timestamp::now());
+        let bearer = match (&peer.certificate, &proof.token) {
+            // The handshake checked this once; a connection may live longer than its certificate.
+            (Some(certificate), _) if certificate.not_after < now => {
+                return Err(Status::unauthenticated(
+                    "the certificate of this connection has expired: connect again with a new one",
+                ));
+            }
+            (Some(certificate), _) => Some(Bearer { identity: certificate.identity.clone(), pod: None }),
+            (None, Some(token)) => Some(self.bearer(token, spend, now).await?),
+            (None, None) => None,
+        };
+        let (identity, pod) = bearer.map_or((None, None), |bearer| (Some(bearer.identity), bearer.pod));
+        Ok(Caller { identity, pod, address: peer.address.clone(), transport: peer.transport })
+    }
+
+    async fn bearer(&self, token: &str, spend: bool, now: Timestamp) -> Result<Bearer, Status> {
+        match self {
+            Self::Tokens(tokens) => {
+                let identity = if spend { tokens.redeem(token, now) } else { tokens.check(token, now) };
+                Ok(Bearer { identity: identity.map_err(refusal)?, pod: None })
+            }
+            Self::Reviewer(reviewer) => reviewer.review(token).await,
         }
-        Some(certificate) => Some(certificate.identity.clone()),
-        None => match bearer(request)? {
-            Some(token) => Some(take(token, now).map_err(refusal)?),
-            None => None,
-        },
-    };
-    Ok(Caller { identity, address: peer.address.clone(), transport: peer.transport })
+    }
 }
 
 fn bearer<T>(request: &Request<T>) -> Result<Option<&str>, Status> {
@@ -92,7 +137,7 @@ fn bearer<T>(request: &Request<T>) -> Result<Option<&str>, Status> {
     let text = value.to_str().map_err(|_| Status::unauthenticated("the `authorization` metadata is not text"))?;
     match text.split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(Some(token.trim())),
-        _ => Err(Status::unauthenticated("the `authorization` metadata must be `Bearer <join token>`")),
+        _ => Err(Status::unauthenticated("the `authorization` metadata must be `Bearer <token>`")),
     }
 }
 

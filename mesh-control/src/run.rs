@@ -13,7 +13,7 @@ use mesh_common::proto::workload::workload_registry_server::WorkloadRegistryServ
 use mesh_common::telemetry::LogFilter;
 use mesh_control::api::MeshService;
 use mesh_control::args::{Args, Mode};
-use mesh_control::auth::Transport;
+use mesh_control::auth::{Authenticator, Transport};
 use mesh_control::ca::{Ca, CaService, ServerTls};
 use mesh_control::housekeeping::House;
 use mesh_control::model::{Addresses, Settings};
@@ -57,23 +57,24 @@ pub(crate) async fn run(args: Args, log: LogFilter) -> anyhow::Result<()> {
     keep(first.model.addresses());
     let (publish, snapshots) = watch::channel(Arc::new(first));
     tokio::spawn(snapshot::publish(store.watch(), settings.clone(), publish, keep));
-    let tokens = store.tokens();
-    let xds = Xds::new(snapshots.clone(), ca.clone(), tokens.clone());
+    let auth = Authenticator::Tokens(store.tokens());
+    let xds = Xds::new(snapshots.clone(), ca.clone(), auth.clone());
     let registry = Registry::new(store.clone(), Instant::now());
 
     let for_proxies = || {
         grpc()
             .add_service(xds.ads())
-            .add_service(CertificateAuthorityServer::new(CaService::new(ca.clone(), tokens.clone())))
+            .add_service(CertificateAuthorityServer::new(CaService::new(ca.clone(), auth.clone())))
             .add_service(WorkloadRegistryServer::new(RegistryService::new(
                 Workloads::Registered(registry.clone()),
-                tokens.clone(),
+                auth.clone(),
                 snapshots.clone(),
                 xds.clone(),
             )))
     };
     let operator = MeshService {
-        store: store.clone(),
+        objects: store.watch(),
+        store: Some(store.clone()),
         ca: ca.clone(),
         xds: xds.clone(),
         snapshots: snapshots.clone(),

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use mesh_common::proto::control::{Finding, Proxy, finding::Level};
 
 use crate::model::{Model, Service};
-use crate::store::Objects;
+use crate::objects::Objects;
 
 const ROOT_WARNING: Duration = Duration::from_secs(180 * 24 * 3600);
 

@@ -27,6 +27,7 @@ use tonic::{Request, Response, Status};
 
 use crate::ca::{Ca, control_identity};
 use crate::model::Settings;
+use crate::objects::Objects;
 use crate::snapshot::Snapshot;
 use crate::store::{self, Store, TokenError, blocking};
 use crate::xds::Xds;
@@ -41,7 +42,9 @@ type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// What the service works with. A clone is the same service.
 #[derive(Clone)]
 pub struct MeshService {
-    pub store: Store,
+    pub objects: Receiver<Arc<Objects>>,
+    /// `None` where objects are written elsewhere, and are only read here.
+    pub store: Option<Store>,
     pub ca: Arc<Ca>,
     pub xds: Xds,
     pub snapshots: Receiver<Arc<Snapshot>>,
@@ -58,6 +61,15 @@ impl MeshService {
         MeshServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES).max_encoding_message_size(usize::MAX)
     }
 
+    fn objects(&self) -> Arc<Objects> {
+        self.objects.borrow().clone()
+    }
+
+    fn store(&self) -> Result<Store, Status> {
+        let elsewhere = "this mesh is in Kubernetes: write through the API server";
+        self.store.clone().ok_or_else(|| Status::failed_precondition(elsewhere))
+    }
+
     fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshots.borrow().clone()
     }
@@ -67,15 +79,15 @@ impl MeshService {
 impl Mesh for MeshService {
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
         let ApplyRequest { objects, dry_run } = request.into_inner();
-        let service = self.clone();
-        let response = blocking(move || service.apply_objects(&objects, dry_run)).await;
+        let (service, store) = (self.clone(), self.store()?);
+        let response = blocking(move || service.apply_objects(&store, &objects, dry_run)).await;
         Ok(Response::new(response.map_err(convert::status)?))
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
         let ListRequest { kind, namespace, name } = request.into_inner();
         let kind = convert::kind(&kind)?;
-        let (objects, snapshot) = (self.store.current(), self.snapshot());
+        let (objects, snapshot) = (self.objects(), self.snapshot());
         let list = objects
             .select(kind, convert::given(&namespace), convert::given(&name))
             .map(|(key, object)| convert::with_status(key, object, &snapshot.model))
@@ -86,7 +98,7 @@ impl Mesh for MeshService {
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
         let DeleteRequest { keys, ignore_missing } = request.into_inner();
         let keys = keys.iter().map(convert::key).collect::<Result<Vec<_>, _>>()?;
-        let store = self.store.clone();
+        let store = self.store()?;
         let deleted = blocking(move || store.delete(&keys, ignore_missing)).await;
         let (deleted, revision) = deleted.map_err(|error| convert::status(error.into()))?;
         for key in &deleted {
@@ -100,7 +112,7 @@ impl Mesh for MeshService {
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let WatchRequest { kind, namespace } = request.into_inner();
         let kind = convert::kind(&kind)?;
-        let events = watch::events(self.store.watch(), kind, convert::given(&namespace).map(str::to_owned));
+        let events = watch::events(self.objects.clone(), kind, convert::given(&namespace).map(str::to_owned));
         Ok(Response::new(Box::pin(events.map(Ok))))
     }
 
@@ -108,6 +120,7 @@ impl Mesh for MeshService {
         &self,
         request: Request<CreateTokenRequest>,
     ) -> Result<Response<CreateTokenResponse>, Status> {
+        let store = self.store()?;
         let CreateTokenRequest { namespace, service_account, ttl_seconds, uses } = request.into_inner();
         let namespace = convert::given(&namespace).unwrap_or(DEFAULT_NAMESPACE);
         let identity = Identity::new(self.ca.trust_domain(), namespace, &service_account).map_err(|error| {
@@ -119,7 +132,7 @@ impl Mesh for MeshService {
             )));
         }
         let ttl = if ttl_seconds == 0 { store::DEFAULT_TTL } else { Duration::from_secs(ttl_seconds) };
-        let (tokens, root, spiffe_id) = (self.store.tokens(), self.ca.root_fingerprint(), identity.to_string());
+        let (tokens, root, spiffe_id) = (store.tokens(), self.ca.root_fingerprint(), identity.to_string());
         let created = blocking(move || tokens.create(&identity, ttl, uses.max(1), root, Timestamp::now())).await;
         let (token, expires) = created.map_err(|error| match error {
             TokenError::Limits => Status::invalid_argument(error.to_string()),
@@ -141,7 +154,7 @@ impl Mesh for MeshService {
 
     async fn wait(&self, request: Request<WaitRequest>) -> Result<Response<Self::WaitStream>, Status> {
         let WaitRequest { revision, timeout_ms } = request.into_inner();
-        let newest = self.store.current().revision;
+        let newest = self.objects().revision;
         if revision > newest {
             return Err(Status::invalid_argument(format!(
                 "revision {revision} does not exist yet, the newest is {newest}; leave it out to wait for that"
@@ -162,7 +175,7 @@ impl Mesh for MeshService {
     }
 
     async fn get_status(&self, _request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
-        let (objects, snapshot) = (self.store.current(), self.snapshot());
+        let (objects, snapshot) = (self.objects(), self.snapshot());
         let findings = findings::findings(
             &snapshot.model,
             &objects,

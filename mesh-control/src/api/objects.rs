@@ -7,7 +7,7 @@ use mesh_common::resource::{DEFAULT_NAMESPACE, LABEL_REGISTERED, Object, validat
 
 use super::{MeshService, convert};
 use crate::model;
-use crate::store::{Outcome, StoreError};
+use crate::store::{Outcome, Store, StoreError};
 
 /// How many things that are wrong with a request are told at once.
 const MAX_PROBLEMS: usize = 20;
@@ -23,12 +23,17 @@ pub(super) enum ApplyError {
 
 impl MeshService {
     /// Blocks until the objects are on the disk.
-    pub(super) fn apply_objects(&self, texts: &[String], dry_run: bool) -> Result<ApplyResponse, ApplyError> {
-        let objects = self.checked(texts)?;
-        let applied = self.store.apply(objects.clone(), dry_run)?;
+    pub(super) fn apply_objects(
+        &self,
+        store: &Store,
+        texts: &[String],
+        dry_run: bool,
+    ) -> Result<ApplyResponse, ApplyError> {
+        let objects = self.checked(store, texts)?;
+        let applied = store.apply(objects.clone(), dry_run)?;
 
         // What they mean together with the others is known only now. It refuses nothing: what is missing may still come.
-        let mut together = self.store.current().objects.clone();
+        let mut together = store.current().objects.clone();
         together.extend(objects.into_iter().map(|object| (object.key(), Arc::new(object))));
         let model = model::build(&together, &self.settings, self.snapshot().model.addresses());
 
@@ -54,8 +59,8 @@ impl MeshService {
         Ok(ApplyResponse { results, revision: applied.revision })
     }
 
-    fn checked(&self, texts: &[String]) -> Result<Vec<Object>, ApplyError> {
-        let stored = self.store.current();
+    fn checked(&self, store: &Store, texts: &[String]) -> Result<Vec<Object>, ApplyError> {
+        let stored = store.current();
         let mut problems = Vec::new();
         let mut objects = Vec::with_capacity(texts.len());
         for (index, text) in texts.iter().enumerate() {

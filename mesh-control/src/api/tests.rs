@@ -2,6 +2,7 @@ use serde_json::{Value, json};
 use tonic::Code;
 
 use super::*;
+use crate::auth::Authenticator;
 use crate::snapshot;
 
 fn open(dir: &std::path::Path) -> MeshService {
@@ -11,8 +12,20 @@ fn open(dir: &std::path::Path) -> MeshService {
     let (publish, snapshots) =
         tokio::sync::watch::channel(Arc::new(snapshot::first(&store.current(), &settings, &Default::default())));
     tokio::spawn(snapshot::publish(store.watch(), settings.clone(), publish, |_| ()));
-    let xds = Xds::new(snapshots.clone(), ca.clone(), store.tokens());
-    MeshService { store, ca, xds, snapshots, settings, log: None, data_dir: dir.to_owned(), listeners: Vec::new() }
+    let xds = Xds::new(snapshots.clone(), ca.clone(), Authenticator::Tokens(store.tokens()));
+    let objects = store.watch();
+    let store = Some(store);
+    MeshService {
+        objects,
+        store,
+        ca,
+        xds,
+        snapshots,
+        settings,
+        log: None,
+        data_dir: dir.to_owned(),
+        listeners: Vec::new(),
+    }
 }
 
 fn service(name: &str) -> Value {
@@ -104,7 +117,7 @@ async fn a_watcher_sees_what_is_there_and_what_changes() {
     apply(&api, &[service("a"), service("c")]).await.unwrap();
     assert_eq!(next().await, (Type::Applied, "c".to_owned(), 2));
     let key = mesh_common::resource::Key::new(mesh_common::resource::Kind::Service, "default", "a");
-    api.store.delete(&[key], false).unwrap();
+    api.store.as_ref().unwrap().delete(&[key], false).unwrap();
     assert_eq!(next().await, (Type::Deleted, "a".to_owned(), 3));
 }
 
@@ -143,9 +156,9 @@ async fn tokens_are_for_workloads() {
     };
     let token = create("", "web", 0).await.unwrap().into_inner();
     assert_eq!(token.spiffe_id, "spiffe://mesh.local/ns/default/sa/web");
-    let redeemed = api.store.tokens().redeem(&token.token, Timestamp::now()).unwrap();
+    let redeemed = api.store.as_ref().unwrap().tokens().redeem(&token.token, Timestamp::now()).unwrap();
     assert_eq!(redeemed.to_string(), token.spiffe_id);
-    assert!(api.store.tokens().is_empty());
+    assert!(api.store.as_ref().unwrap().tokens().is_empty());
 
     assert_eq!(create("mesh-system", "mesh-control", 0).await.unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(create("", "", 0).await.unwrap_err().code(), Code::InvalidArgument);
@@ -161,7 +174,7 @@ async fn tells_how_it_is() {
     assert!(status.findings.iter().all(|finding| finding.level() == finding::Level::Ok), "{:?}", status.findings);
     let late = findings::findings(
         &api.snapshot().model,
-        &api.store.current(),
+        &api.store.as_ref().unwrap().current(),
         &[Proxy {
             id: "web.default".to_owned(),
             types: vec![ProxyType { r#type: "LDS".to_owned(), nack: "no".to_owned(), ..ProxyType::default() }],

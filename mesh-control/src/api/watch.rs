@@ -8,7 +8,7 @@ use mesh_common::resource::{Key, Kind, Object};
 use tokio::sync::watch::Receiver;
 
 use super::convert;
-use crate::store::Objects;
+use crate::objects::Objects;
 
 /// What there is, then `SYNCED`, then what changes. One who reads slowly misses states in between, never the last one.
 pub(super) fn events(

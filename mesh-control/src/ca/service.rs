@@ -10,8 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::limit::RateLimit;
 use super::{Ca, CaError, csr};
-use crate::auth;
-use crate::store::Tokens;
+use crate::auth::{Authenticator, Proof};
 
 /// One identity may be that of many workloads that all start at the same time.
 const BURST: u32 = 500;
@@ -19,13 +18,13 @@ const PER_SECOND: u32 = 20;
 
 pub struct CaService {
     ca: Arc<Ca>,
-    tokens: Arc<Tokens>,
+    auth: Authenticator,
     limit: RateLimit,
 }
 
 impl CaService {
-    pub fn new(ca: Arc<Ca>, tokens: Arc<Tokens>) -> Self {
-        Self { ca, tokens, limit: RateLimit::new(BURST, PER_SECOND) }
+    pub fn new(ca: Arc<Ca>, auth: Authenticator) -> Self {
+        Self { ca, auth, limit: RateLimit::new(BURST, PER_SECOND) }
     }
 }
 
@@ -34,11 +33,12 @@ impl CertificateAuthority for CaService {
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
         // A request that cannot be signed must not cost a single-use token, nor may one that comes too often.
         csr::verified_key(&request.get_ref().csr).map_err(status)?;
-        let claimed = auth::claimed(&request, &self.tokens)?;
+        let proof = Proof::of(&request)?;
+        let claimed = self.auth.claimed(&proof).await?;
         self.limit.take(claimed.required()?, Instant::now()).map_err(|wait| {
             Status::resource_exhausted(format!("too many signing requests by this identity; try again in {wait:.1?}"))
         })?;
-        let caller = auth::caller(&request, &self.tokens)?;
+        let caller = self.auth.caller(&proof).await?;
         let identity = caller.required()?;
 
         let SignRequest { csr, ttl_seconds } = request.get_ref();

@@ -11,9 +11,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Claim, GRACE, Registry, depart};
-use crate::auth;
+use crate::auth::{Authenticator, Proof};
 use crate::snapshot::Snapshot;
-use crate::store::Tokens;
 use crate::xds::Xds;
 
 /// How long to wait for the virtual addresses of a service that has just come into being.
@@ -39,7 +38,7 @@ pub enum Workloads {
 
 pub struct RegistryService {
     workloads: Workloads,
-    tokens: Arc<Tokens>,
+    auth: Authenticator,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     xds: Xds,
 }
@@ -56,8 +55,8 @@ enum End {
 }
 
 impl RegistryService {
-    pub fn new(workloads: Workloads, tokens: Arc<Tokens>, snapshots: watch::Receiver<Arc<Snapshot>>, xds: Xds) -> Self {
-        Self { workloads, tokens, snapshots, xds }
+    pub fn new(workloads: Workloads, auth: Authenticator, snapshots: watch::Receiver<Arc<Snapshot>>, xds: Xds) -> Self {
+        Self { workloads, auth, snapshots, xds }
     }
 }
 
@@ -69,7 +68,7 @@ impl WorkloadRegistry for RegistryService {
         &self,
         request: Request<Streaming<RegisterRequest>>,
     ) -> Result<Response<Self::RegisterStream>, Status> {
-        let caller = auth::caller(&request, &self.tokens)?;
+        let caller = self.auth.caller(&Proof::of(&request)?).await?;
         let identity = caller.required()?.clone();
         let Workloads::Registered(registry) = &self.workloads else {
             return Err(Status::failed_precondition(
@@ -84,7 +83,7 @@ impl WorkloadRegistry for RegistryService {
     }
 
     async fn depart(&self, request: Request<DepartRequest>) -> Result<Response<DepartResponse>, Status> {
-        let caller = auth::caller(&request, &self.tokens)?;
+        let caller = self.auth.caller(&Proof::of(&request)?).await?;
         let identity = caller.required()?.clone();
         let request = request.into_inner();
         let until = Instant::now() + Duration::from_millis(request.wait_ms.into()).min(LONGEST_WAIT);

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{Commit, Snapshot};
 use crate::model::{self, Addresses, Settings};
-use crate::store::Objects;
+use crate::objects::Objects;
 
 /// Commits that follow a snapshot within this time go out together.
 const MERGE: Duration = Duration::from_millis(50);

@@ -9,7 +9,7 @@ use tokio::time;
 use super::*;
 use crate::compile::ClientKind;
 use crate::model::Settings;
-use crate::store::Objects;
+use crate::objects::Objects;
 
 fn settings() -> Settings {
     Settings { trust_domain: "mesh.local".to_owned() }

@@ -20,11 +20,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use jiff::Timestamp;
-use mesh_common::resource::{DEFAULT_NAMESPACE, Key, Kind, Object};
+use mesh_common::resource::{DEFAULT_NAMESPACE, Key, Object};
 use mesh_common::token::to_hex;
 use rustls::crypto::aws_lc_rs;
 use tokio::sync::watch;
 
+use crate::objects::Objects;
 use db::{Change, Contents, Db};
 
 pub use db::guarded;
@@ -52,14 +53,6 @@ struct Inner {
     writer: Mutex<BTreeMap<Key, usize>>,
     /// As they were when the store was opened.
     notes: BTreeMap<String, Vec<u8>>,
-}
-
-/// All objects at one revision.
-#[derive(Debug)]
-pub struct Objects {
-    pub revision: u64,
-    pub objects: BTreeMap<Key, Arc<Object>>,
-    pub committed_at: Instant,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -231,22 +224,6 @@ impl Store {
     fn publish(&self, revision: u64, objects: BTreeMap<Key, Arc<Object>>) {
         let objects = Objects { revision, objects, committed_at: Instant::now() };
         self.inner.current.send_replace(Arc::new(objects));
-    }
-}
-
-impl Objects {
-    /// Objects of a kind, in a namespace, with a name; nothing given matches everything.
-    pub fn select<'a>(
-        &'a self,
-        kind: Option<Kind>,
-        namespace: Option<&'a str>,
-        name: Option<&'a str>,
-    ) -> impl Iterator<Item = (&'a Key, &'a Arc<Object>)> {
-        self.objects.iter().filter(move |(key, _)| {
-            kind.is_none_or(|kind| key.kind == kind)
-                && namespace.is_none_or(|namespace| key.namespace == namespace)
-                && name.is_none_or(|name| key.name == name)
-        })
     }
 }
 

@@ -37,10 +37,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::auth::{self, Caller, Transport};
+use crate::auth::{Authenticator, Caller, Proof, Transport};
 use crate::ca::Ca;
 use crate::snapshot::Snapshot;
-use crate::store::Tokens;
 use node::Client;
 use registry::{Connection, Registration, Registry};
 use session::{Limits, Session};
@@ -66,15 +65,15 @@ pub struct Xds {
 struct Shared {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     ca: Arc<Ca>,
-    tokens: Arc<Tokens>,
+    auth: Authenticator,
     registry: Arc<Registry>,
     limits: Limits,
 }
 
 impl Xds {
-    pub fn new(snapshots: watch::Receiver<Arc<Snapshot>>, ca: Arc<Ca>, tokens: Arc<Tokens>) -> Self {
+    pub fn new(snapshots: watch::Receiver<Arc<Snapshot>>, ca: Arc<Ca>, auth: Authenticator) -> Self {
         describe_metrics();
-        let shared = Shared { snapshots, ca, tokens, registry: Registry::new(), limits: Limits::default() };
+        let shared = Shared { snapshots, ca, auth, registry: Registry::new(), limits: Limits::default() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -166,14 +165,14 @@ impl Xds {
         self.shared.registry.register(Connection::new(client, caller, session, Instant::now()))
     }
 
-    fn open<F: Form>(
+    async fn open<F: Form>(
         &self,
         request: Request<Streaming<F::Request>>,
     ) -> Result<Response<Responses<F::Response>>, Status> {
         if self.shared.registry.len() >= STREAMS {
             return Err(Status::resource_exhausted("mesh-control serves as many proxies as it can; try again later"));
         }
-        let caller = auth::caller(&request, &self.shared.tokens)?;
+        let caller = self.shared.auth.caller(&Proof::of(&request)?).await?;
         if caller.transport == Transport::Tls {
             caller.required()?;
         }
@@ -214,14 +213,14 @@ impl AggregatedDiscoveryService for Xds {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        self.open::<stream::StateOfTheWorld>(request)
+        self.open::<stream::StateOfTheWorld>(request).await
     }
 
     async fn delta_aggregated_resources(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        self.open::<stream::Delta>(request)
+        self.open::<stream::Delta>(request).await
     }
 }
 

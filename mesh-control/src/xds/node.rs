@@ -22,6 +22,8 @@ pub enum NodeError {
     NoId,
     #[error("the node has more than {NODE_BYTES} bytes without its extensions; send less metadata")]
     TooLarge,
+    #[error("the node speaks for the workload {node:?}, but its token was made for the pod {token:?}")]
+    OtherPod { node: String, token: String },
     #[error("{0} of the node has more than {TEXT_BYTES} bytes")]
     LongText(&'static str),
     #[error(
@@ -70,6 +72,9 @@ impl Client {
             faults: node.client_features.iter().any(|feature| feature == names::FEATURE_FAULT),
             namespace,
         };
+        if let Some(pod) = caller.pod.as_ref().filter(|pod| **pod != scope.workload) {
+            return Err(NodeError::OtherPod { node: scope.workload, token: pod.clone() });
+        }
         Ok(Self { user_agent: user_agent(&node), node, scope })
     }
 
@@ -145,7 +150,7 @@ mod tests {
 
     fn caller(identity: Option<&str>) -> Caller {
         let identity = identity.map(|id| id.parse::<Identity>().unwrap());
-        Caller { identity, address: "127.0.0.1:1".to_owned(), transport: Transport::Loopback }
+        Caller { identity, pod: None, address: "127.0.0.1:1".to_owned(), transport: Transport::Loopback }
     }
 
     #[test]
@@ -180,6 +185,14 @@ mod tests {
             ..node("x", &[])
         };
         assert_eq!(Client::new(envoy, &caller(None)).unwrap().user_agent, "envoy/1.40.2");
+    }
+
+    #[test]
+    fn a_pods_token_speaks_for_that_pod_only() {
+        let of = |pod: &str| Caller { pod: Some(pod.to_owned()), ..caller(Some("spiffe://mesh.local/ns/shop/sa/web")) };
+        assert!(Client::new(node("web-1.shop", &[]), &of("web-1")).is_ok());
+        let error = Client::new(node("web-1.shop", &[]), &of("web-2")).unwrap_err();
+        assert_eq!(error, NodeError::OtherPod { node: "web-1".to_owned(), token: "web-2".to_owned() });
     }
 
     #[test]

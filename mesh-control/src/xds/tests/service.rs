@@ -27,7 +27,7 @@ use tonic::{Code, Request, Status, Streaming};
 use super::super::Xds;
 use super::super::types::Type::*;
 use super::{delta, error, sotw};
-use crate::auth::{Peer, PeerCertificate, Transport};
+use crate::auth::{Authenticator, Peer, PeerCertificate, Transport};
 use crate::ca::Ca;
 use crate::model::{self, Settings};
 use crate::snapshot::{Commit, Snapshot};
@@ -49,7 +49,7 @@ impl Mesh {
         let ca = Arc::new(Ca::open(&dir.path().join("ca"), "mesh.local", Timestamp::now()).unwrap());
         let tokens = Store::open(&dir.path().join("store")).unwrap().tokens();
         let (snapshots, receiver) = watch::channel(Arc::new(snapshot(1, None)));
-        let xds = Xds::new(receiver, ca, tokens);
+        let xds = Xds::new(receiver, ca, Authenticator::Tokens(tokens));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();
         let server = Server::builder()
