@@ -117,6 +117,9 @@ pub struct RunArgs {
     /// Open connections at most, both ways together
     #[arg(long, value_name = "NUMBER", default_value_t = Settings::default().max_connections)]
     max_connections: usize,
+    /// Answer /drain on the ready port: for who ends the application, which waits there until nobody calls it any more
+    #[arg(long)]
+    drain_endpoint: bool,
     /// How long open connections may go on when the proxy is told to end, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = Settings::default().drain_timeout.as_secs())]
     drain_timeout: u64,
@@ -184,6 +187,7 @@ pub struct Bootstrap {
     pub dns_upstreams: Option<Vec<SocketAddr>>,
     pub dns_upstream_fd: Option<RawFd>,
     pub forwards: Vec<Forward>,
+    pub drain_endpoint: bool,
     pub settings: Settings,
     pub access_log: AccessLog,
     pub access_log_file: Option<PathBuf>,
@@ -246,6 +250,7 @@ impl RunArgs {
             dns_upstreams: own_upstreams.then_some(self.dns_upstreams),
             dns_upstream_fd: self.dns_upstream_fd,
             forwards: self.forwards,
+            drain_endpoint: self.drain_endpoint,
             settings: Settings {
                 outbound_port: self.outbound_port,
                 inbound_port: self.inbound_port,

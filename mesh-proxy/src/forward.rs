@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::config::{HttpManager, RouteSource};
 use crate::http;
-use crate::listen::{self, Bind, BindError, Connections, Context, Direction, Downstream};
+use crate::listen::{self, Bind, BindError, Connections, Context, Direction, Downstream, Phase};
 
 /// Envoy's defaults.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -48,7 +48,7 @@ impl FromStr for Forward {
     }
 }
 
-/// Takes connections for the service until the proxy drains. They are the application's own as far as the mesh is
+/// Takes connections for the service until the proxy ends. They are the application's own as far as the mesh is
 /// concerned: they show this proxy's identity.
 pub async fn serve(routes: &str, listener: TcpListener, connections: Connections, ctx: Arc<Context>) {
     let manager = Arc::new(HttpManager {
@@ -58,7 +58,7 @@ pub async fn serve(routes: &str, listener: TcpListener, connections: Connections
         stream_idle_timeout: STREAM_IDLE,
     });
     let handle = |stream, peer| connection(stream, peer, manager.clone(), ctx.clone());
-    listen::accept(listener, &connections, ctx.drain.clone(), handle).await;
+    listen::accept(listener, &connections, ctx.reached(Phase::Ending), handle).await;
 }
 
 async fn connection(stream: TcpStream, peer: SocketAddr, manager: Arc<HttpManager>, ctx: Arc<Context>) {

@@ -15,15 +15,17 @@ use crate::config::{DownstreamTls, Listener, NetworkFilter};
 use crate::detect::{self, Detected};
 use crate::error::{Error, Kind};
 use crate::http::DownstreamIo;
-use crate::listen::{self, Connections, Context, Direction, Downstream};
+use crate::listen::{self, Connections, Context, Direction, Downstream, Phase};
 use crate::snapshot::Found;
 use crate::tls::peer_identity;
 use crate::{http, tcp};
 
-/// Takes the connections that the redirect sends here, until the proxy drains.
+/// Takes the connections that the redirect sends here, until no peer comes any more.
 pub async fn serve(listener: TcpListener, connections: Connections, ctx: Arc<Context>) {
-    listen::accept(listener, &connections, ctx.drain.clone(), |stream, peer| connection(stream, peer, ctx.clone()))
-        .await;
+    listen::accept(listener, &connections, ctx.reached(Phase::Closing), |stream, peer| {
+        connection(stream, peer, ctx.clone())
+    })
+    .await;
 }
 
 async fn connection(stream: TcpStream, peer: SocketAddr, ctx: Arc<Context>) {

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::config::{HttpManager, Listener, NetworkFilter, TcpProxy};
 use crate::detect::{self, Detected};
 use crate::error::{Error, Kind};
-use crate::listen::{self, Connections, Context, Direction, Downstream};
+use crate::listen::{self, Connections, Context, Direction, Downstream, Phase};
 use crate::snapshot::Found;
 use crate::{http, tcp};
 
@@ -22,10 +22,12 @@ enum Path {
     Passthrough,
 }
 
-/// Takes the connections that the redirect sends here, until the proxy drains.
+/// Takes the connections that the redirect sends here, until the proxy ends.
 pub async fn serve(listener: TcpListener, connections: Connections, ctx: Arc<Context>) {
-    listen::accept(listener, &connections, ctx.drain.clone(), |stream, peer| connection(stream, peer, ctx.clone()))
-        .await;
+    listen::accept(listener, &connections, ctx.reached(Phase::Ending), |stream, peer| {
+        connection(stream, peer, ctx.clone())
+    })
+    .await;
 }
 
 async fn connection(stream: TcpStream, peer: SocketAddr, ctx: Arc<Context>) {

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use mesh_common::names::{ADMIN_SOCKET, LISTENER_INBOUND, SOCKET_MARK};
 use mesh_common::telemetry::LogFilter;
-use mesh_proxy::admin::{Admin, Readiness};
+use mesh_proxy::admin::{Admin, Drain, DrainCallers, Readiness};
 use mesh_proxy::bootstrap::{Bootstrap, nameservers};
 use mesh_proxy::control::{dial, explain};
 use mesh_proxy::dns::{Dns, DnsSockets, Resolvers};
 use mesh_proxy::identity::Authority;
 use mesh_proxy::intercept::{Rules, self_test};
-use mesh_proxy::listen::{Connections, Context, everywhere, inherited_udp, tcp_listener};
+use mesh_proxy::listen::{Connections, Context, Phase, everywhere, inherited_udp, tcp_listener};
+use mesh_proxy::registry::depart::{Departing, Departure};
 use mesh_proxy::registry::{self, Workload, health};
 use mesh_proxy::snapshot::{Found, Store};
 use mesh_proxy::telemetry::{LocalWorkload, Telemetry, TelemetryOptions};
@@ -29,13 +30,8 @@ use tokio::net::UnixListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
-/// How long leaving the registry may take, all in all.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(4);
-/// From the moment that the control plane has removed the endpoint until peers have heard of it.
-const PROPAGATION: Duration = Duration::from_millis(500);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Runs until it is told to end; `data` is the runtime for traffic.
@@ -80,11 +76,11 @@ impl Stop {
 
 struct Proxy {
     telemetry: Telemetry,
-    connections: Connections,
+    inbound: Connections,
+    outbound: Connections,
     drain_timeout: Duration,
-    drain: watch::Sender<bool>,
-    leaving: watch::Sender<bool>,
-    registration: Option<JoinHandle<()>>,
+    phase: watch::Sender<Phase>,
+    departure: Departure,
 }
 
 impl Proxy {
@@ -120,43 +116,53 @@ impl Proxy {
 
         let store = Store::new(Instant::now());
         follow_control_plane(&bootstrap, &identity.namespace, &tls, &store, &telemetry);
-        let (drain, draining) = watch::channel(false);
+        let (phase, phases) = watch::channel(Phase::Serving);
         let ctx = Arc::new(Context {
             upstreams: Upstreams::new(store.clone(), tls.clone()),
             store: store.clone(),
             tls: tls.clone(),
             telemetry: telemetry.clone(),
             settings: bootstrap.settings.clone(),
-            drain: draining,
+            phase: phases,
         });
-        let connections = Connections::new(bootstrap.settings.max_connections);
+        let inbound = Connections::new(bootstrap.settings.max_connections);
+        let outbound = inbound.beside();
+        let (departure, asks) = Departure::new();
         let readiness = Readiness::waiting_for("the configuration");
         // From here on the data runtime's sockets are opened.
-        serve_admin(&bootstrap, &ctx, readiness.clone(), log, data)?;
+        serve_admin(&bootstrap, &ctx, readiness.clone(), log, departure.clone(), data)?;
         wait_for_configuration(&store).await;
         readiness.wait_for("the redirect");
         test_redirect(&bootstrap).await?;
-        serve_traffic(&bootstrap, &ctx, &connections, data)?;
+        serve_traffic(&bootstrap, &ctx, &inbound, &outbound, data)?;
         readiness.ready();
 
-        let (leaving, leave) = watch::channel(false);
-        let registration = register(&bootstrap, &identity.namespace, &tls, leave);
+        let leaving = register(&bootstrap, &identity.namespace, &tls);
+        let departing = Departing {
+            workload: bootstrap.workload.clone(),
+            dial: dialer(&bootstrap, &tls),
+            phase: phase.clone(),
+            known: leaving.is_some() || bootstrap.drain_endpoint,
+            leaving,
+        };
+        tokio::spawn(departing.run(asks));
         let drain_timeout = bootstrap.settings.drain_timeout;
-        Ok(Self { telemetry, connections, drain_timeout, drain, leaving, registration })
+        Ok(Self { telemetry, inbound, outbound, drain_timeout, phase, departure })
     }
 
-    /// First nobody comes any more, then who is here may finish.
+    /// First nobody comes any more, then who is here may finish, and last the application, which may need its own
+    /// connections for that.
     async fn end(self) {
-        if let Some(registration) = self.registration {
-            let _ = self.leaving.send(true);
-            if tokio::time::timeout(LEAVE_TIMEOUT, registration).await.is_err() {
-                tracing::warn!("leaving the mesh took too long");
-            }
-            tokio::time::sleep(PROPAGATION).await;
-        }
-        let _ = self.drain.send(true);
-        if tokio::time::timeout(self.drain_timeout, self.connections.all_ended()).await.is_err() {
-            tracing::warn!(open = self.connections.open(), "closing connections that did not end in time");
+        self.departure.end().await;
+        Phase::advance(&self.phase, Phase::Closing);
+        let finish = async {
+            self.inbound.all_ended().await;
+            Phase::advance(&self.phase, Phase::Ending);
+            self.outbound.all_ended().await;
+        };
+        if tokio::time::timeout(self.drain_timeout, finish).await.is_err() {
+            let (inbound, outbound) = (self.inbound.open(), self.outbound.open());
+            tracing::warn!(inbound, outbound, "closing connections that did not end in time");
         }
         let telemetry = self.telemetry;
         let _ = tokio::task::spawn_blocking(move || telemetry.flush(FLUSH_TIMEOUT)).await;
@@ -226,10 +232,16 @@ fn serve_admin(
     ctx: &Arc<Context>,
     readiness: Readiness,
     log: LogFilter,
+    departure: Departure,
     data: &Handle,
 ) -> anyhow::Result<()> {
     let _runtime = data.enter();
-    let admin = Arc::new(Admin::new(ctx.clone(), readiness, Some(log)));
+    let callers = match (bootstrap.drain_endpoint, bootstrap.addresses.is_empty()) {
+        (false, _) => DrainCallers::Nobody,
+        (true, false) => DrainCallers::Local,
+        (true, true) => DrainCallers::Everybody,
+    };
+    let admin = Arc::new(Admin::new(ctx.clone(), readiness, Some(log), Some(Drain { departure, callers })));
     let ready = tcp_listener(bootstrap.ready).with_context(|| format!("cannot listen at {}", bootstrap.ready))?;
     let metrics = tcp_listener(bootstrap.metrics).with_context(|| format!("cannot listen at {}", bootstrap.metrics))?;
     if let Some(local) = bootstrap.state_dir.as_deref().and_then(admin_socket) {
@@ -255,19 +267,20 @@ fn admin_socket(folder: &Path) -> Option<UnixListener> {
 fn serve_traffic(
     bootstrap: &Bootstrap,
     ctx: &Arc<Context>,
-    connections: &Connections,
+    inbound: &Connections,
+    outbound: &Connections,
     data: &Handle,
 ) -> anyhow::Result<()> {
     let _runtime = data.enter();
     let listen = |port| tcp_listener(everywhere(port)).with_context(|| format!("cannot listen on port {port}"));
-    let outbound = listen(bootstrap.settings.outbound_port)?;
-    let inbound = listen(bootstrap.settings.inbound_port)?;
-    data.spawn(outbound::serve(outbound, connections.clone(), ctx.clone()));
-    data.spawn(inbound::serve(inbound, connections.clone(), ctx.clone()));
+    let (to_outbound, to_inbound) =
+        (listen(bootstrap.settings.outbound_port)?, listen(bootstrap.settings.inbound_port)?);
+    data.spawn(outbound::serve(to_outbound, outbound.clone(), ctx.clone()));
+    data.spawn(inbound::serve(to_inbound, inbound.clone(), ctx.clone()));
     for forward in &bootstrap.forwards {
         let listener =
             tcp_listener(forward.bind).with_context(|| format!("cannot listen at {} for a forward", forward.bind))?;
-        let (routes, connections, ctx) = (forward.routes.clone(), connections.clone(), ctx.clone());
+        let (routes, connections, ctx) = (forward.routes.clone(), outbound.clone(), ctx.clone());
         data.spawn(async move { forward::serve(&routes, listener, connections, ctx).await });
     }
     if let Some(port) = bootstrap.dns_port {
@@ -294,8 +307,9 @@ fn resolvers(bootstrap: &Bootstrap) -> anyhow::Result<Resolvers> {
     Ok(Resolvers::new(addresses, connected))
 }
 
-/// Nothing to register where the application only calls others and nobody knows where it is.
-fn register(bootstrap: &Bootstrap, namespace: &str, tls: &Tls, leave: watch::Receiver<bool>) -> Option<JoinHandle<()>> {
+/// Tells of the workload, until the result turns true. Nothing to register where the application only calls others and nobody
+/// knows where it is, or where a platform knows all that.
+fn register(bootstrap: &Bootstrap, namespace: &str, tls: &Tls) -> Option<watch::Sender<bool>> {
     if bootstrap.addresses.is_empty() {
         return None;
     }
@@ -313,5 +327,7 @@ fn register(bootstrap: &Bootstrap, namespace: &str, tls: &Tls, leave: watch::Rec
     let (healthy, health) = watch::channel(false);
     let first_port = bootstrap.ports.first().map(|it| it.port);
     tokio::spawn(health::watch(bootstrap.health.clone(), first_port, healthy));
-    Some(tokio::spawn(registry::run(workload, dialer(bootstrap, tls), health, leave)))
+    let (leaving, leave) = watch::channel(false);
+    tokio::spawn(registry::run(workload, dialer(bootstrap, tls), health, leave));
+    Some(leaving)
 }

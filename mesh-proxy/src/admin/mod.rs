@@ -19,9 +19,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_common::telemetry::LogFilter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::watch;
 
-use crate::listen::{self, Connections, Context};
+use crate::listen::{self, Connections, Context, Phase};
+use crate::registry::depart::{Departure, Stays};
 
 const MAX_CONNECTIONS: usize = 256;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,14 +68,33 @@ pub struct Admin {
     ctx: Arc<Context>,
     readiness: Readiness,
     log: Option<LogFilter>,
+    drain: Option<Drain>,
+}
+
+/// How the workload can be asked to depart.
+#[derive(Debug)]
+pub struct Drain {
+    pub departure: Departure,
+    pub callers: DrainCallers,
+}
+
+/// Who may ask for that on the ready port. The local socket is its owner's in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrainCallers {
+    Nobody,
+    /// Callers on the same machine: the control plane believes what this proxy says of its workload.
+    Local,
+    /// Whoever reaches the port, such as a kubelet, whose address nobody knows for sure: the control plane knows by itself
+    /// which workloads are to end, and nothing happens without its word.
+    Everybody,
 }
 
 type Reply = Response<Full<Bytes>>;
 
 impl Admin {
     /// Without `log`, the log levels cannot be changed.
-    pub fn new(ctx: Arc<Context>, readiness: Readiness, log: Option<LogFilter>) -> Self {
-        Self { ctx, readiness, log }
+    pub fn new(ctx: Arc<Context>, readiness: Readiness, log: Option<LogFilter>, drain: Option<Drain>) -> Self {
+        Self { ctx, readiness, log, drain }
     }
 
     /// Readiness for everybody who reaches the port, and the rest for callers on the same machine. Serves as long as
@@ -103,9 +122,8 @@ impl Admin {
     }
 
     async fn serve(self: Arc<Self>, listener: TcpListener, answer: fn(&Self, SocketAddr, &Request<Incoming>) -> Reply) {
-        let (_never, drain) = watch::channel(false);
         let handle = |stream, peer| self.clone().connection(stream, peer, answer);
-        listen::accept(listener, &Connections::new(MAX_CONNECTIONS), drain, handle).await;
+        listen::accept(listener, &Connections::new(MAX_CONNECTIONS), std::future::pending(), handle).await;
     }
 
     async fn connection(
@@ -115,8 +133,13 @@ impl Admin {
         answer: fn(&Self, SocketAddr, &Request<Incoming>) -> Reply,
     ) {
         let service = service_fn(|request| {
-            let reply = answer(&self, peer, &request);
-            async move { Ok::<_, Infallible>(reply) }
+            let admin = &self;
+            async move {
+                Ok::<_, Infallible>(match admin.drain_for(peer, &request) {
+                    Some(departure) => drained(departure.drain().await),
+                    None => answer(admin, peer, &request),
+                })
+            }
         });
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -161,8 +184,21 @@ impl Admin {
         }
     }
 
+    /// `GET /drain`, as a kubelet asks before it ends an application, or `POST`, from somebody who may.
+    fn drain_for<B>(&self, peer: SocketAddr, request: &Request<B>) -> Option<&Departure> {
+        let drain = self.drain.as_ref()?;
+        let asks = request.uri().path() == "/drain" && matches!(*request.method(), Method::GET | Method::POST);
+        let may = peer == LOCAL
+            || match drain.callers {
+                DrainCallers::Nobody => false,
+                DrainCallers::Local => is_local(peer, request),
+                DrainCallers::Everybody => true,
+            };
+        (asks && may).then_some(&drain.departure)
+    }
+
     fn ready(&self) -> Reply {
-        if *self.ctx.drain.borrow() {
+        if *self.ctx.phase.borrow() >= Phase::Draining {
             return reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n");
         }
         match self.readiness.what() {
@@ -211,6 +247,17 @@ fn is_local<B>(peer: SocketAddr, request: &Request<B>) -> bool {
             || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
     });
     peer.ip().is_loopback() && named_by_address
+}
+
+fn drained(outcome: Result<(), Stays>) -> Reply {
+    let status = match &outcome {
+        Ok(()) => return reply(StatusCode::OK, TEXT, "nobody calls the application any more\n"),
+        Err(Stays::Busy) => StatusCode::TOO_MANY_REQUESTS,
+        Err(Stays::Refused(_)) => StatusCode::CONFLICT,
+        Err(Stays::Unconfirmed(_)) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let text = outcome.map_or_else(|stays| stays.to_string(), |()| String::new());
+    reply(status, TEXT, format!("{text}\n"))
 }
 
 fn only_get<B>(request: &Request<B>, answer: impl FnOnce() -> Reply) -> Reply {

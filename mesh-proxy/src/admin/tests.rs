@@ -2,10 +2,12 @@ use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use super::*;
 use crate::config::Name;
-use crate::listen::Settings;
+use crate::listen::{Phase, Settings};
+use crate::registry::depart::Departing;
 use crate::snapshot::{Resource, Store};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use crate::tls::Tls;
@@ -15,33 +17,37 @@ struct Running {
     ready: SocketAddr,
     metrics: SocketAddr,
     readiness: Readiness,
-    drain: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
 }
 
-fn admin() -> (Arc<Admin>, Readiness, watch::Sender<bool>) {
+fn admin() -> (Arc<Admin>, Readiness, watch::Sender<Phase>) {
+    admin_with(None)
+}
+
+fn admin_with(drain: Option<Drain>) -> (Arc<Admin>, Readiness, watch::Sender<Phase>) {
     let name =
         Name { addresses: vec!["240.240.0.5".parse().unwrap()], ttl_seconds: 30, canonical: "reviews.default".into() };
     let store = Store::of([Resource::Name("reviews".into(), Arc::new(name))]);
     let tls = Tls::default();
-    let (drain, drained) = watch::channel(false);
+    let (sender, phase) = watch::channel(Phase::Serving);
     let ctx = Context {
         upstreams: Upstreams::new(store.clone(), tls.clone()),
         store,
         tls,
         telemetry: Telemetry::new(TelemetryOptions::default()).unwrap(),
         settings: Settings::default(),
-        drain: drained,
+        phase,
     };
     let readiness = Readiness::waiting_for("a certificate");
-    (Arc::new(Admin::new(Arc::new(ctx), readiness.clone(), None)), readiness, drain)
+    (Arc::new(Admin::new(Arc::new(ctx), readiness.clone(), None, drain)), readiness, sender)
 }
 
 async fn start() -> Running {
-    let (admin, readiness, drain) = admin();
+    let (admin, readiness, phase) = admin();
     let ready = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let metrics = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let running =
-        Running { ready: ready.local_addr().unwrap(), metrics: metrics.local_addr().unwrap(), readiness, drain };
+        Running { ready: ready.local_addr().unwrap(), metrics: metrics.local_addr().unwrap(), readiness, phase };
     tokio::spawn(admin.clone().serve_ready(ready));
     tokio::spawn(admin.serve_metrics(metrics));
     running
@@ -70,7 +76,7 @@ async fn readiness_says_what_is_missing() {
     assert_eq!(get(running.ready, "/ready").await, (503, "waiting for the redirect\n".into()));
     running.readiness.ready();
     assert_eq!(get(running.ready, "/ready").await, (200, "ready\n".into()));
-    running.drain.send(true).unwrap();
+    running.phase.send(Phase::Draining).unwrap();
     assert_eq!(get(running.ready, "/ready").await, (503, "draining\n".into()));
 }
 
@@ -127,11 +133,51 @@ async fn the_local_socket_answers_without_an_address() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("admin.sock");
     let listener = UnixListener::bind(&path).unwrap();
-    let (admin, _readiness, _drain) = admin();
+    let (admin, _readiness, _phase) = admin();
     tokio::spawn(admin.serve_local(listener));
     let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
     stream.write_all(b"GET /config_dump HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut reply = String::new();
     stream.read_to_string(&mut reply).await.unwrap();
     assert!(reply.starts_with("HTTP/1.1 200") && reply.contains("240.240.0.5"), "{reply}");
+}
+
+#[tokio::test]
+async fn only_who_may_makes_the_workload_depart() {
+    let (departure, asks) = Departure::new();
+    let (phase, phases) = watch::channel(Phase::Serving);
+    let dial = || async { Err::<tonic::transport::Channel, _>("no control plane".to_owned()) };
+    let departing = Departing { workload: "a".into(), dial, phase, leaving: None, known: true };
+    tokio::spawn(departing.run(asks));
+    let request =
+        |method: &str, host: &str| Request::builder().method(method).uri("/drain").header(HOST, host).body(());
+    let (here, kubelet) = ("127.0.0.1:7".parse().unwrap(), "10.0.0.1:7".parse().unwrap());
+    for (callers, from_here, from_elsewhere) in [
+        (DrainCallers::Nobody, false, false),
+        (DrainCallers::Local, true, false),
+        (DrainCallers::Everybody, true, true),
+    ] {
+        let (admin, ..) = admin_with(Some(Drain { departure: departure.clone(), callers }));
+        for method in ["GET", "POST"] {
+            let request = request(method, "127.0.0.1:15021").unwrap();
+            assert_eq!(admin.drain_for(here, &request).is_some(), from_here, "{callers:?}");
+            assert_eq!(admin.drain_for(kubelet, &request).is_some(), from_elsewhere, "{callers:?}");
+            assert!(admin.drain_for(LOCAL, &request).is_some());
+        }
+        assert!(admin.drain_for(here, &request("PUT", "127.0.0.1").unwrap()).is_none());
+        if callers == DrainCallers::Local {
+            assert!(admin.drain_for(here, &request("GET", "evil.example").unwrap()).is_none());
+        }
+    }
+
+    // Whoever asks, it stays while nobody confirms that it is to end.
+    let (admin, ..) = admin_with(Some(Drain { departure: departure.clone(), callers: DrainCallers::Everybody }));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(admin.serve_ready(listener));
+    let (status, text) = get(address, "/drain").await;
+    assert!(status == 503 && text.contains("no control plane"), "{status} {text}");
+    assert_eq!(*phases.borrow(), Phase::Serving);
+    departure.end().await;
+    assert_eq!(get(address, "/drain").await, (200, "nobody calls the application any more\n".to_owned()));
 }

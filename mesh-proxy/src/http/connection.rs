@@ -19,7 +19,7 @@ use super::io::{DownstreamIo, Io, Signals};
 use super::pipeline::handle;
 use super::timer::{Timer, Timers};
 use crate::config::HttpManager;
-use crate::listen::{Context, Downstream};
+use crate::listen::{Context, Direction, Downstream, Phase};
 
 /// What an HTTP/2 client says first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -45,19 +45,28 @@ pub(crate) struct Connection {
     pub(crate) signals: Arc<Signals>,
 }
 
-/// Serves HTTP/1.1 or HTTP/2 (by ALPN or by preface) on a downstream connection until it ends. Once the proxy is told to
-/// end, requests that have begun are finished and no more are taken.
+/// Serves HTTP/1.1 or HTTP/2 (by ALPN or by preface) on a downstream connection until it ends.
+///
+/// A peer that calls the application is asked to go elsewhere as soon as the proxy drains, and served until it does: by
+/// GOAWAY over HTTP/2, with the next response over HTTP/1.1. One that connects later knows no other place yet, and is
+/// told when the proxy closes. The application itself is told at the proxy's end.
 pub async fn serve<IO: DownstreamIo>(
     mut io: IO,
     downstream: Arc<Downstream>,
     manager: Arc<HttpManager>,
     ctx: Arc<Context>,
 ) {
-    let mut drain = Drain::new(ctx.drain.clone());
+    let last = match downstream.direction {
+        Direction::Inbound => Phase::Closing,
+        Direction::Outbound => Phase::Ending,
+    };
+    let early = downstream.direction == Direction::Inbound && *ctx.phase.borrow() < Phase::Draining;
+    let goaway = Drain::new(ctx.phase.clone(), if early { Phase::Draining } else { last });
+    let mut close = Drain::new(ctx.phase.clone(), last);
     let detected = tokio::select! {
         biased;
         detected = version(&mut io, &downstream) => detected,
-        () = poll_fn(|cx| drain.poll(cx)) => return,
+        () = poll_fn(|cx| close.poll(cx)) => return,
     };
     let (http2, before) = match detected {
         Ok(version) => version,
@@ -69,13 +78,19 @@ pub async fn serve<IO: DownstreamIo>(
     let io = Io::new(io, signals.clone(), before);
     let conn = Arc::new(Connection { downstream, manager, ctx, timers: Timers::default(), signals });
     let served =
-        if http2 { serve_http2(io, conn.clone(), drain).await } else { serve_http1(io, conn.clone(), drain).await };
+        if http2 { serve_http2(io, conn.clone(), goaway).await } else { serve_http1(io, conn.clone(), close).await };
+    conn.signals.tunnels_ended().await;
     if let Err(error) = served {
         tracing::debug!(peer = %conn.downstream.peer, %error, "a downstream connection ended");
     }
 }
 
-async fn serve_http1<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, mut drain: Drain) -> hyper::Result<()> {
+async fn serve_http1<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, mut close: Drain) -> hyper::Result<()> {
+    let mut leave = match conn.downstream.direction {
+        Direction::Inbound => Some(Drain::new(conn.ctx.phase.clone(), Phase::Draining)),
+        Direction::Outbound => None,
+    };
+    let signals = conn.signals.clone();
     let patience = Patience { conn: conn.clone() };
     let mut served = pin!(
         http1::Builder::new()
@@ -86,7 +101,12 @@ async fn serve_http1<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, mut dr
             .with_upgrades()
     );
     poll_fn(|cx| {
-        if drain.poll(cx).is_ready() {
+        if leave.as_mut().is_some_and(|leave| leave.poll(cx).is_ready()) {
+            signals.leave();
+        }
+        if close.poll(cx).is_ready() {
+            // This ends a connection that waits for its next request at once, which may be on its way already. So it is
+            // left for when nobody is expected to have one.
             served.as_mut().graceful_shutdown();
         }
         served.as_mut().poll(cx)
@@ -94,7 +114,7 @@ async fn serve_http1<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, mut dr
     .await
 }
 
-async fn serve_http2<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, mut drain: Drain) -> hyper::Result<()> {
+async fn serve_http2<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, mut goaway: Drain) -> hyper::Result<()> {
     let mut served = pin!(
         http2::Builder::new(TokioExecutor::new())
             .timer(hyper_util::rt::TokioTimer::new())
@@ -109,7 +129,7 @@ async fn serve_http2<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, mut dr
             .serve_connection(io, service_fn(move |request| handle(conn.clone(), request)))
     );
     poll_fn(|cx| {
-        if drain.poll(cx).is_ready() {
+        if goaway.poll(cx).is_ready() {
             served.as_mut().graceful_shutdown();
         }
         served.as_mut().poll(cx)

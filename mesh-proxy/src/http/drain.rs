@@ -1,4 +1,4 @@
-//! Waiting for the proxy's end without asking about it at each wake-up of the connection.
+//! Waiting for a phase of the proxy without asking about it at each wake-up of the connection.
 //!
 //! The receiver of a watch channel takes a lock whenever it is polled, one that all connections share. So it is polled
 //! with a waker of its own, and again only after that waker was called.
@@ -12,8 +12,10 @@ use std::task::{Context, Poll, Wake, Waker};
 use futures_util::task::AtomicWaker;
 use tokio::sync::watch;
 
+use crate::listen::Phase;
+
 pub(crate) struct Drain {
-    ended: Pin<Box<dyn Future<Output = ()> + Send>>,
+    reached: Pin<Box<dyn Future<Output = ()> + Send>>,
     called: Arc<Called>,
     waker: Waker,
     done: bool,
@@ -32,24 +34,24 @@ impl Wake for Called {
 }
 
 impl Drain {
-    pub(crate) fn new(mut drain: watch::Receiver<bool>) -> Self {
+    pub(crate) fn new(mut phase: watch::Receiver<Phase>, wanted: Phase) -> Self {
         let called = Arc::new(Called { flag: AtomicBool::new(true), task: AtomicWaker::new() });
-        let ended = Box::pin(async move {
+        let reached = Box::pin(async move {
             // A sender that is gone will never say so: then there is nothing to wait for.
-            if drain.wait_for(|ended| *ended).await.is_err() {
+            if phase.wait_for(|phase| *phase >= wanted).await.is_err() {
                 std::future::pending::<()>().await;
             }
         });
-        Self { ended, waker: called.clone().into(), called, done: false }
+        Self { reached, waker: called.clone().into(), called, done: false }
     }
 
-    /// Ready once, when the proxy was told to end.
+    /// Ready once, when the proxy has come that far.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.called.task.register(cx.waker());
         if self.done || !self.called.flag.swap(false, Ordering::AcqRel) {
             return Poll::Pending;
         }
-        let ready = self.ended.as_mut().poll(&mut Context::from_waker(&self.waker));
+        let ready = self.reached.as_mut().poll(&mut Context::from_waker(&self.waker));
         self.done = ready.is_ready();
         ready
     }
@@ -63,23 +65,23 @@ mod tests {
 
     #[tokio::test]
     async fn ready_once_when_told() {
-        let (sender, receiver) = watch::channel(false);
-        let mut drain = Drain::new(receiver);
+        let (sender, receiver) = watch::channel(Phase::Serving);
+        let mut drain = Drain::new(receiver, Phase::Draining);
         assert!(poll_fn(|cx| Poll::Ready(drain.poll(cx).is_pending())).await);
         let told = tokio::spawn(async move {
             poll_fn(|cx| drain.poll(cx)).await;
             drain
         });
         tokio::task::yield_now().await;
-        sender.send_replace(true);
+        sender.send_replace(Phase::Closing);
         let mut drain = told.await.unwrap();
         assert!(poll_fn(|cx| Poll::Ready(drain.poll(cx).is_pending())).await);
     }
 
     #[tokio::test]
     async fn never_ready_when_the_sender_is_gone() {
-        let (_, receiver) = watch::channel(false);
-        let mut drain = Drain::new(receiver);
+        let (_, receiver) = watch::channel(Phase::Serving);
+        let mut drain = Drain::new(receiver, Phase::Draining);
         assert!(poll_fn(|cx| Poll::Ready(drain.poll(cx).is_pending())).await);
     }
 }

@@ -12,6 +12,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 /// A connection that was accepted.
 pub trait DownstreamIo: AsyncRead + AsyncWrite + Unpin + Send + 'static {
@@ -37,8 +38,21 @@ impl DownstreamIo for tokio_rustls::server::TlsStream<TcpStream> {
 pub(crate) struct Signals {
     start: Instant,
     reset: AtomicBool,
+    /// No more requests are wanted.
+    leaving: AtomicBool,
+    /// Tunnels that it carries.
+    tunnels: watch::Sender<usize>,
     /// [`IDLE`], [`SERVING`], or milliseconds after `start` plus one when the first byte of a request head came in.
     head: AtomicU64,
+}
+
+/// A tunnel that goes on.
+pub(crate) struct Tunnel(watch::Sender<usize>);
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.0.send_modify(|tunnels| *tunnels -= 1);
+    }
 }
 
 const IDLE: u64 = 0;
@@ -46,12 +60,38 @@ const SERVING: u64 = u64::MAX;
 
 impl Signals {
     pub(crate) fn new() -> Self {
-        Self { start: Instant::now(), reset: AtomicBool::new(false), head: AtomicU64::new(IDLE) }
+        Self {
+            start: Instant::now(),
+            reset: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            tunnels: watch::Sender::new(0),
+            head: AtomicU64::new(IDLE),
+        }
     }
 
     /// Ends the connection with a TCP RST as soon as it is dropped.
     pub(crate) fn reset(&self) {
         self.reset.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on, responses ask the client to open another connection.
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// The connection has become a tunnel, until the result is dropped.
+    pub(crate) fn tunnel(&self) -> Tunnel {
+        self.tunnels.send_modify(|tunnels| *tunnels += 1);
+        Tunnel(self.tunnels.clone())
+    }
+
+    pub(crate) async fn tunnels_ended(&self) {
+        // The sender is here.
+        let _ = self.tunnels.subscribe().wait_for(|tunnels| *tunnels == 0).await;
     }
 
     /// A request head is complete.

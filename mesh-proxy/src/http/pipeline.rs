@@ -17,8 +17,9 @@ use super::request_body::{Gate, RequestBody, Upload};
 use super::response_body::{Content, ResponseBody};
 use super::{reply, upgrade};
 use crate::config::{Action, Fault, Forward, RetryPolicy, Route, RouteSource, RouteTable, WeightedCluster};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Retry, Side};
 use crate::fault::{self, End};
+use crate::listen::{Direction, Security};
 use crate::snapshot::Found;
 use crate::upstream::{Failed, Held, Target, UpstreamBody, Version, View};
 use crate::{mirror, retry, route};
@@ -47,6 +48,10 @@ pub(super) async fn handle(
     let grpc = exchange.head.grpc;
     let response = match respond(&mut exchange).await {
         Ok(response) => response,
+        Err(Ended::Error(error)) if hands_back(&exchange, &error) => {
+            exchange.error = Some(error);
+            return Err(h2::Reason::REFUSED_STREAM.into());
+        }
         Err(Ended::Error(error)) => {
             let response = reply::error(&error, grpc);
             exchange.error = Some(error);
@@ -63,7 +68,23 @@ pub(super) async fn handle(
         }
     };
     exchange.answered(response.status(), response.headers());
-    Ok(finish(response, exchange))
+    let last = exchange.conn.signals.is_leaving();
+    let mut response = finish(response, exchange);
+    if last {
+        response.headers_mut().entry(CONNECTION).or_insert(HeaderValue::from_static("close"));
+    }
+    Ok(response)
+}
+
+/// A request that the application has not seen can go to another workload, and a proxy on the other side takes it there:
+/// it is told so by HTTP/2's own word for that.
+fn hands_back(exchange: &Exchange, error: &Error) -> bool {
+    let downstream = &exchange.conn.downstream;
+    downstream.direction == Direction::Inbound
+        && downstream.security() == Security::MutualTls
+        && exchange.head.version == http::Version::HTTP_2
+        && error.kind.side() == Side::Upstream
+        && error.kind.retry() == Retry::Safe
 }
 
 async fn respond(exchange: &mut Exchange) -> Result<Response<Content>, Ended> {

@@ -9,11 +9,13 @@ use crate::tcp::copy::{Broken, Count, copy};
 
 /// Carries bytes between the two connections once both have left HTTP behind.
 pub(crate) fn tunnel(downstream: OnUpgrade, upstream: OnUpgrade, mut exchange: Box<Exchange>) {
+    let tunnel = exchange.conn.signals.tunnel();
     tokio::spawn(async move {
         match carry(downstream, upstream, &mut exchange).await {
             Ok(()) => exchange.complete(),
             Err(error) => exchange.error = Some(error),
         }
+        drop(tunnel);
     });
 }
 

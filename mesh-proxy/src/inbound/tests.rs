@@ -16,7 +16,7 @@ use crate::config::{
     Balancer, ChainMatch, Cluster, Discovery, Endpoint, Endpoints, FilterChain, Limits, TcpProxy, Transport,
     UpstreamHttp, UpstreamTls, WeightedClusters,
 };
-use crate::listen::Settings;
+use crate::listen::{Phase, Settings};
 use crate::snapshot::{Resource, Store};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use crate::tls::{Svid, Tls};
@@ -109,7 +109,7 @@ fn context(tls: Tls, chains: Vec<FilterChain>, application: Option<Resource>) ->
         tls,
         telemetry: Telemetry::new(TelemetryOptions::default()).unwrap(),
         settings: Settings { detect_timeout: Duration::ZERO, ..Settings::default() },
-        drain: watch::channel(false).1,
+        phase: watch::channel(Phase::Serving).1,
     })
 }
 

@@ -1,8 +1,10 @@
 //! Where connections come in: what is known of each, and what every part of the data path shares.
 
 mod accept;
+mod phase;
 mod socket;
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use crate::tls::Tls;
 use crate::upstream::Upstreams;
 
 pub use accept::{Connections, accept};
+pub use phase::Phase;
 pub use socket::{
     Bind, BindError, everywhere, inherited_udp, mark, original_destination, plain, reset_on_close, tcp_listener,
 };
@@ -126,6 +129,13 @@ pub struct Context {
     pub upstreams: Upstreams,
     pub telemetry: Telemetry,
     pub settings: Settings,
-    /// Turns true when the proxy was told to end.
-    pub drain: watch::Receiver<bool>,
+    /// How far the proxy's life has come.
+    pub phase: watch::Receiver<Phase>,
+}
+
+impl Context {
+    /// Waits until the proxy has come to this phase, or is gone.
+    pub fn reached(&self, phase: Phase) -> impl Future<Output = ()> + Send + use<> {
+        phase::reached(self.phase.clone(), phase)
+    }
 }

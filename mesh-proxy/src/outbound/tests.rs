@@ -10,7 +10,7 @@ use super::*;
 use crate::config::{FilterChain, Name};
 use crate::dns::{Dns, DnsSockets, Resolvers};
 use crate::intercept;
-use crate::listen::Settings;
+use crate::listen::{Phase, Settings};
 use crate::snapshot::{Resource, Store};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use crate::tls::Tls;
@@ -24,7 +24,7 @@ fn context(resources: impl IntoIterator<Item = Resource>) -> Arc<Context> {
         tls,
         telemetry: Telemetry::new(TelemetryOptions::default()).unwrap(),
         settings: Settings { detect_timeout: Duration::ZERO, ..Settings::default() },
-        drain: watch::channel(false).1,
+        phase: watch::channel(Phase::Serving).1,
     })
 }
 

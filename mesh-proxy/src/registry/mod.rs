@@ -16,6 +16,7 @@ use tonic::transport::Channel;
 
 use crate::control::{Backoff, explain_status};
 
+pub mod depart;
 pub mod health;
 
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));

@@ -2,12 +2,15 @@ use std::pin::Pin;
 
 use mesh_common::proto::workload::workload_registry_server::{WorkloadRegistry, WorkloadRegistryServer};
 use mesh_common::proto::workload::{DepartRequest, DepartResponse, RegisterResponse};
+use tokio::sync::oneshot;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::depart::{Departing, Departure, Stays};
 use super::*;
+use crate::listen::Phase;
 
 struct Peer {
     requests: Streaming<RegisterRequest>,
@@ -28,6 +31,17 @@ impl Peer {
 
 struct Fake {
     streams: mpsc::UnboundedSender<Peer>,
+    departs: mpsc::UnboundedSender<Question>,
+}
+
+/// A question about a departure, and where to answer.
+struct Question(DepartRequest, oneshot::Sender<Result<DepartResponse, Status>>);
+
+impl Question {
+    fn gone(self, gone: bool) {
+        let waiting_for = if gone { vec![] } else { vec!["web".to_owned()] };
+        self.1.send(Ok(DepartResponse { gone, waiting_for })).unwrap();
+    }
 }
 
 #[tonic::async_trait]
@@ -43,8 +57,10 @@ impl WorkloadRegistry for Fake {
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(receiver))))
     }
 
-    async fn depart(&self, _: Request<DepartRequest>) -> Result<Response<DepartResponse>, Status> {
-        Err(Status::unimplemented("no test asks for it"))
+    async fn depart(&self, request: Request<DepartRequest>) -> Result<Response<DepartResponse>, Status> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.departs.send(Question(request.into_inner(), reply));
+        answer.await.unwrap_or_else(|_| Err(Status::unavailable("stopping"))).map(Response::new)
     }
 }
 
@@ -60,7 +76,8 @@ impl Bench {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, streams) = mpsc::unbounded_channel();
-        let service = WorkloadRegistryServer::new(Fake { streams: sender });
+        let (departs, _) = mpsc::unbounded_channel();
+        let service = WorkloadRegistryServer::new(Fake { streams: sender, departs });
         tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
         let workload = Workload {
             name: "reviews-v1-x".into(),
@@ -120,4 +137,118 @@ async fn registers_again_when_the_stream_breaks() {
     drop(peer);
     let again = bench.stream().await.request().await;
     assert!(again.registration.is_some() && again.healthy);
+}
+
+/// A workload that may depart, and a control plane that answers as the test does.
+struct Leaver {
+    questions: mpsc::UnboundedReceiver<Question>,
+    departure: Departure,
+    phase: watch::Receiver<Phase>,
+    leaving: watch::Receiver<bool>,
+}
+
+impl Leaver {
+    async fn start(reachable: bool) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (streams, _) = mpsc::unbounded_channel();
+        let (departs, questions) = mpsc::unbounded_channel();
+        let service = WorkloadRegistryServer::new(Fake { streams, departs });
+        if reachable {
+            tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+        }
+        let dial = move || async move {
+            let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+            endpoint.connect().await.map_err(|error| error.to_string())
+        };
+        let (sender, phase) = watch::channel(Phase::Serving);
+        let (leave, leaving) = watch::channel(false);
+        let (departure, asks) = Departure::new();
+        let departing =
+            Departing { workload: "reviews-v1-x".into(), dial, phase: sender, leaving: Some(leave), known: true };
+        tokio::spawn(departing.run(asks));
+        Self { questions, departure, phase, leaving }
+    }
+
+    async fn question(&mut self) -> Question {
+        tokio::time::timeout(Duration::from_secs(20), self.questions.recv()).await.expect("no question").unwrap()
+    }
+
+    fn drain(&self) -> tokio::task::JoinHandle<Result<(), Stays>> {
+        let departure = self.departure.clone();
+        tokio::spawn(async move { departure.drain().await })
+    }
+
+    fn end(&self) -> tokio::task::JoinHandle<()> {
+        let departure = self.departure.clone();
+        tokio::spawn(async move { departure.end().await })
+    }
+}
+
+#[tokio::test]
+async fn nothing_happens_unless_the_control_plane_confirms_that_the_application_ends() {
+    let mut leaver = Leaver::start(true).await;
+    let drain = leaver.drain();
+    let Question(request, reply) = leaver.question().await;
+    assert_eq!((request.name.as_str(), request.wait_ms, request.ending), ("reviews-v1-x", 0, false));
+    reply.send(Err(Status::failed_precondition("it stays"))).unwrap();
+    assert_eq!(drain.await.unwrap(), Err(Stays::Refused("it stays".into())));
+    assert_eq!((*leaver.phase.borrow(), *leaver.leaving.borrow()), (Phase::Serving, false));
+
+    // Once it is confirmed, peers are told, and each caller is answered when all peers know.
+    let first = leaver.drain();
+    let question = leaver.question().await;
+    let second = leaver.drain();
+    question.gone(false);
+    let again = leaver.question().await;
+    assert!(again.0.wait_ms > 1000 && !again.0.ending);
+    assert_eq!((*leaver.phase.borrow(), *leaver.leaving.borrow()), (Phase::Draining, true));
+    again.gone(false);
+    assert!(!first.is_finished() && !second.is_finished());
+    leaver.question().await.gone(true);
+    assert_eq!((first.await.unwrap(), second.await.unwrap()), (Ok(()), Ok(())));
+
+    // Then the proxy ends without asking again, and so does a caller that comes late.
+    leaver.end().await.unwrap();
+    assert_eq!(leaver.drain().await.unwrap(), Ok(()));
+    assert!(leaver.questions.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_signal_to_the_proxy_needs_no_confirmation() {
+    let mut leaver = Leaver::start(true).await;
+    let drain = leaver.drain();
+    let unanswered = leaver.question().await;
+    let end = leaver.end();
+    let question = leaver.question().await;
+    assert!(question.0.ending);
+    assert_eq!(*leaver.phase.borrow(), Phase::Draining);
+    question.gone(true);
+    end.await.unwrap();
+    assert_eq!(drain.await.unwrap(), Ok(()));
+    drop(unanswered);
+}
+
+#[tokio::test]
+async fn without_a_control_plane_a_drain_is_refused_and_an_end_is_not_put_off_for_long() {
+    let leaver = Leaver::start(false).await;
+    // The listener is gone: connecting fails at once.
+    assert!(matches!(leaver.departure.drain().await, Err(Stays::Unconfirmed(_))));
+    assert_eq!(*leaver.phase.borrow(), Phase::Serving);
+    let began = std::time::Instant::now();
+    leaver.departure.end().await;
+    assert!(began.elapsed() < Duration::from_secs(3));
+    assert_eq!(*leaver.phase.borrow(), Phase::Draining);
+}
+
+#[tokio::test]
+async fn callers_beyond_a_limit_are_sent_away() {
+    let mut leaver = Leaver::start(true).await;
+    let first = leaver.drain();
+    let question = leaver.question().await;
+    let many: Vec<_> = (0..40).map(|_| leaver.drain()).collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(many.iter().filter(|it| it.is_finished()).count() >= 20);
+    question.1.send(Err(Status::failed_precondition("it stays"))).unwrap();
+    assert!(first.await.unwrap().is_err());
 }

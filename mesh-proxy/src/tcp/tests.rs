@@ -4,7 +4,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::config::WeightedClusters;
-use crate::listen::Settings;
+use crate::listen::{Phase, Settings};
 use crate::snapshot::Store;
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use crate::tls::Tls;
@@ -18,7 +18,7 @@ fn context() -> Context {
         tls,
         telemetry: Telemetry::new(TelemetryOptions::default()).unwrap(),
         settings: Settings::default(),
-        drain: watch::channel(false).1,
+        phase: watch::channel(Phase::Serving).1,
     }
 }
 

@@ -132,7 +132,7 @@ impl View {
         self.cluster.tls_for(endpoint).is_some()
     }
 
-    /// Chooses an endpoint, not one of those to avoid if there is any other.
+    /// Chooses an endpoint, not one of those to avoid and none that leaves if there is any other.
     pub(crate) fn choose(self: &Arc<Self>, downstream: &Downstream, avoid: &[SocketAddr]) -> Result<Target, Error> {
         if matches!(self.cluster.discovery, Discovery::OriginalDestination) {
             return Ok(self.original_destination(downstream.original_destination));
@@ -140,8 +140,9 @@ impl View {
         let next = || self.balance.pick(|index| self.hosts[index].load());
         let refused = || Error::because(Kind::NoHealthyUpstream, format_args!("cluster {}", self.cluster.name));
         let mut index = next().ok_or_else(refused)?;
-        if !avoid.is_empty() {
-            let fresh = |index: &usize| !avoid.contains(&self.hosts[*index].address);
+        if !avoid.is_empty() || self.hosts[index].is_leaving() {
+            let fresh =
+                |index: &usize| !avoid.contains(&self.hosts[*index].address) && !self.hosts[*index].is_leaving();
             let tries = std::iter::repeat_with(next).take(self.balance.len() * 2).flatten();
             index = std::iter::once(index).chain(tries).find(fresh).unwrap_or(index);
         }

@@ -1,8 +1,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use super::{http1, http2};
+
+/// How long an endpoint is passed over that has asked its callers to go elsewhere: until then the control plane should have
+/// taken it out.
+const LEAVING: Duration = Duration::from_secs(5);
 
 /// An endpoint's connections. Outlives the snapshots that the endpoint is in.
 #[derive(Debug)]
@@ -16,6 +21,9 @@ pub(crate) struct Host {
     load: AtomicUsize,
     /// It is not an endpoint any more: what is in flight ends in peace, and no connection is kept.
     retired: AtomicBool,
+    created: Instant,
+    /// Until when it is better passed over, in milliseconds after `created`; 0 for most.
+    leaving_until: AtomicU64,
 }
 
 impl Host {
@@ -27,6 +35,8 @@ impl Host {
             http2: http2::Pool::default(),
             load: AtomicUsize::new(0),
             retired: AtomicBool::new(false),
+            created: Instant::now(),
+            leaving_until: AtomicU64::new(0),
         }
     }
 
@@ -36,6 +46,17 @@ impl Host {
 
     pub(super) fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Acquire)
+    }
+
+    /// It has asked for no more requests, in peace.
+    pub(super) fn leaves(&self) {
+        let until = self.created.elapsed() + LEAVING;
+        self.leaving_until.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        let until = self.leaving_until.load(Ordering::Relaxed);
+        until > 0 && self.created.elapsed() < Duration::from_millis(until)
     }
 
     pub(super) fn retire(&self) {

@@ -83,7 +83,12 @@ pub(super) async fn send(
         // A handle of its own is always ready, unless the connection has ended or is about to (GOAWAY).
         match poll_fn(|cx| sender.poll_ready(cx)).await {
             Ok(()) => break (place, sender),
-            Err(_) => host.http2.close(&place.0),
+            Err(error) => {
+                if error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR) {
+                    host.leaves();
+                }
+                host.http2.close(&place.0);
+            }
         }
     };
     let (parts, body) = request.into_parts();

@@ -29,7 +29,7 @@ use crate::config::{Cluster, Discovery, Endpoint, Endpoints};
 use crate::error::{Error, Kind};
 use crate::http::RequestBody;
 use crate::listen::{Downstream, Security};
-use crate::snapshot::{Found, Store};
+use crate::snapshot::{Found, Snapshot, Store};
 use crate::tls::Tls;
 
 pub(crate) use body::UpstreamBody;
@@ -144,12 +144,7 @@ impl Upstreams {
     /// The way of all requests but the first: no lock, no waiting.
     fn known(&self, name: &str) -> Option<Arc<View>> {
         let snapshot = self.inner.store.load();
-        let cluster = snapshot.cluster(name)?;
-        let endpoints = match &cluster.discovery {
-            Discovery::Eds(name) => snapshot.endpoints(name)?,
-            Discovery::Static(endpoints) => endpoints,
-            Discovery::OriginalDestination => &self.inner.nothing,
-        };
+        let (cluster, endpoints) = self.inner.resources(&snapshot, name)?;
         let clusters = self.inner.clusters.load();
         Some(clusters.get(name)?.view(cluster, endpoints, &self.inner.tls))
     }
@@ -211,12 +206,27 @@ async fn sweep_forever(upstreams: Weak<Inner>) {
 }
 
 impl Inner {
+    /// What a cluster's view is made of.
+    fn resources<'a>(&'a self, snapshot: &'a Snapshot, name: &str) -> Option<(&'a Arc<Cluster>, &'a Arc<Endpoints>)> {
+        let cluster = snapshot.cluster(name)?;
+        let endpoints = match &cluster.discovery {
+            Discovery::Eds(name) => snapshot.endpoints(name)?,
+            Discovery::Static(endpoints) => endpoints,
+            Discovery::OriginalDestination => &self.nothing,
+        };
+        Some((cluster, endpoints))
+    }
+
     /// Closes connections that are not used any more, and forgets clusters that are gone.
     fn sweep(&self, now: Instant) {
         let snapshot = self.store.load();
         let held: std::collections::HashSet<_> = snapshot.held(crate::snapshot::Type::Cluster).into_iter().collect();
         let clusters = self.clusters.load();
-        for state in clusters.values() {
+        for (name, state) in clusters.iter() {
+            // Connections to endpoints that are gone do not wait for the cluster's next request to be closed.
+            if let Some((cluster, endpoints)) = self.resources(&snapshot, name) {
+                state.view(cluster, endpoints, &self.tls);
+            }
             state.sweep(now);
         }
         if clusters.keys().all(|name| held.contains(name)) {

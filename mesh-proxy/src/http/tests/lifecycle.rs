@@ -117,7 +117,7 @@ async fn at_its_end_the_proxy_finishes_what_has_begun() {
     let mut idle = proxy.raw().await;
     let mut busy = proxy.http1().await;
     let mut response = busy.send(get("/")).await.unwrap();
-    proxy.drain.send_replace(true);
+    proxy.phase.send_replace(Phase::Ending);
     assert_eq!(soon(idle.read(&mut [0])).await.unwrap(), 0);
     sender.send(http_body::Frame::data("finished".into())).await.unwrap();
     drop(sender);

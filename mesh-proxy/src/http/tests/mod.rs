@@ -1,5 +1,6 @@
 //! The whole data path over loopback sockets: clients, proxies and applications that are real but for their purpose.
 
+mod draining;
 mod expect;
 mod faults;
 mod http1;
@@ -30,7 +31,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::config::*;
 use crate::fault::Share;
-use crate::listen::{Context, Direction, Downstream, Settings};
+use crate::listen::{Context, Direction, Downstream, Phase, Settings};
 use crate::snapshot::{Resource, Store, Type, Update};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use crate::tls::Tls;
@@ -251,7 +252,7 @@ fn to(action: Forward) -> RouteTable {
 struct Proxy {
     address: SocketAddr,
     ctx: Arc<Context>,
-    drain: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
 }
 
 struct ProxyOptions {
@@ -298,14 +299,14 @@ impl Proxy {
         for resource in resources {
             put(&store, resource).await;
         }
-        let (drain, draining) = watch::channel(false);
+        let (sender, phase) = watch::channel(Phase::Serving);
         let ctx = Arc::new(Context {
             upstreams: Upstreams::new(store.clone(), options.tls.clone()),
             store,
             tls: options.tls,
             telemetry: Telemetry::new(TelemetryOptions::default()).unwrap(),
             settings: Settings::default(),
-            drain: draining,
+            phase,
         });
         let manager = Arc::new(HttpManager {
             stat_prefix: "test".to_owned(),
@@ -341,7 +342,7 @@ impl Proxy {
                 });
             }
         });
-        Self { address, ctx, drain }
+        Self { address, ctx, phase: sender }
     }
 
     async fn put(&self, resource: Resource) {
