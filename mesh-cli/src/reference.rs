@@ -38,7 +38,7 @@ fn all_exit_codes_are_documented() {
 
 /// An object of each kind that uses every nested structure. A field that does not exist is put into each of these, and the
 /// error lists those that do.
-const OBJECTS: [(Kind, &str); 9] = [
+const OBJECTS: [(Kind, &str); 11] = [
     (Kind::Service, "{ports: [{port: 80}]}"),
     (
         Kind::HttpRoute,
@@ -50,6 +50,8 @@ const OBJECTS: [(Kind, &str); 9] = [
     ),
     (Kind::GrpcRoute, "{rules: [{matches: [{method: {}}], filters: [{type: RequestMirror}]}]}"),
     (Kind::TcpRoute, "{rules: [{backendRefs: [{name: x}]}]}"),
+    (Kind::TlsRoute, "{rules: [{backendRefs: [{name: x}]}]}"),
+    (Kind::ReferenceGrant, "{from: [{group: x, kind: x, namespace: x}], to: [{kind: x}]}"),
     (
         Kind::TrafficPolicy,
         "{targetRefs: [{kind: x, name: x}], loadBalancer: {policy: Random}, timeouts: {}, \

@@ -53,6 +53,7 @@ pub fn parents(object: &Object) -> &[ParentReference] {
         Object::HttpRoute(route) => &route.spec.parent_refs,
         Object::GrpcRoute(route) => &route.spec.parent_refs,
         Object::TcpRoute(route) => &route.spec.parent_refs,
+        Object::TlsRoute(route) => &route.spec.parent_refs,
         _ => &[],
     }
 }
@@ -115,6 +116,16 @@ pub fn rules(object: &Object) -> Vec<RuleView> {
             .map(|rule| RuleView {
                 name: rule.name.clone(),
                 matches: Vec::new(),
+                backends: rule.backend_refs.iter().map(backend).collect(),
+            })
+            .collect(),
+        Object::TlsRoute(route) => route
+            .spec
+            .rules
+            .iter()
+            .map(|rule| RuleView {
+                name: rule.name.clone(),
+                matches: route.spec.hostnames.iter().map(|name| format!("server name {name}")).collect(),
                 backends: rule.backend_refs.iter().map(backend).collect(),
             })
             .collect(),

@@ -1,7 +1,9 @@
 //! Tables of stored objects: for each kind the columns that say what an object does.
 
 use jiff::Timestamp;
-use mesh_common::resource::{FaultInjection, Kind, Object, PeerAuthentication, Service, TargetRef, TrafficPolicy};
+use mesh_common::resource::{
+    FaultInjection, Kind, Object, PeerAuthentication, ReferenceGrant, Service, TargetRef, TrafficPolicy,
+};
 use serde_json::Value;
 
 use crate::faults;
@@ -17,7 +19,10 @@ type Describe = fn(&Object) -> Vec<Cell>;
 /// Objects of one kind.
 pub fn table(kind: Kind, objects: &[Stored], namespaces: bool, now: Timestamp) -> Table {
     let (titles, describe): (&[&'static str], Describe) = match kind {
-        Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute => (&["SERVICE", "RULES", "BACKENDS"], route),
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
+            (&["SERVICE", "RULES", "BACKENDS"], route)
+        }
+        Kind::ReferenceGrant => (&["FROM", "TO"], |o| of(o, reference_grant)),
         Kind::Service => (&["PORTS", "SELECTOR"], |o| of(o, service)),
         Kind::TrafficPolicy => (&["TARGET", "SETTINGS"], |o| of(o, traffic_policy)),
         Kind::FaultInjection => (&["CALLS OF", "BY", "EFFECT", "PERCENT", "EXPIRES"], |o| of(o, fault)),
@@ -75,10 +80,11 @@ pub fn summary(object: &Object) -> String {
         filled.collect::<Vec<_>>().join(", ")
     };
     match object {
-        Object::HttpRoute(_) | Object::GrpcRoute(_) | Object::TcpRoute(_) => {
+        Object::HttpRoute(_) | Object::GrpcRoute(_) | Object::TcpRoute(_) | Object::TlsRoute(_) => {
             let rules = attached::rules(object);
             format!("{}: {}", parents(object), rules.iter().map(rule).collect::<Vec<_>>().join("; "))
         }
+        Object::ReferenceGrant(g) => texts(reference_grant(g)),
         Object::Service(s) => texts(service(s)),
         Object::TrafficPolicy(p) => texts(traffic_policy(p)),
         Object::FaultInjection(f) => {
@@ -143,7 +149,7 @@ macro_rules! of_object {
     };
 }
 
-of_object!(Service, TrafficPolicy, FaultInjection, PeerAuthentication, WorkloadEntry, MeshConfig);
+of_object!(ReferenceGrant, Service, TrafficPolicy, FaultInjection, PeerAuthentication, WorkloadEntry, MeshConfig);
 
 fn route(object: &Object) -> Vec<Cell> {
     let rules = attached::rules(object);
@@ -233,6 +239,15 @@ fn peer_authentication(policy: &PeerAuthentication) -> Vec<Cell> {
     let ports = policy.spec.ports.iter().map(|(port, m)| format!("{port}: {}", mode(m))).collect::<Vec<_>>().join(", ");
     let all = policy.spec.mode.as_ref().map(mode).unwrap_or_default();
     vec![targets(&policy.spec.target_refs, "the namespace").into(), all.into(), ports.into()]
+}
+
+fn reference_grant(grant: &ReferenceGrant) -> Vec<Cell> {
+    let from = grant.spec.from.iter().map(|from| format!("{} of {}", from.kind, from.namespace));
+    let to = grant.spec.to.iter().map(|to| match &to.name {
+        Some(name) => format!("{} {name}", to.kind),
+        None => format!("every {}", to.kind),
+    });
+    vec![from.collect::<Vec<_>>().join(", ").into(), to.collect::<Vec<_>>().join(", ").into()]
 }
 
 fn workload(workload: &mesh_common::resource::WorkloadEntry) -> Vec<Cell> {

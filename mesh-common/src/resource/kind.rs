@@ -9,6 +9,8 @@ pub enum Kind {
     HttpRoute,
     GrpcRoute,
     TcpRoute,
+    TlsRoute,
+    ReferenceGrant,
     TrafficPolicy,
     FaultInjection,
     PeerAuthentication,
@@ -23,11 +25,13 @@ pub struct UnknownKind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Service,
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::TcpRoute,
+        Self::TlsRoute,
+        Self::ReferenceGrant,
         Self::TrafficPolicy,
         Self::FaultInjection,
         Self::PeerAuthentication,
@@ -56,6 +60,8 @@ impl Kind {
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
             Self::TcpRoute => "TCPRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::FaultInjection => "FaultInjection",
             Self::PeerAuthentication => "PeerAuthentication",
@@ -70,6 +76,8 @@ impl Kind {
             Self::HttpRoute => "httproute",
             Self::GrpcRoute => "grpcroute",
             Self::TcpRoute => "tcproute",
+            Self::TlsRoute => "tlsroute",
+            Self::ReferenceGrant => "referencegrant",
             Self::TrafficPolicy => "trafficpolicy",
             Self::FaultInjection => "faultinjection",
             Self::PeerAuthentication => "peerauthentication",
@@ -84,6 +92,8 @@ impl Kind {
             Self::HttpRoute => "httproutes",
             Self::GrpcRoute => "grpcroutes",
             Self::TcpRoute => "tcproutes",
+            Self::TlsRoute => "tlsroutes",
+            Self::ReferenceGrant => "referencegrants",
             Self::TrafficPolicy => "trafficpolicies",
             Self::FaultInjection => "faultinjections",
             Self::PeerAuthentication => "peerauthentications",
@@ -95,6 +105,7 @@ impl Kind {
     pub fn short_names(self) -> &'static [&'static str] {
         match self {
             Self::Service => &["svc"],
+            Self::ReferenceGrant => &["refgrant"],
             Self::TrafficPolicy => &["tp"],
             Self::FaultInjection => &["fault", "faults"],
             Self::PeerAuthentication => &["pa"],
@@ -107,7 +118,7 @@ impl Kind {
     pub fn group(self) -> &'static str {
         match self {
             Self::Service => "",
-            Self::HttpRoute | Self::GrpcRoute | Self::TcpRoute => GATEWAY_GROUP,
+            Self::HttpRoute | Self::GrpcRoute | Self::TcpRoute | Self::TlsRoute | Self::ReferenceGrant => GATEWAY_GROUP,
             _ => MESH_GROUP,
         }
     }
@@ -124,6 +135,12 @@ impl Kind {
             Self::HttpRoute => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"],
             Self::GrpcRoute => &["gateway.networking.k8s.io/v1"],
             Self::TcpRoute => &["gateway.networking.k8s.io/v1alpha2", "gateway.networking.k8s.io/v1"],
+            Self::TlsRoute => &[
+                "gateway.networking.k8s.io/v1",
+                "gateway.networking.k8s.io/v1alpha3",
+                "gateway.networking.k8s.io/v1alpha2",
+            ],
+            Self::ReferenceGrant => &["gateway.networking.k8s.io/v1beta1", "gateway.networking.k8s.io/v1"],
             _ => &["meshctl.dev/v1alpha1"],
         }
     }

@@ -20,7 +20,8 @@ pub(super) fn endpoints(name: &str, upstream: &Upstream) -> ClusterLoadAssignmen
     let mut localities: BTreeMap<[String; 3], Vec<LbEndpoint>> = BTreeMap::new();
     for endpoint in upstream.endpoints() {
         // Who calls one workload wants that one, well or not.
-        let healthy = upstream.only.is_some() || endpoint.workload.healthy;
+        let called_anyway = upstream.only.is_some() || upstream.service.ready_or_not;
+        let healthy = called_anyway || endpoint.workload.healthy;
         let made = of_workload(&endpoint, upstream.address(&endpoint), healthy);
         localities.entry(endpoint.workload.locality.clone()).or_default().extend(made);
     }

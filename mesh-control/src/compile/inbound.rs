@@ -1,6 +1,7 @@
 //! The listener for what comes to the application: mutual TLS per port, told apart by ALPN, and plaintext where the policy
 //! takes it.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -48,31 +49,29 @@ pub(super) fn listener(model: &Model, scope: &Scope) -> Listener {
     }
 }
 
-/// The application's ports, and what they speak.
+/// The application's ports, and what they speak: those that the workload lists, or its proxy where it lists none, and those
+/// where services expect it. A workload that is known is believed before its services.
 pub(super) fn ports(model: &Model, scope: &Scope) -> Vec<(u16, Protocol)> {
+    let name = Name::new(&scope.namespace, &scope.workload);
     let workload = model.workload(&scope.namespace, &scope.workload);
     let own = workload.map(|w| w.ports.iter().map(|p| (p.number, p.protocol)).collect::<Vec<_>>());
     let listed = || scope.inbound_ports.iter().map(|port| (*port, Protocol::Detect)).collect();
-    let mut ports: Vec<(u16, Protocol)> = own.filter(|ports| !ports.is_empty()).unwrap_or_else(listed);
-    for (number, protocol) in &mut ports {
-        if *protocol == Protocol::Detect {
-            *protocol = served(model, scope, *number).unwrap_or(Protocol::Detect);
+    let targets = model.target_ports(&name);
+    let mut ports: BTreeMap<u16, Protocol> = BTreeMap::new();
+    for (number, protocol) in own.filter(|ports| !ports.is_empty()).unwrap_or_else(listed).into_iter().chain(targets) {
+        let known = ports.entry(number).or_insert(protocol);
+        if *known == Protocol::Detect {
+            *known = protocol;
         }
     }
-    ports.sort_by_key(|(number, _)| *number);
-    ports.dedup_by_key(|(number, _)| *number);
-    ports
-}
-
-/// What the service says of a port that the workload says nothing about.
-fn served(model: &Model, scope: &Scope, number: u16) -> Option<Protocol> {
-    let name = Name::new(&scope.namespace, &scope.workload);
-    let of_endpoints = model.services().filter(|s| s.name.namespace == scope.namespace).find_map(|service| {
-        let serves = |e: &crate::model::Endpoint| e.port == number && e.workload.name == name;
-        service.ports.values().find(|port| port.endpoints.iter().any(serves))
-    });
-    let of_service = || model.service(&scope.namespace, &scope.service).and_then(|s| s.ports.get(&number));
-    of_endpoints.or_else(of_service).map(|port| port.protocol)
+    // Of a proxy without a workload, what it serves is known only by its service's name.
+    let service = model.service(&scope.namespace, &scope.service);
+    for (number, protocol) in &mut ports {
+        if *protocol == Protocol::Detect {
+            *protocol = service.and_then(|s| s.ports.get(number)).map_or(Protocol::Detect, |port| port.protocol);
+        }
+    }
+    ports.into_iter().collect()
 }
 
 fn mode(model: &Model, scope: &Scope, port: u16) -> PeerMode {

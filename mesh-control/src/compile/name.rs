@@ -22,7 +22,7 @@ pub(super) fn name(model: &Model, scope: &Scope, question: &str) -> Option<Name>
 }
 
 fn of_workloads(service: &Service) -> Vec<std::net::IpAddr> {
-    let healthy = service.workloads.iter().filter(|workload| workload.healthy);
+    let healthy = service.workloads.iter().filter(|workload| workload.healthy || service.ready_or_not);
     healthy.flat_map(|workload| workload.addresses.iter().copied()).collect()
 }
 

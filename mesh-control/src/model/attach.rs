@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use mesh_common::resource::{
     BackendObjectReference, BackendRef, GrpcRoute, GrpcRouteFilter, GrpcRouteRule, HeaderFilter, HttpRoute,
-    HttpRouteFilter, HttpRouteRule, Key, Kind, Metadata, ParentReference, PathModifierType, RequestMirrorFilter,
-    TcpRoute,
+    HttpRouteFilter, HttpRouteRule, Key, Kind, Metadata, ParentReference, PathModifierType, ReferenceGrant,
+    RequestMirrorFilter, TcpRoute, TlsRoute,
 };
 
 use super::fault::Faults;
@@ -23,6 +23,7 @@ pub(super) struct Attacher<'a> {
     pub services: &'a BTreeMap<Name, Service>,
     pub policies: &'a Policies<'a>,
     pub faults: &'a Faults,
+    grants: &'a [&'a ReferenceGrant],
     pub statuses: &'a mut BTreeMap<Key, Status>,
     http: BTreeMap<Place, Vec<(Precedence, Key, Route)>>,
     tcp: BTreeMap<Place, Vec<Backend>>,
@@ -49,9 +50,10 @@ impl<'a> Attacher<'a> {
         services: &'a BTreeMap<Name, Service>,
         policies: &'a Policies<'a>,
         faults: &'a Faults,
+        grants: &'a [&'a ReferenceGrant],
         statuses: &'a mut BTreeMap<Key, Status>,
     ) -> Self {
-        Self { services, policies, faults, statuses, http: BTreeMap::new(), tcp: BTreeMap::new() }
+        Self { services, policies, faults, grants, statuses, http: BTreeMap::new(), tcp: BTreeMap::new() }
     }
 
     pub fn http_route(&mut self, route: &HttpRoute) {
@@ -60,7 +62,7 @@ impl<'a> Attacher<'a> {
         let whole = [HttpRouteRule::default()];
         let rules = if route.spec.rules.is_empty() { &whole[..] } else { &route.spec.rules };
         for parent in &route.spec.parent_refs {
-            let mut refs = Refs::new(self.services, &key, parent);
+            let mut refs = Refs::new(self.services, self.grants, &key, parent);
             let rules: Vec<_> = rules.iter().enumerate().map(|(i, rule)| http_rule(rule, i, &age, &mut refs)).collect();
             self.attach_http(&key, parent, &rules, refs);
         }
@@ -73,7 +75,7 @@ impl<'a> Attacher<'a> {
         let whole = [GrpcRouteRule::default()];
         let rules = if route.spec.rules.is_empty() { &whole[..] } else { &route.spec.rules };
         for parent in &route.spec.parent_refs {
-            let mut refs = Refs::new(self.services, &key, parent);
+            let mut refs = Refs::new(self.services, self.grants, &key, parent);
             let rules: Vec<_> = rules.iter().enumerate().map(|(i, rule)| grpc_rule(rule, i, &age, &mut refs)).collect();
             self.attach_http(&key, parent, &rules, refs);
         }
@@ -84,12 +86,34 @@ impl<'a> Attacher<'a> {
     pub fn tcp_route(&mut self, route: &TcpRoute) {
         let key = key(Kind::TcpRoute, &route.metadata);
         for parent in &route.spec.parent_refs {
-            let mut refs = Refs::new(self.services, &key, parent);
+            let mut refs = Refs::new(self.services, self.grants, &key, parent);
             refs.streams = true;
             let backends: Vec<_> =
                 route.spec.rules.iter().take(1).flat_map(|rule| refs.backends(&rule.backend_refs, |_| None)).collect();
             let accepted = match ports(self.services, &key, parent) {
                 Ok((service, ports)) => self.attach_tcp(&key, service, &ports, &backends),
+                Err(condition) => condition,
+            };
+            self.parent_status(&key, parent, vec![accepted, refs.condition()]);
+        }
+        self.common(&key, &route.spec.parent_refs, &[]);
+    }
+
+    /// What the proxy can't do yet is said, and changes nothing.
+    pub fn tls_route(&mut self, route: &TlsRoute) {
+        let key = key(Kind::TlsRoute, &route.metadata);
+        for parent in &route.spec.parent_refs {
+            let mut refs = Refs::new(self.services, self.grants, &key, parent);
+            refs.streams = true;
+            for rule in &route.spec.rules {
+                refs.backends(&rule.backend_refs, |_| None);
+            }
+            let accepted = match ports(self.services, &key, parent) {
+                Ok(_) => {
+                    let message =
+                        "streams are not told apart by their server name yet; a TCPRoute routes all of a port";
+                    Condition::not_accepted("UnsupportedValue", message)
+                }
                 Err(condition) => condition,
             };
             self.parent_status(&key, parent, vec![accepted, refs.condition()]);
@@ -302,7 +326,8 @@ fn forward_or_fail(forward: Forward) -> Action {
 /// Resolves references to backends, and remembers what was wrong with them.
 struct Refs<'a> {
     services: &'a BTreeMap<Name, Service>,
-    namespace: &'a str,
+    grants: &'a [&'a ReferenceGrant],
+    route: &'a Key,
     parent_namespace: &'a str,
     /// The backends take byte streams.
     streams: bool,
@@ -310,9 +335,14 @@ struct Refs<'a> {
 }
 
 impl<'a> Refs<'a> {
-    fn new(services: &'a BTreeMap<Name, Service>, key: &'a Key, parent: &'a ParentReference) -> Self {
-        let parent_namespace = parent.namespace.as_deref().unwrap_or(&key.namespace);
-        Self { services, namespace: &key.namespace, parent_namespace, streams: false, problem: None }
+    fn new(
+        services: &'a BTreeMap<Name, Service>,
+        grants: &'a [&'a ReferenceGrant],
+        route: &'a Key,
+        parent: &'a ParentReference,
+    ) -> Self {
+        let parent_namespace = parent.namespace.as_deref().unwrap_or(&route.namespace);
+        Self { services, grants, route, parent_namespace, streams: false, problem: None }
     }
 
     fn condition(self) -> Condition {
@@ -353,7 +383,7 @@ impl<'a> Refs<'a> {
     }
 
     fn find(&mut self, reference: &BackendObjectReference) -> (Name, u16, bool) {
-        let namespace = reference.namespace.as_deref().unwrap_or(self.namespace);
+        let namespace = reference.namespace.as_deref().unwrap_or(&self.route.namespace);
         let name = Name::new(namespace, &reference.name);
         let port = reference.port.unwrap_or_default();
         let problem = self.check(&name, reference);
@@ -362,13 +392,20 @@ impl<'a> Refs<'a> {
         (name, port, found)
     }
 
+    fn granted(&self, name: &Name, reference: &BackendObjectReference) -> bool {
+        let of_backend = |grant: &&&ReferenceGrant| grant.metadata.namespace_or_default() == name.namespace;
+        self.grants.iter().filter(of_backend).any(|grant| grant.allows(self.route, reference))
+    }
+
     fn check(&self, name: &Name, reference: &BackendObjectReference) -> Option<(&'static str, String)> {
         let kind = reference.kind.as_deref().unwrap_or("Service");
         if kind != "Service" {
             return Some(("InvalidKind", format!("the backend {} is a {kind}, not a Service", reference.name)));
         }
-        if name.namespace != self.namespace && name.namespace != self.parent_namespace {
-            let message = format!("the backend {name} is in another namespace, and nothing allows that");
+        let own = name.namespace == self.route.namespace || name.namespace == self.parent_namespace;
+        if !own && !self.granted(name, reference) {
+            let message =
+                format!("the backend {name} is in another namespace, and no ReferenceGrant there allows that");
             return Some(("RefNotPermitted", message));
         }
         let Some(service) = self.services.get(name) else {

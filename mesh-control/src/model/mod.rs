@@ -126,10 +126,11 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
         }
     }
 
-    let mut attacher = Attacher::new(&services, &policies, &faults, &mut statuses);
+    let mut attacher = Attacher::new(&services, &policies, &faults, &sorted.reference_grants, &mut statuses);
     sorted.http_routes.iter().for_each(|route| attacher.http_route(route));
     sorted.grpc_routes.iter().for_each(|route| attacher.grpc_route(route));
     sorted.tcp_routes.iter().for_each(|route| attacher.tcp_route(route));
+    sorted.tls_routes.iter().for_each(|route| attacher.tls_route(route));
     let attached = attacher.finish();
     let stream_backends = attached.tcp.values().flatten().filter(|b| b.found).map(|b| (b.service.clone(), b.port));
     let stream_backends = stream_backends.collect();
@@ -236,12 +237,12 @@ fn destinations(services: &BTreeMap<Name, Service>) -> BTreeMap<(IpAddr, u16), D
 }
 
 impl Model {
-    /// Services in the order of their names, with those made for versions.
     /// What the next model is to be built with, so that addresses stay.
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
     }
 
+    /// Services in the order of their names, with those made for versions.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.services.values()
     }
@@ -274,6 +275,18 @@ impl Model {
 
     pub fn destinations(&self) -> impl Iterator<Item = (IpAddr, u16)> {
         self.destinations.keys().copied()
+    }
+
+    /// Where services expect a workload to serve them, and what they speak there.
+    pub fn target_ports(&self, workload: &Name) -> Vec<(u16, Protocol)> {
+        let served = self.served.get(workload).into_iter().flatten();
+        let services = served.filter_map(|name| self.service(&workload.namespace, name));
+        let ports = services.filter(|service| service.version_of.is_none()).flat_map(|service| service.ports.values());
+        let target = |port: &Port| {
+            let endpoint = port.endpoints.iter().find(|endpoint| endpoint.workload.name == *workload)?;
+            Some((endpoint.port, port.protocol))
+        };
+        ports.filter_map(target).collect()
     }
 
     /// Whether a TCPRoute sends byte streams to this port.

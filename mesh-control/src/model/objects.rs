@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_common::resource::{
-    FaultInjection, GrpcRoute, HttpRoute, Key, Kind, MeshConfig, Object, PeerAuthentication, Retries, Service,
-    TcpRoute, TrafficPolicy, WorkloadEntry,
+    FaultInjection, GrpcRoute, HttpRoute, Key, Kind, MeshConfig, Object, PeerAuthentication, ReferenceGrant, Retries,
+    Service, TcpRoute, TlsRoute, TrafficPolicy, WorkloadEntry,
 };
 
 use super::policy::service_name;
@@ -16,6 +16,8 @@ pub(super) struct Sorted<'a> {
     pub http_routes: Vec<&'a HttpRoute>,
     pub grpc_routes: Vec<&'a GrpcRoute>,
     pub tcp_routes: Vec<&'a TcpRoute>,
+    pub tls_routes: Vec<&'a TlsRoute>,
+    pub reference_grants: Vec<&'a ReferenceGrant>,
     pub traffic_policies: Vec<&'a TrafficPolicy>,
     pub fault_injections: Vec<&'a FaultInjection>,
     pub peer_authentications: Vec<&'a PeerAuthentication>,
@@ -32,6 +34,8 @@ impl<'a> Sorted<'a> {
                 Object::HttpRoute(object) => sorted.http_routes.push(object),
                 Object::GrpcRoute(object) => sorted.grpc_routes.push(object),
                 Object::TcpRoute(object) => sorted.tcp_routes.push(object),
+                Object::TlsRoute(object) => sorted.tls_routes.push(object),
+                Object::ReferenceGrant(object) => sorted.reference_grants.push(object),
                 Object::TrafficPolicy(object) => sorted.traffic_policies.push(object),
                 Object::FaultInjection(object) => sorted.fault_injections.push(object),
                 Object::PeerAuthentication(object) => sorted.peer_authentications.push(object),

@@ -18,6 +18,8 @@ pub struct Service {
     pub version_of: Option<String>,
     /// It has no virtual address: its name stands for its workloads' addresses.
     pub headless: bool,
+    /// Its workloads are called even if they say that they are not ready.
+    pub ready_or_not: bool,
     pub virtual_addresses: Vec<IpAddr>,
     pub ports: BTreeMap<u16, Port>,
     pub workloads: Vec<Arc<Workload>>,
@@ -94,6 +96,7 @@ impl Service {
             name,
             version_of: None,
             headless: false,
+            ready_or_not: false,
             virtual_addresses: Vec::new(),
             ports: BTreeMap::new(),
             workloads: Vec::new(),
@@ -181,6 +184,7 @@ fn from_object(
     service.headless = given.clone().any(|ip| ip == "None");
     service.wanted_addresses = given.filter_map(|ip| ip.parse().ok()).collect();
     service.wanted_addresses.dedup();
+    service.ready_or_not = spec.publish_not_ready_addresses == Some(true);
     service.workloads = members.iter().map(|w| (*w).clone()).collect();
     for port in &spec.ports {
         if port.protocol.as_deref().is_some_and(|protocol| protocol != "TCP") {
@@ -253,6 +257,7 @@ fn versions(service: &Service) -> Vec<Service> {
         mesh_common::identity::check_label(&name).ok()?;
         let mut made = Service::new(Name::new(&service.name.namespace, &name));
         made.version_of = Some(service.name.name.clone());
+        made.ready_or_not = service.ready_or_not;
         made.workloads = service.workloads.iter().filter(|w| w.version == version).cloned().collect();
         for port in service.ports.values() {
             let mut copy = Port::new(port.number, &port.name, port.protocol);

@@ -79,7 +79,7 @@ fn ports_of_declared_services_find_those_of_workloads() {
     let model = model(&text);
     let ports = &model.service("default", "s").unwrap().ports;
     let targets: Vec<_> = ports.values().map(|p| (p.number, p.endpoints.first().map(|e| e.port))).collect();
-    assert_eq!(targets, [(1, Some(8080)), (2, Some(8080)), (3, Some(81)), (5, None), (6, None), (8080, Some(8080))]);
+    assert_eq!(targets, [(1, Some(8080)), (2, Some(8080)), (3, Some(81)), (5, None), (6, Some(7)), (8080, Some(8080))]);
     assert_eq!(ports[&1].protocol, Protocol::Http);
     assert_eq!(ports[&8080].protocol, Protocol::Tcp);
 }
@@ -176,4 +176,49 @@ spec: {trustDomain: other.domain, retries: {attempts: 0}}
 fn objects_without_anything_to_say_have_no_status() {
     let model = model(&service("s", "ports: [{port: 80}]"));
     assert_eq!(model.status(&Key::new(Kind::Service, "default", "s")), serde_json::json!({}));
+}
+
+#[test]
+fn a_backend_of_another_namespace_needs_a_grant_there() {
+    let workload = |namespace: &str, name: &str| {
+        format!(
+            "apiVersion: meshctl.dev/v1alpha1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{service: {name}, addresses: [10.0.0.1], ports: [{{port: 80, protocol: http}}]}}\n---\n"
+        )
+    };
+    let grant = |from: &str, to: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {{name: g, namespace: back}}\nspec: {{from: [{{group: gateway.networking.k8s.io, {from}}}], to: [{{group: '', kind: Service{to}}}]}}\n---\n"
+        )
+    };
+    let base = workload("default", "web")
+        + &workload("back", "api")
+        + "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r}\nspec: {parentRefs: [{group: '', kind: Service, name: web}], rules: [{backendRefs: [{name: api, namespace: back, port: 80}]}]}\n---\n";
+    for (grant, problem) in [
+        (String::new(), Some("RefNotPermitted")),
+        (grant("kind: HTTPRoute, namespace: default", ""), None),
+        (grant("kind: HTTPRoute, namespace: default", ", name: api"), None),
+        (grant("kind: HTTPRoute, namespace: default", ", name: other"), Some("RefNotPermitted")),
+        (grant("kind: HTTPRoute, namespace: other", ""), Some("RefNotPermitted")),
+        (grant("kind: GRPCRoute, namespace: default", ""), Some("RefNotPermitted")),
+    ] {
+        let model = model(&format!("{base}{grant}"));
+        assert_eq!(reasons(&model, Kind::HttpRoute, "r"), problem.as_slice(), "{grant}");
+    }
+}
+
+#[test]
+fn a_tls_route_says_that_it_has_no_effect() {
+    let text = entry("a", "db", "", "addresses: [10.0.0.1], ports: [{port: 5432, protocol: tcp}]")
+        + "apiVersion: gateway.networking.k8s.io/v1\nkind: TLSRoute\nmetadata: {name: r}\nspec: {parentRefs: [{group: '', kind: Service, name: db}], hostnames: [db.example], rules: [{backendRefs: [{name: gone, port: 1}]}]}\n";
+    assert_eq!(reasons(&model(&text), Kind::TlsRoute, "r"), ["UnsupportedValue", "BackendNotFound"]);
+}
+
+#[test]
+fn labels_that_nobody_wrote_are_not_invented_beside_those_that_somebody_did() {
+    let text = "apiVersion: meshctl.dev/v1alpha1\nkind: WorkloadEntry\nmetadata: {name: a, labels: {app.kubernetes.io/version: v1}}\nspec: {service: s, version: v1, addresses: [10.0.0.1]}\n---\n".to_owned()
+        + &service("x", "selector: {version: v1}, ports: [{port: 80}]")
+        + &service("y", "selector: {app: s}, ports: [{port: 80}]");
+    let model = model(&text);
+    assert_eq!(model.service("default", "x").unwrap().workloads.len(), 0);
+    assert_eq!(model.service("default", "y").unwrap().workloads.len(), 1);
 }

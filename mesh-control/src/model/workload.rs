@@ -75,14 +75,15 @@ impl Workload {
         self.ports.iter().find(|port| port.number == number)
     }
 
-    /// The workload's own port for a port of a declared service. A workload that lists no ports serves whatever it is asked for.
+    /// The workload's own port for a port of a declared service. A number that the service names counts even if the workload
+    /// does not list it; where the service names none, a workload that lists no ports serves whatever it is asked for.
     pub(super) fn port_for(&self, service_port: u16, target: Option<&TargetPort>) -> Option<u16> {
         if let Some(port) = self.ports.iter().find(|p| p.service_port == service_port && p.number != service_port) {
             return Some(port.number);
         }
         match target {
             Some(TargetPort::Name(name)) => self.ports.iter().find(|p| p.name == *name).map(|p| p.number),
-            Some(TargetPort::Number(number)) => self.serves(*number),
+            Some(TargetPort::Number(number)) => Some(*number),
             None => self.serves(service_port),
         }
     }
@@ -107,14 +108,12 @@ impl WorkloadPort {
 fn labels(entry: &WorkloadEntry) -> BTreeMap<String, String> {
     let mut labels = entry.metadata.labels.clone();
     let spec = &entry.spec;
-    for (key, value) in [
-        ("app", &spec.service),
-        ("app.kubernetes.io/name", &spec.service),
-        ("version", &spec.version),
-        ("app.kubernetes.io/version", &spec.version),
-    ] {
-        if !value.is_empty() {
-            labels.entry(key.to_owned()).or_insert_with(|| value.clone());
+    for (keys, value) in
+        [(["app", "app.kubernetes.io/name"], &spec.service), (["version", "app.kubernetes.io/version"], &spec.version)]
+    {
+        // Whoever wrote one of the two meant what they wrote, and no more.
+        if !value.is_empty() && !keys.iter().any(|key| labels.contains_key(*key)) {
+            labels.extend(keys.map(|key| (key.to_owned(), value.clone())));
         }
     }
     labels

@@ -18,6 +18,8 @@ const MAX_INPUT: usize = 16 << 20;
 const MAX_DEPTH: usize = 64;
 /// More errors than this about one object help nobody.
 const MAX_ERRORS: usize = 20;
+/// An object of which more is unknown than this is not one that can be understood.
+const MAX_LEFT_OUT: usize = 200;
 /// Metadata that only an API server works with.
 const DROPPED_METADATA: [&str; 7] = [
     "managedFields",
@@ -74,6 +76,15 @@ pub fn parse_yaml(source_name: &str, text: &str) -> Result<Vec<Object>, Vec<Pars
 }
 
 pub(super) fn from_json(text: &str) -> Result<Object, ParseError> {
+    read_json(text, Reader { skip_validation: true, ..Reader::default() }).map(|(object, _)| object)
+}
+
+/// The object, and the paths of fields that are not known here and were left out.
+pub(super) fn from_newer_json(text: &str) -> Result<(Object, Vec<String>), ParseError> {
+    read_json(text, Reader { skip_validation: true, newer: true, ..Reader::default() })
+}
+
+fn read_json(text: &str, mut reader: Reader) -> Result<(Object, Vec<String>), ParseError> {
     if text.len() > MAX_INPUT {
         return Err(too_large(text.len()));
     }
@@ -83,11 +94,10 @@ pub(super) fn from_json(text: &str) -> Result<Object, ParseError> {
         message: format!("this is not JSON: {e}"),
         ..ParseError::default()
     })?;
-    let mut reader = Reader { skip_validation: true, ..Reader::default() };
     reader.object(Node::from_json(value));
     match (reader.objects.pop(), reader.errors.into_iter().next()) {
         (_, Some(error)) => Err(error),
-        (Some(object), None) => Ok(object),
+        (Some(object), None) => Ok((object, reader.left_out)),
         (None, None) => Err(ParseError { message: "there is no object here".to_owned(), ..ParseError::default() }),
     }
 }
@@ -137,6 +147,9 @@ fn too_large(length: usize) -> ParseError {
 struct Reader {
     source: String,
     skip_validation: bool,
+    /// Fields that are not known here are left out, for the sake of those that are.
+    newer: bool,
+    left_out: Vec<String>,
     objects: Vec<Object>,
     errors: Vec<ParseError>,
 }
@@ -175,6 +188,8 @@ impl Reader {
             Kind::HttpRoute => self.typed(kind, node).map(Object::HttpRoute),
             Kind::GrpcRoute => self.typed(kind, node).map(Object::GrpcRoute),
             Kind::TcpRoute => self.typed(kind, node).map(Object::TcpRoute),
+            Kind::TlsRoute => self.typed(kind, node).map(Object::TlsRoute),
+            Kind::ReferenceGrant => self.typed(kind, node).map(Object::ReferenceGrant),
             Kind::TrafficPolicy => self.typed(kind, node).map(Object::TrafficPolicy),
             Kind::FaultInjection => self.typed(kind, node).map(Object::FaultInjection),
             Kind::PeerAuthentication => self.typed(kind, node).map(Object::PeerAuthentication),
@@ -210,7 +225,8 @@ impl Reader {
         let whole = node.clone();
         let label = label(kind, &node);
         let mut seen: Vec<String> = Vec::new();
-        for _ in 0..MAX_ERRORS {
+        let tries = if self.newer { MAX_LEFT_OUT } else { MAX_ERRORS };
+        for _ in 0..tries {
             let error = match serde_path_to_error::deserialize::<_, Resource<S>>(node.to_json()) {
                 Ok(resource) if seen.is_empty() => return self.validated(&label, &whole, resource),
                 Ok(_) => break,
@@ -218,6 +234,10 @@ impl Reader {
             };
             let place = Place::find(&mut node, error.path());
             let message = error.inner().to_string();
+            if self.newer && message.starts_with("unknown field ") && place.take_out(&mut node) {
+                self.left_out.push(place.path);
+                continue;
+            }
             let field = sentence::missing_field(&message).map(|name| place.child(name));
             // A field that was taken out because its value is wrong isn't missing.
             let known = field.as_ref().is_some_and(|path| seen.contains(path));
@@ -228,6 +248,9 @@ impl Reader {
             if !place.take_out(&mut node) {
                 break;
             }
+        }
+        if self.errors.is_empty() {
+            self.error(&label, whole.at, "", "too much of it is not known here");
         }
         None
     }

@@ -32,6 +32,24 @@ fn documents_lists_and_json() {
 }
 
 #[test]
+fn what_a_newer_schema_knows_is_left_out_and_told() {
+    let route = parse_yaml("f.yaml", ROUTE).unwrap().remove(0);
+    let mut json = route.to_json();
+    json["spec"]["rules"][0]["backendRefs"][1]["quality"] = serde_json::json!({"of": ["service"]});
+    json["spec"]["useDefaultGateways"] = "None".into();
+    json["metadata"]["annotation"] = "x".into();
+    let (read, mut left_out) = Object::from_newer_json(&json.to_string()).unwrap();
+    assert_eq!(read, route);
+    left_out.sort();
+    assert_eq!(left_out, ["metadata.annotation", "spec.rules[0].backendRefs[1].quality", "spec.useDefaultGateways"]);
+    assert!(Object::from_json(&json.to_string()).is_err());
+    // What is known must be as it is known.
+    json["spec"]["rules"][0]["filters"] = serde_json::json!([{"type": "ExternalAuth"}]);
+    let error = Object::from_newer_json(&json.to_string()).unwrap_err().to_string();
+    assert!(error.contains("spec.rules[0].filters[0].type: `ExternalAuth` is not one of"), "{error}");
+}
+
+#[test]
 fn several_errors_at_once() {
     let text = ROUTE
         .replace("  rules:", "  hostname: a\n  rules:")

@@ -37,6 +37,8 @@ pub fn validate(object: &Object) -> Vec<FieldError> {
         Object::HttpRoute(route) => routes::http(&route.spec, &mut errors),
         Object::GrpcRoute(route) => routes::grpc(&route.spec, &mut errors),
         Object::TcpRoute(route) => routes::tcp(&route.spec, &mut errors),
+        Object::TlsRoute(route) => routes::tls(&route.spec, &mut errors),
+        Object::ReferenceGrant(grant) => routes::grant(&grant.spec, &mut errors),
         Object::TrafficPolicy(policy) => policies::traffic(&policy.spec, &mut errors),
         Object::FaultInjection(fault) => policies::fault(&fault.spec, &mut errors),
         Object::PeerAuthentication(policy) => policies::peer(&policy.spec, &mut errors),

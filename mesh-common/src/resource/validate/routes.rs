@@ -3,8 +3,8 @@ use std::collections::BTreeSet;
 use super::super::{
     BackendRef, GATEWAY_GROUP, GrpcFilterType, GrpcMethodMatch, GrpcRouteFilter, GrpcRouteSpec, HttpFilterType,
     HttpPathMatch, HttpPathModifier, HttpRouteFilter, HttpRouteRule, HttpRouteSpec, MatchType, ParentReference,
-    PathMatchType, PathModifierType, RequestMirrorFilter, RequestRedirectFilter, SessionPersistence, TcpRouteSpec,
-    UrlRewriteFilter,
+    PathMatchType, PathModifierType, ReferenceGrantSpec, RequestMirrorFilter, RequestRedirectFilter,
+    SessionPersistence, TcpRouteSpec, TlsRouteSpec, UrlRewriteFilter,
 };
 use super::Errors;
 use super::fields::{at_most, header_filter, header_matches, hostname, not_zero, query_matches, regex};
@@ -108,6 +108,29 @@ pub(super) fn tcp(spec: &TcpRouteSpec, errors: &mut Errors) {
         let path = format!("spec.rules[{i}]");
         errors.add_if(rule.backend_refs.is_empty(), format!("{path}.backendRefs"), "a TCP rule needs a backend");
         backends(errors, &path, &rule.backend_refs);
+    }
+}
+
+pub(super) fn tls(spec: &TlsRouteSpec, errors: &mut Errors) {
+    parents(errors, &spec.parent_refs);
+    hostnames(errors, &spec.hostnames);
+    rules(errors, spec.rules.iter().map(|r| (r.name.as_deref(), 0)));
+    for (i, rule) in spec.rules.iter().enumerate() {
+        backends(errors, &format!("spec.rules[{i}]"), &rule.backend_refs);
+    }
+}
+
+pub(super) fn grant(spec: &ReferenceGrantSpec, errors: &mut Errors) {
+    errors.add_if(spec.from.is_empty(), "spec.from", "at least one entry is needed, or nothing is granted");
+    errors.add_if(spec.to.is_empty(), "spec.to", "at least one entry is needed, or nothing is granted");
+    at_most(errors, "spec.from", spec.from.len(), 16);
+    at_most(errors, "spec.to", spec.to.len(), 16);
+    for (i, from) in spec.from.iter().enumerate() {
+        errors.add_if(from.kind.is_empty(), format!("spec.from[{i}].kind"), "a kind is needed");
+        errors.add_if(from.namespace.is_empty(), format!("spec.from[{i}].namespace"), "a namespace is needed");
+    }
+    for (i, to) in spec.to.iter().enumerate() {
+        errors.add_if(to.kind.is_empty(), format!("spec.to[{i}].kind"), "a kind is needed");
     }
 }
 

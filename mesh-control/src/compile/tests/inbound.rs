@@ -96,3 +96,14 @@ fn client_certificates_are_required() {
         assert_eq!(common.tls_params.unwrap().tls_minimum_protocol_version, 4);
     }
 }
+
+#[test]
+fn ports_that_only_a_service_names_are_served_too() {
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{name: http, port: 80, targetPort: 8080}, {name: tcp-x, port: 81, targetPort: 9090}]}\n";
+    let (found, rest) = chains(text, &mesh());
+    assert_eq!(found, [STRICT[0], STRICT[1], "9090 tls mesh-tcp terminated"]);
+    assert!(!rest);
+    let model = shop(text);
+    let _: Cluster = get(&model, &mesh(), ResourceType::Cluster, &names::inbound_cluster(9090));
+    assert_eq!(super::super::inbound::ports(&model, &mesh())[1].0, 9090);
+}
