@@ -73,6 +73,8 @@ pub enum Command {
     Wait(commands::wait::Args),
     Proxy(commands::proxy::Args),
     LogLevel(commands::log_level::Args),
+    Inject(commands::inject::Args),
+    Uninject(commands::inject::UninjectArgs),
     Check(commands::check::Args),
     Version(commands::version::Args),
     Completion(commands::completion::Args),

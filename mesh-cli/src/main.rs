@@ -13,6 +13,7 @@ mod failure;
 mod faults;
 mod kinds;
 mod local;
+mod manifests;
 mod netns;
 mod objects;
 mod output;

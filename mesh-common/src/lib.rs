@@ -4,6 +4,7 @@
 //! In: text (YAML, tokens, certificates). Out: validated values without any platform's types. No I/O beyond logging.
 
 pub mod identity;
+pub mod inject;
 pub mod names;
 pub mod proto;
 pub mod resource;

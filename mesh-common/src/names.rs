@@ -54,6 +54,9 @@ pub const TOKEN_AUDIENCE: &str = "mesh-control";
 /// In a proxy's state folder: what its ready port answers to callers on the same machine.
 pub const ADMIN_SOCKET: &str = "admin.sock";
 
+/// The user that the proxy runs as in a pod; the redirect leaves its connections alone.
+pub const PROXY_UID: u32 = 1337;
+
 /// The mark of the proxy's own sockets, which the redirect leaves alone.
 pub const SOCKET_MARK: u32 = 0x6d65_7368;
 

@@ -102,7 +102,8 @@ impl Files {
         Ok(objects)
     }
 
-    fn texts(&self) -> Result<Vec<(String, String)>, Failure> {
+    /// Each file by its name.
+    pub fn texts(&self) -> Result<Vec<(String, String)>, Failure> {
         let mut texts = Vec::new();
         for path in &self.filename {
             if path == Path::new("-") {

@@ -7,6 +7,7 @@ pub mod delete;
 pub mod edit;
 pub mod fault;
 pub mod get;
+pub mod inject;
 pub mod log_level;
 pub mod proxy;
 pub mod route;
@@ -63,6 +64,8 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Wait(args) => wait::run(context, args).await,
         Command::Proxy(args) => proxy::run(context, args).await,
         Command::LogLevel(args) => log_level::run(context, args).await,
+        Command::Inject(args) => inject::run(context, args).await,
+        Command::Uninject(args) => inject::run_uninject(context, args).await,
         Command::Check(args) => check::run(context, args).await,
         Command::Version(args) => version::run(context, args).await,
         Command::Completion(args) => completion::run(context, &args),
