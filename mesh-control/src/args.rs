@@ -1,11 +1,12 @@
 //! The command line of mesh-control.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
 use mesh_common::identity::check_trust_domain;
+use mesh_common::names;
 use mesh_common::telemetry::LogFormat;
 
 /// The control plane of the mesh: keeps its objects, signs its certificates, and configures its proxies.
@@ -16,9 +17,9 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "standalone")]
     pub mode: Mode,
 
-    /// Folder of the store, the certificate authority and the sockets; made if it does not exist.
+    /// Folder of the store, the certificate authority and the sockets; made if it does not exist. Only for standalone mode.
     #[arg(long, value_name = "DIR", env = "MESH_DATA")]
-    pub data: PathBuf,
+    pub data: Option<PathBuf>,
 
     /// Address for proxies: xDS, certificates and registration, over TLS.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:15012")]
@@ -28,9 +29,14 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS:PORT|off", default_value = "127.0.0.1:15010", value_parser = loopback)]
     pub listen_plaintext: Optional,
 
-    /// Address of /metrics, /healthz, /readyz and /version. `off` for none.
-    #[arg(long, value_name = "ADDRESS:PORT|off", default_value = "127.0.0.1:15014")]
-    pub listen_metrics: Optional,
+    /// Address of /metrics, /healthz, /readyz and /version. `off` for none. Default: 127.0.0.1:15014, and 0.0.0.0:15014 in
+    /// Kubernetes.
+    #[arg(long, value_name = "ADDRESS:PORT|off")]
+    pub listen_metrics: Option<Optional>,
+
+    /// In Kubernetes: the port on the loopback for `meshctl`, which comes by port forwarding. Default: 15016.
+    #[arg(long, value_name = "PORT")]
+    pub operator_port: Option<u16>,
 
     /// The name that all identities begin with; fixed once the data folder is in use.
     #[arg(long, value_name = "NAME", default_value = "mesh.local", value_parser = trust_domain)]
@@ -48,10 +54,21 @@ pub struct Args {
     pub san: Vec<String>,
 }
 
+impl Args {
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        let everywhere = self.mode == Mode::Kubernetes;
+        let ip = if everywhere { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
+        let default = SocketAddr::from((ip, names::port::CONTROL_METRICS));
+        self.listen_metrics.map_or(Some(default), |given| given.0)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
     /// An embedded store in the data folder.
     Standalone,
+    /// The API server of the cluster that it runs in, or of KUBECONFIG.
+    Kubernetes,
 }
 
 /// An address, or none.
@@ -111,8 +128,12 @@ mod tests {
         let args = parse("").unwrap();
         assert_eq!(args.listen_xds.port(), mesh_common::names::port::XDS);
         assert_eq!(args.listen_plaintext.0.unwrap().port(), mesh_common::names::port::XDS_PLAINTEXT);
-        assert_eq!(args.listen_metrics.0.unwrap().port(), mesh_common::names::port::CONTROL_METRICS);
+        assert_eq!(args.metrics_address().unwrap().port(), mesh_common::names::port::CONTROL_METRICS);
         assert_eq!(args.mode, Mode::Standalone);
+        assert!(args.metrics_address().unwrap().ip().is_loopback());
+        let cluster = parse("--mode kubernetes").unwrap();
+        assert!(cluster.metrics_address().unwrap().ip().is_unspecified());
+        assert_eq!(parse("--listen-metrics off").unwrap().metrics_address(), None);
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl House {
     }
 }
 
-fn has_expired(object: &Object, now: Timestamp) -> bool {
+pub(crate) fn has_expired(object: &Object, now: Timestamp) -> bool {
     let Object::FaultInjection(fault) = object else { return false };
     let end = fault.spec.expires_at.as_deref().and_then(|text| text.parse::<Timestamp>().ok());
     end.is_some_and(|end| end <= now)

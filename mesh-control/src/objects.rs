@@ -12,6 +12,8 @@ pub struct Objects {
     pub revision: u64,
     pub objects: BTreeMap<Key, Arc<Object>>,
     pub committed_at: Instant,
+    /// The newest resourceVersion of each kind that the source has come to, where versions are not of one object alone.
+    pub seen: BTreeMap<Kind, u64>,
 }
 
 impl Objects {

@@ -55,7 +55,6 @@ impl Authority {
     /// Reads `path`, or nothing when there is no such file. Refuses a file that others may read.
     pub(super) fn load(path: &Path) -> Result<Option<Self>, CaError> {
         let io = |source| CaError::Io { path: path.to_owned(), source };
-        let damaged = |reason: &str| CaError::Damaged { path: path.to_owned(), reason: reason.to_owned() };
         let file = match File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -64,9 +63,14 @@ impl Authority {
         check_private(path, file.metadata().map_err(io)?.permissions().mode(), 0o600)?;
         let mut text = Vec::new();
         file.take(MAX_FILE_BYTES).read_to_end(&mut text).map_err(io)?;
+        Self::from_pem(path, &text).map(Some)
+    }
 
-        let certificate = CertificateDer::from_pem_slice(&text).map_err(|_| damaged("it holds no certificate"))?;
-        let key = PrivateKeyDer::from_pem_slice(&text).map_err(|_| damaged("it holds no private key"))?;
+    /// Reads certificate and key; `path` is where they are from, for people.
+    pub(super) fn from_pem(path: &Path, text: &[u8]) -> Result<Self, CaError> {
+        let damaged = |reason: &str| CaError::Damaged { path: path.to_owned(), reason: reason.to_owned() };
+        let certificate = CertificateDer::from_pem_slice(text).map_err(|_| damaged("it holds no certificate"))?;
+        let key = PrivateKeyDer::from_pem_slice(text).map_err(|_| damaged("it holds no private key"))?;
         let key = KeyPair::from_der_and_sign_algo(&key, &PKCS_ECDSA_P256_SHA256)
             .map_err(|_| damaged("its private key is not an ECDSA P-256 key"))?;
         let (not_before, not_after) = {
@@ -82,13 +86,17 @@ impl Authority {
         };
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|_| damaged("its certificate cannot be used to sign"))?;
-        Ok(Some(Self { certificate, not_before, not_after, issuer }))
+        Ok(Self { certificate, not_before, not_after, issuer })
     }
 
     /// Certificate and key in one file, so that no crash parts them.
     pub(super) fn save(&self, path: &Path) -> Result<(), CaError> {
-        let text = format!("{}{}", self.certificate_pem(), self.issuer.key().serialize_pem());
-        write_atomically(path, text.as_bytes(), 0o600)
+        write_atomically(path, self.to_pem().as_bytes(), 0o600)
+    }
+
+    /// Certificate and key.
+    pub(super) fn to_pem(&self) -> String {
+        format!("{}{}", self.certificate_pem(), self.issuer.key().serialize_pem())
     }
 
     pub(super) fn check_root(&self, path: &Path, trust_domain: &str, now: Timestamp) -> Result<(), CaError> {

@@ -41,7 +41,8 @@ const BUNDLE_FILE: &str = "bundle.pem";
 
 pub struct Ca {
     trust_domain: String,
-    dir: PathBuf,
+    /// `None` where keys are kept elsewhere.
+    dir: Option<PathBuf>,
     root: Authority,
     intermediate: ArcSwap<Authority>,
 }
@@ -124,14 +125,37 @@ impl Ca {
                 intermediate.check_issued_by(&root, &intermediate_file)?;
                 intermediate
             }
-            None => Self::new_intermediate(&root, dir, trust_domain, now)?,
+            None => Self::new_intermediate(&root, Some(dir), trust_domain, now)?,
         };
         let ca = Self {
             trust_domain: trust_domain.to_owned(),
-            dir: dir.to_owned(),
+            dir: Some(dir.to_owned()),
             root,
             intermediate: ArcSwap::from_pointee(intermediate),
         };
+        ca.renew(now)?;
+        Ok(ca)
+    }
+
+    /// A new authority, and the root and the intermediate with their keys, for whoever keeps them.
+    pub fn create(trust_domain: &str, now: Timestamp) -> Result<(Self, [String; 2]), CaError> {
+        let root = Authority::root(trust_domain, now)?;
+        let intermediate = Self::new_intermediate(&root, None, trust_domain, now)?;
+        let pem = [root.to_pem(), intermediate.to_pem()];
+        let trust_domain = trust_domain.to_owned();
+        Ok((Self { trust_domain, dir: None, root, intermediate: ArcSwap::from_pointee(intermediate) }, pem))
+    }
+
+    /// What [`create`](Self::create) gave. An intermediate past half of its life is replaced for this process alone: the
+    /// root, which is what others trust, is the same for all.
+    pub fn from_pem(root: &str, intermediate: &str, trust_domain: &str, now: Timestamp) -> Result<Self, CaError> {
+        let [root_name, intermediate_name] = [ROOT_FILE, INTERMEDIATE_FILE].map(Path::new);
+        let root = Authority::from_pem(root_name, root.as_bytes())?;
+        root.check_root(root_name, trust_domain, now)?;
+        let intermediate = Authority::from_pem(intermediate_name, intermediate.as_bytes())?;
+        intermediate.check_issued_by(&root, intermediate_name)?;
+        let trust_domain = trust_domain.to_owned();
+        let ca = Self { trust_domain, dir: None, root, intermediate: ArcSwap::from_pointee(intermediate) };
         ca.renew(now)?;
         Ok(ca)
     }
@@ -141,19 +165,21 @@ impl Ca {
         if !self.intermediate.load().past_half(now) {
             return Ok(false);
         }
-        let fresh = Self::new_intermediate(&self.root, &self.dir, &self.trust_domain, now)?;
+        let fresh = Self::new_intermediate(&self.root, self.dir.as_deref(), &self.trust_domain, now)?;
         self.intermediate.store(Arc::new(fresh));
         Ok(true)
     }
 
     fn new_intermediate(
         root: &Authority,
-        dir: &Path,
+        dir: Option<&Path>,
         trust_domain: &str,
         now: Timestamp,
     ) -> Result<Authority, CaError> {
         let intermediate = Authority::intermediate(root, trust_domain, now)?;
-        intermediate.save(&dir.join(INTERMEDIATE_FILE))?;
+        if let Some(dir) = dir {
+            intermediate.save(&dir.join(INTERMEDIATE_FILE))?;
+        }
         tracing::info!(until = %intermediate.not_after, "made an intermediate certificate");
         Ok(intermediate)
     }

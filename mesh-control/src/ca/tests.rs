@@ -223,3 +223,18 @@ fn servers_and_workloads_meet_in_mutual_tls() {
     assert!(server.renew(now + HOUR / 2).unwrap());
     assert_eq!(server.not_after(), now + HOUR / 2 + HOUR);
 }
+
+#[test]
+fn replicas_that_share_keys_are_one_authority() {
+    let now = Timestamp::now();
+    let (first, [root, intermediate]) = Ca::create("mesh.local", now).unwrap();
+    let second = Ca::from_pem(&root, &intermediate, "mesh.local", now).unwrap();
+    assert_eq!(first.roots_pem(), second.roots_pem());
+    assert!(Ca::from_pem(&root, &intermediate, "other", now).is_err());
+    let (_, [_, foreign]) = Ca::create("mesh.local", now).unwrap();
+    assert!(Ca::from_pem(&root, &foreign, "mesh.local", now).is_err());
+    // Whatever the age of what they share, it signs.
+    let late = now + Duration::from_secs(300 * 24 * 3600);
+    let aged = Ca::from_pem(&root, &intermediate, "mesh.local", late).unwrap();
+    assert_eq!(aged.roots_pem(), first.roots_pem());
+}

@@ -16,7 +16,7 @@ fn settings() -> Settings {
 }
 
 fn objects(revision: u64) -> Arc<Objects> {
-    Arc::new(Objects { revision, objects: Default::default(), committed_at: Instant::now() })
+    Arc::new(Objects { revision, objects: Default::default(), committed_at: Instant::now(), seen: Default::default() })
 }
 
 fn scope(workload: &str) -> Scope {

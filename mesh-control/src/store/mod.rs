@@ -85,7 +85,7 @@ impl Store {
         }
         let db = Arc::new(db);
         let tokens = Arc::new(Tokens::open(db.clone(), tokens)?);
-        let objects = Objects { revision, objects: by_key, committed_at: Instant::now() };
+        let objects = Objects { revision, objects: by_key, committed_at: Instant::now(), seen: Default::default() };
         let current = watch::Sender::new(Arc::new(objects));
         Ok(Self {
             inner: Arc::new(Inner {
@@ -222,7 +222,7 @@ impl Store {
     }
 
     fn publish(&self, revision: u64, objects: BTreeMap<Key, Arc<Object>>) {
-        let objects = Objects { revision, objects, committed_at: Instant::now() };
+        let objects = Objects { revision, objects, committed_at: Instant::now(), seen: Default::default() };
         self.inner.current.send_replace(Arc::new(objects));
     }
 }

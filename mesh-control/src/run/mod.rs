@@ -1,5 +1,7 @@
 //! From the command line to a running control plane, and back to nothing.
 
+mod kubernetes;
+
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::Path;
@@ -37,16 +39,23 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(args: Args, log: LogFilter) -> anyhow::Result<()> {
-    let Mode::Standalone = args.mode;
+    match args.mode {
+        Mode::Standalone => standalone(args, log).await,
+        Mode::Kubernetes => kubernetes::run(args, log).await,
+    }
+}
+
+async fn standalone(args: Args, log: LogFilter) -> anyhow::Result<()> {
+    let data = args.data.clone().context("--data is needed: the folder of the store and the certificate authority")?;
     // Asked for first, so that no moment is left in which they end the process without cleaning up.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let metrics = install_metrics().context("cannot collect metrics")?;
 
     let now = Timestamp::now();
-    let store = open_store(&args.data).await?;
-    let ca = Arc::new(Ca::open(&args.data.join("ca"), &args.trust_domain, now)?);
+    let store = open_store(&data).await?;
+    let ca = Arc::new(Ca::open(&data.join("ca"), &args.trust_domain, now)?);
     let tls = Arc::new(ServerTls::new(ca.clone(), &subject_names(&args), now)?);
-    let sockets = Sockets::bind(&args).await?;
+    let sockets = Sockets::bind(&args, &data).await?;
 
     let settings = Settings { trust_domain: args.trust_domain.clone() };
     let first = snapshot::first(&store.current(), &settings, &given_addresses(&store)?);
@@ -80,7 +89,7 @@ pub(crate) async fn run(args: Args, log: LogFilter) -> anyhow::Result<()> {
         snapshots: snapshots.clone(),
         settings,
         log: Some(log),
-        data_dir: std::path::absolute(&args.data)?,
+        data_dir: std::path::absolute(&data)?,
         listeners: sockets.addresses.clone(),
     };
 
@@ -126,7 +135,7 @@ pub(crate) async fn run(args: Args, log: LogFilter) -> anyhow::Result<()> {
     let all_ended = async { while servers.tasks.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(FAREWELL, all_ended).await;
     for name in [CONTROL_SOCKET, PROXY_SOCKET] {
-        remove(&args.data.join(name)).with_context(|| format!("cannot remove {name}"))?;
+        remove(&data.join(name)).with_context(|| format!("cannot remove {name}"))?;
     }
     match failed {
         Some(Ok(Err(error))) => Err(error).context("a server ended by itself"),
@@ -150,17 +159,17 @@ struct Sockets {
 }
 
 impl Sockets {
-    async fn bind(args: &Args) -> anyhow::Result<Self> {
+    async fn bind(args: &Args, data: &Path) -> anyhow::Result<Self> {
         let xds = bind_tcp(args.listen_xds, "--listen-xds").await?;
         let plaintext = match args.listen_plaintext.0 {
             Some(address) => Some(bind_tcp(address, "--listen-plaintext").await?),
             None => None,
         };
-        let metrics = match args.listen_metrics.0 {
+        let metrics = match args.metrics_address() {
             Some(address) => Some(bind_tcp(address, "--listen-metrics").await?),
             None => None,
         };
-        let [control_path, proxy_path] = [CONTROL_SOCKET, PROXY_SOCKET].map(|name| args.data.join(name));
+        let [control_path, proxy_path] = [CONTROL_SOCKET, PROXY_SOCKET].map(|name| data.join(name));
         let control = bind_unix(&control_path, 0o600)?;
         // Whoever can reach it has to show a certificate or a token, as on the network.
         let proxy = bind_unix(&proxy_path, 0o666)?;

@@ -1,0 +1,59 @@
+//! From Kubernetes' objects to ours. Pure, one file for each kind.
+
+mod object;
+mod pod;
+mod service;
+mod slice;
+
+use k8s_openapi::api::core::v1::Node;
+use mesh_common::resource::Object;
+use serde_json::Value;
+
+pub(super) use object::object;
+pub(super) use pod::pod;
+pub(super) use service::service;
+pub(super) use slice::slice;
+
+pub(super) use pod::Pod;
+pub(super) use slice::Slice;
+
+/// Annotation of what was made from something else, and has no status of its own in the API server.
+pub const ANNOTATION_SOURCE: &str = "meshctl.dev/source";
+
+/// What one of Kubernetes' objects says that matters to a mesh.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Fact {
+    Pod(Pod),
+    /// `region/zone`
+    Node(String),
+    Slice(Slice),
+    Service(Object),
+    Object(Written),
+    /// An object that cannot be taken, with the reasons.
+    Refused {
+        reasons: Vec<String>,
+        generation: Option<i64>,
+        status: Value,
+        parents: Value,
+    },
+}
+
+/// An object that people wrote.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Written {
+    pub object: Object,
+    pub status: Value,
+    /// Paths of fields that are not known here.
+    pub left_out: Vec<String>,
+}
+
+pub(super) fn node(node: &Node) -> Option<Fact> {
+    let label = |name: &str| node.metadata.labels.as_ref()?.get(name).cloned();
+    let [region, zone] = ["topology.kubernetes.io/region", "topology.kubernetes.io/zone"].map(label);
+    let locality = match (region, zone) {
+        (region, Some(zone)) => format!("{}/{zone}", region.unwrap_or_default()),
+        (Some(region), None) => region,
+        (None, None) => String::new(),
+    };
+    Some(Fact::Node(locality))
+}

@@ -1,0 +1,155 @@
+use k8s_openapi::api::core::v1 as core;
+use mesh_common::resource::{
+    LABEL_REGISTERED, LABEL_TERMINATING, Metadata, WorkloadEntry, WorkloadEntrySpec, WorkloadPort,
+};
+
+use super::{ANNOTATION_SOURCE, Fact};
+
+/// Label of a pod that has a proxy.
+const LABEL_PROXY: &str = "meshctl.dev/proxy";
+const PROXY_CONTAINER: &str = "mesh-proxy";
+
+/// A pod as a workload, without the locality, which is its node's.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::kubernetes) struct Pod {
+    pub node: String,
+    pub entry: WorkloadEntry,
+}
+
+/// Nothing for a pod that has ended, and for one on its node's own network, whose address is not its own.
+pub(in crate::kubernetes) fn pod(pod: &core::Pod) -> Option<Fact> {
+    let (metadata, spec, status) = (&pod.metadata, pod.spec.as_ref()?, pod.status.as_ref());
+    let phase = status.and_then(|status| status.phase.as_deref());
+    if spec.host_network == Some(true) || matches!(phase, Some("Succeeded" | "Failed")) {
+        return None;
+    }
+    let mut labels = metadata.labels.clone().unwrap_or_default();
+    labels.remove(LABEL_REGISTERED);
+    labels.remove(LABEL_TERMINATING);
+    let terminating = metadata.deletion_timestamp.is_some();
+    if terminating {
+        labels.insert(LABEL_TERMINATING.to_owned(), "true".to_owned());
+    }
+    let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let ready = conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let version = labels.get("version").or_else(|| labels.get("app.kubernetes.io/version"));
+    let account = spec.service_account_name.clone().filter(|name| !name.is_empty());
+    let spec = WorkloadEntrySpec {
+        service: String::new(),
+        version: version.cloned().unwrap_or_default(),
+        addresses: addresses(status),
+        ports: ports(spec),
+        service_account: account.unwrap_or_else(|| "default".to_owned()),
+        healthy: Some(ready && !terminating),
+        mesh: Some(labels.get(LABEL_PROXY).is_some_and(|value| value == "true")),
+        ..WorkloadEntrySpec::default()
+    };
+    let annotations = [(ANNOTATION_SOURCE.to_owned(), "Pod".to_owned())].into();
+    let name = Metadata::new(metadata.namespace.as_deref()?, metadata.name.as_deref()?);
+    let entry = WorkloadEntry { metadata: Metadata { labels, annotations, ..name }, spec };
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
+    Some(Fact::Pod(Pod { node, entry }))
+}
+
+fn addresses(status: Option<&core::PodStatus>) -> Vec<std::net::IpAddr> {
+    let Some(status) = status else { return Vec::new() };
+    let several = status.pod_ips.as_deref().unwrap_or_default().iter().map(|ip| ip.ip.as_str());
+    let mut addresses: Vec<_> = several.chain(status.pod_ip.as_deref()).filter_map(|text| text.parse().ok()).collect();
+    let mut seen = std::collections::BTreeSet::new();
+    addresses.retain(|address| seen.insert(*address));
+    addresses
+}
+
+/// TCP ports of containers that run for as long as the pod does, without those of the proxy.
+fn ports(spec: &core::PodSpec) -> Vec<WorkloadPort> {
+    let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let containers = spec.containers.iter().chain(sidecars).filter(|container| container.name != PROXY_CONTAINER);
+    let mut ports: Vec<WorkloadPort> = Vec::new();
+    for port in containers.flat_map(|container| container.ports.iter().flatten()) {
+        let tcp = port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
+        let Some(number) = u16::try_from(port.container_port).ok().filter(|number| tcp && *number > 0) else {
+            continue;
+        };
+        if !ports.iter().any(|known| known.port == number) {
+            ports.push(WorkloadPort { port: number, name: port.name.clone(), ..WorkloadPort::default() });
+        }
+    }
+    ports
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn reviews() -> Value {
+        json!({
+            "metadata": {
+                "name": "reviews-v1-7d8c-x2x4", "namespace": "shop", "uid": "1f", "resourceVersion": "811",
+                "labels": {"app": "reviews", "version": "v1", "meshctl.dev/proxy": "true", "pod-template-hash": "7d8c"},
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "reviews-v1-7d8c", "uid": "1e"}]
+            },
+            "spec": {
+                "nodeName": "node1", "serviceAccountName": "reviews",
+                "initContainers": [
+                    {"name": "migrate", "ports": [{"containerPort": 1}]},
+                    {"name": "mesh-proxy", "restartPolicy": "Always", "ports": [{"containerPort": 15090, "name": "http-metrics"}]},
+                    {"name": "cache", "restartPolicy": "Always", "ports": [{"containerPort": 6379, "protocol": "TCP"}]}
+                ],
+                "containers": [{"name": "app", "ports": [
+                    {"containerPort": 9080, "name": "http", "protocol": "TCP"},
+                    {"containerPort": 53, "name": "dns", "protocol": "UDP"}
+                ]}]
+            },
+            "status": {
+                "phase": "Running", "podIP": "10.244.0.7", "podIPs": [{"ip": "10.244.0.7"}, {"ip": "fd00:10::7"}],
+                "conditions": [{"type": "Initialized", "status": "True"}, {"type": "Ready", "status": "True"}]
+            }
+        })
+    }
+
+    fn convert(json: Value) -> Option<Pod> {
+        match pod(&serde_json::from_value(json).unwrap()) {
+            Some(Fact::Pod(pod)) => Some(pod),
+            None => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_pod_is_a_workload() {
+        let Pod { node, entry } = convert(reviews()).unwrap();
+        assert_eq!((node.as_str(), entry.metadata.name.as_str()), ("node1", "reviews-v1-7d8c-x2x4"));
+        let addresses: Vec<String> = entry.spec.addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["10.244.0.7", "fd00:10::7"]);
+        let ports: Vec<_> = entry.spec.ports.iter().map(|p| (p.port, p.name.as_deref())).collect();
+        assert_eq!(ports, [(9080, Some("http")), (6379, None)]);
+        assert_eq!((entry.spec.version.as_str(), entry.spec.service_account.as_str()), ("v1", "reviews"));
+        assert_eq!((entry.spec.healthy, entry.spec.mesh), (Some(true), Some(true)));
+    }
+
+    #[test]
+    fn one_that_ends_is_not_called_and_one_that_has_ended_is_not_there() {
+        let mut pod = reviews();
+        pod["metadata"]["deletionTimestamp"] = json!("2030-01-01T00:00:00Z");
+        let entry = convert(pod).unwrap().entry;
+        assert_eq!((entry.spec.healthy, entry.metadata.labels[LABEL_TERMINATING].as_str()), (Some(false), "true"));
+        for (path, value) in [("/status/phase", json!("Succeeded")), ("/spec/hostNetwork", json!(true))] {
+            let mut pod = reviews();
+            pod["spec"]["hostNetwork"] = json!(false);
+            *pod.pointer_mut(path).unwrap() = value;
+            assert_eq!(convert(pod), None);
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_yet_has_its_default() {
+        let bare = json!({"metadata": {"name": "x", "namespace": "d", "labels": {"meshctl.dev/terminating": "true"}},
+            "spec": {"containers": []}});
+        let Pod { node, entry } = convert(bare).unwrap();
+        assert_eq!((node.as_str(), entry.spec.service_account.as_str()), ("", "default"));
+        assert_eq!((entry.spec.healthy, entry.spec.mesh), (Some(false), Some(false)));
+        assert!(entry.spec.addresses.is_empty() && entry.metadata.labels.is_empty());
+    }
+}

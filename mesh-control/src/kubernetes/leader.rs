@@ -1,0 +1,168 @@
+//! The work that only one replica may do: what others in the cluster read of the mesh.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, Preconditions};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, Error};
+use mesh_common::resource::Kind;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::lease::Election;
+use super::{Source, View, standing, trust};
+use crate::ca::Ca;
+use crate::housekeeping::has_expired;
+use crate::objects::Objects;
+use crate::snapshot::Snapshot;
+
+const RENEW: Duration = Duration::from_secs(4);
+/// How often what nobody tells us about is looked at.
+const LOOK: Duration = Duration::from_secs(5);
+/// A status that could not be written is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Runs for as long as the process lives, and does the leader's work while this replica leads.
+pub async fn lead(client: Client, ca: Arc<Ca>, source: Source, snapshots: watch::Receiver<Arc<Snapshot>>) {
+    let me = std::env::var("POD_NAME").unwrap_or_else(|_| format!("mesh-control-{:016x}", fastrand::u64(..)));
+    let mut election = Election::new(client.clone(), me);
+    let mut ticks = tokio::time::interval(RENEW);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut work: Option<tokio::task::JoinHandle<()>> = None;
+    loop {
+        ticks.tick().await;
+        // A renewal that hangs must not keep the work going.
+        let leads = tokio::time::timeout(RENEW, election.run()).await.unwrap_or(false);
+        match (leads, work.as_ref().is_some_and(|work| !work.is_finished())) {
+            (true, false) => {
+                tracing::info!("this replica leads");
+                let leader = Leader { client: client.clone(), ca: ca.clone() };
+                work = Some(tokio::spawn(leader.work(source.clone(), snapshots.clone())));
+            }
+            (false, true) => {
+                tracing::info!("this replica leads no more");
+                work.take().into_iter().for_each(|work| work.abort());
+            }
+            _ => {}
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Leader {
+    client: Client,
+    ca: Arc<Ca>,
+}
+
+impl Leader {
+    async fn work(self, source: Source, snapshots: watch::Receiver<Arc<Snapshot>>) {
+        let Source { objects, view } = source;
+        tokio::join!(self.spread_trust(), self.write_statuses(view, snapshots), self.end_faults(objects));
+    }
+
+    /// At once in a new namespace, as pods there wait for it.
+    async fn spread_trust(&self) {
+        let namespaces = Api::<Namespace>::all(self.client.clone());
+        let mut namespaces = watcher(namespaces, watcher::Config::default()).default_backoff().boxed();
+        let root = self.ca.roots_pem();
+        loop {
+            if let Err(error) = trust::publish(&self.client, &root).await {
+                tracing::warn!(%error, "cannot look after the trust bundles");
+            }
+            if let Err(error) = trust::certify(&self.client, &root).await {
+                tracing::warn!(%error, "cannot look after the webhooks' certificates");
+            }
+            let look = Instant::now() + LOOK;
+            // Of many namespaces that come together, as at the first listing, one round is enough.
+            while let Ok(Some(Ok(event))) = tokio::time::timeout_at(look, namespaces.next()).await {
+                if matches!(event, watcher::Event::Apply(_) | watcher::Event::InitDone) {
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn write_statuses(
+        &self,
+        mut view: watch::Receiver<Arc<View>>,
+        mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    ) {
+        loop {
+            let (now, snapshot) = (view.borrow_and_update().clone(), snapshots.borrow_and_update().clone());
+            // A generation is spoken about only once the model knows it.
+            let well = snapshot.revision < now.revision || self.write_round(&now, &snapshot).await;
+            let retry = async {
+                match well {
+                    true => std::future::pending().await,
+                    false => tokio::time::sleep(RETRY.mul_f64(1.0 + fastrand::f64())).await,
+                }
+            };
+            tokio::select! {
+                changed = view.changed() => if changed.is_err() { return },
+                changed = snapshots.changed() => if changed.is_err() { return },
+                () = retry => {}
+            }
+        }
+    }
+
+    /// False: something could not be written.
+    async fn write_round(&self, view: &View, snapshot: &Snapshot) -> bool {
+        let mut well = true;
+        let mut apis: BTreeMap<Kind, ApiResource> = BTreeMap::new();
+        for (key, standing) in &view.written {
+            let status = snapshot.model.status(key);
+            let Some(fresh) = standing::wanted(key.kind, standing, &status, Timestamp::now()) else { continue };
+            let resource = apis.entry(key.kind).or_insert_with(|| resource(key.kind));
+            let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, resource);
+            // Whoever wrote in between is not overwritten: the watch brings what they wrote, and then it is our turn again.
+            let patch =
+                json!({"metadata": {"resourceVersion": standing.resource_version.to_string()}, "status": fresh});
+            match api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await {
+                Ok(_) => {}
+                Err(Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                Err(error) => {
+                    tracing::warn!(object = %key, %error, "cannot write its status");
+                    well = false;
+                }
+            }
+        }
+        well
+    }
+
+    /// Proxies end faults by themselves; this is for those who read the objects.
+    async fn end_faults(&self, objects: watch::Receiver<Arc<Objects>>) {
+        let resource = resource(Kind::FaultInjection);
+        loop {
+            tokio::time::sleep(RETRY).await;
+            let (now, current) = (Timestamp::now(), objects.borrow().clone());
+            let over =
+                current.select(Some(Kind::FaultInjection), None, None).filter(|(_, fault)| has_expired(fault, now));
+            for (key, fault) in over {
+                let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, &resource);
+                let metadata = fault.metadata();
+                // One that was changed in between may have more time.
+                let unchanged =
+                    Preconditions { uid: metadata.uid.clone(), resource_version: metadata.resource_version.clone() };
+                match api
+                    .delete(&key.name, &DeleteParams { preconditions: Some(unchanged), ..Default::default() })
+                    .await
+                {
+                    Ok(_) => tracing::info!(object = %key, "removed, its time is over"),
+                    Err(Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                    Err(error) => tracing::warn!(object = %key, %error, "cannot remove it, though its time is over"),
+                }
+            }
+        }
+    }
+}
+
+fn resource(kind: Kind) -> ApiResource {
+    let (group, version) = kind.api_version().split_once('/').unwrap_or(("", kind.api_version()));
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.as_str()), kind.plural())
+}

@@ -1,0 +1,280 @@
+//! What the watches have brought so far, and the objects that follow from it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use mesh_common::resource::{Key, Kind, Object};
+use serde_json::Value;
+
+use super::convert::{Fact, Written};
+use crate::objects::Objects;
+
+/// A kind that is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Watched {
+    Pod,
+    Node,
+    EndpointSlice,
+    Kind(Kind),
+}
+
+/// One object of a kind, as far as it matters.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub namespace: String,
+    pub name: String,
+    pub resource_version: u64,
+    pub fact: Option<Fact>,
+}
+
+#[derive(Debug)]
+pub(super) enum Change {
+    Put(Seen),
+    Gone(Seen),
+    /// All objects of the kind there are.
+    All(Vec<Seen>),
+    /// The API server does not know the kind.
+    Absent,
+}
+
+/// What the status of written objects follows from, beside the model.
+#[derive(Debug, Default)]
+pub struct View {
+    /// The objects' revision.
+    pub revision: u64,
+    pub written: BTreeMap<Key, Standing>,
+}
+
+/// How an object stands in the API server.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Standing {
+    pub generation: Option<i64>,
+    pub resource_version: u64,
+    pub status: Value,
+    /// Why it is not taken as it is now.
+    pub refused: Vec<String>,
+    /// Of a route that is refused.
+    pub parents: Value,
+    pub left_out: Vec<String>,
+}
+
+type Place = (Watched, String, String);
+
+#[derive(Default)]
+pub(super) struct Tables {
+    facts: BTreeMap<Place, (u64, Fact)>,
+    /// Refused objects, beside what they were when they were last taken.
+    refused: BTreeMap<Place, Standing>,
+    seen: BTreeMap<Kind, u64>,
+    listed: BTreeSet<Watched>,
+    current: BTreeMap<Key, Arc<Object>>,
+    revision: u64,
+}
+
+impl Tables {
+    pub fn apply(&mut self, watched: Watched, change: Change) {
+        match change {
+            Change::Put(seen) => self.put(watched, seen),
+            Change::Gone(seen) => {
+                self.saw(watched, seen.resource_version);
+                let place = (watched, seen.namespace, seen.name);
+                self.facts.remove(&place);
+                self.refused.remove(&place);
+            }
+            Change::All(all) => {
+                let names: BTreeSet<(String, String)> =
+                    all.iter().map(|seen| (seen.namespace.clone(), seen.name.clone())).collect();
+                let stays = |(of, namespace, name): &Place| {
+                    *of != watched || names.contains(&(namespace.clone(), name.clone()))
+                };
+                self.facts.retain(|place, _| stays(place));
+                self.refused.retain(|place, _| stays(place));
+                all.into_iter().for_each(|seen| self.put(watched, seen));
+                self.listed.insert(watched);
+            }
+            Change::Absent => {
+                self.facts.retain(|(of, ..), _| *of != watched);
+                self.refused.retain(|(of, ..), _| *of != watched);
+                self.listed.insert(watched);
+            }
+        }
+    }
+
+    /// Whether every one of these kinds has been listed once.
+    pub fn complete(&self, kinds: &[Watched]) -> bool {
+        kinds.iter().all(|kind| self.listed.contains(kind))
+    }
+
+    fn saw(&mut self, watched: Watched, resource_version: u64) {
+        if let Watched::Kind(kind) = watched {
+            let newest = self.seen.entry(kind).or_default();
+            *newest = resource_version.max(*newest);
+        }
+    }
+
+    fn put(&mut self, watched: Watched, seen: Seen) {
+        self.saw(watched, seen.resource_version);
+        let place = (watched, seen.namespace, seen.name);
+        match seen.fact {
+            // What it was before stays in force: better the old than nothing.
+            Some(Fact::Refused { reasons, generation, status, parents }) => {
+                let resource_version = seen.resource_version;
+                let left_out = Vec::new();
+                let standing = Standing { generation, resource_version, status, refused: reasons, parents, left_out };
+                self.refused.insert(place, standing);
+            }
+            Some(fact) => {
+                self.refused.remove(&place);
+                self.facts.insert(place, (seen.resource_version, fact));
+            }
+            None => {
+                self.refused.remove(&place);
+                self.facts.remove(&place);
+            }
+        }
+    }
+
+    /// The objects, at the next revision if they mean something else than before.
+    pub fn objects(&mut self) -> Objects {
+        let mut objects: BTreeMap<Key, Object> = BTreeMap::new();
+        for ((_, namespace, name), (_, fact)) in &self.facts {
+            match fact {
+                Fact::Object(Written { object, .. }) | Fact::Service(object) => {
+                    objects.insert(object.key(), object.clone());
+                }
+                Fact::Slice(slice) => {
+                    let service = (Watched::Kind(Kind::Service), slice.namespace.clone(), slice.service.clone());
+                    let Some((_, Fact::Service(Object::Service(service)))) = self.facts.get(&service) else { continue };
+                    if service.spec.selector.is_empty() {
+                        let entries = slice.entries(&service.spec.ports).into_iter().map(Object::WorkloadEntry);
+                        objects.extend(entries.map(|entry| (entry.key(), entry)));
+                    }
+                }
+                Fact::Pod(pod) => {
+                    let mut entry = pod.entry.clone();
+                    let node = (Watched::Node, String::new(), pod.node.clone());
+                    if let Some((_, Fact::Node(locality))) = self.facts.get(&node) {
+                        entry.spec.locality = Some(locality.clone()).filter(|locality| !locality.is_empty());
+                    }
+                    // It goes before an entry that somebody wrote under its name: its proxy speaks for it.
+                    objects.insert(Key::new(Kind::WorkloadEntry, namespace, name), Object::WorkloadEntry(entry));
+                }
+                Fact::Node(_) | Fact::Refused { .. } => {}
+            }
+        }
+        // Pods come before written entries in the order of facts, so those are put last.
+        for ((watched, namespace, name), (_, fact)) in &self.facts {
+            if let (Watched::Pod, Fact::Pod(pod)) = (watched, fact) {
+                let key = Key::new(Kind::WorkloadEntry, namespace, name);
+                if let Some(Object::WorkloadEntry(entry)) = objects.get(&key)
+                    && entry.metadata.annotations != pod.entry.metadata.annotations
+                {
+                    tracing::warn!(workload = %key, "a WorkloadEntry has the name of a pod and is left out");
+                    objects.insert(key, Object::WorkloadEntry(pod.entry.clone()));
+                }
+            }
+        }
+        self.take(objects)
+    }
+
+    fn take(&mut self, objects: BTreeMap<Key, Object>) -> Objects {
+        let mut changed = objects.len() != self.current.len();
+        let mut next = BTreeMap::new();
+        for (key, object) in objects {
+            let object = match self.current.get(&key) {
+                Some(old) if **old == object => old.clone(),
+                Some(old) => {
+                    changed |= !same_meaning(old, &object);
+                    Arc::new(object)
+                }
+                None => {
+                    changed = true;
+                    Arc::new(object)
+                }
+            };
+            next.insert(key, object);
+        }
+        if changed || self.revision == 0 {
+            self.revision += 1;
+        }
+        self.current = next;
+        Objects {
+            revision: self.revision,
+            objects: self.current.clone(),
+            committed_at: Instant::now(),
+            seen: self.seen.clone(),
+        }
+    }
+
+    pub fn view(&self) -> View {
+        let mut written = BTreeMap::new();
+        for ((_, namespace, name), (resource_version, fact)) in &self.facts {
+            let Fact::Object(Written { object, status, left_out }) = fact else { continue };
+            let standing = Standing {
+                generation: object.metadata().generation,
+                resource_version: *resource_version,
+                status: status.clone(),
+                left_out: left_out.clone(),
+                ..Standing::default()
+            };
+            written.insert(Key::new(object.kind(), namespace, name), standing);
+        }
+        for ((watched, namespace, name), standing) in &self.refused {
+            if let Watched::Kind(kind) = watched {
+                written.insert(Key::new(*kind, namespace, name), standing.clone());
+            }
+        }
+        View { revision: self.revision, written }
+    }
+}
+
+/// An object whose status was written is a new version of it that means the same.
+fn same_meaning(a: &Object, b: &Object) -> bool {
+    let mut b = b.clone();
+    b.metadata_mut().resource_version.clone_from(&a.metadata().resource_version);
+    *a == b
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::convert;
+    use super::*;
+
+    fn policy(version: u64, status: Value, mode: &str) -> Seen {
+        let json = json!({
+            "metadata": {"name": "p", "namespace": "shop", "resourceVersion": version.to_string(), "generation": 1},
+            "spec": {"mode": mode}, "status": status
+        });
+        let object = serde_json::from_value(json).unwrap();
+        let fact = convert::object(Kind::PeerAuthentication, &object);
+        Seen { namespace: "shop".to_owned(), name: "p".to_owned(), resource_version: version, fact }
+    }
+
+    const KIND: Watched = Watched::Kind(Kind::PeerAuthentication);
+
+    #[test]
+    fn a_revision_is_new_when_something_means_something_else() {
+        let mut tables = Tables::default();
+        assert!(!tables.complete(&[KIND]));
+        tables.apply(KIND, Change::All(vec![policy(5, json!(null), "STRICT")]));
+        assert!(tables.complete(&[KIND]));
+        assert_eq!(tables.objects().revision, 1);
+        tables.apply(KIND, Change::Put(policy(6, json!({"conditions": []}), "STRICT")));
+        let objects = tables.objects();
+        assert_eq!((objects.revision, objects.seen[&Kind::PeerAuthentication]), (1, 6));
+        let key = Key::new(Kind::PeerAuthentication, "shop", "p");
+        assert_eq!(objects.objects[&key].metadata().resource_version.as_deref(), Some("6"));
+        tables.apply(KIND, Change::Put(policy(7, json!({"conditions": []}), "PERMISSIVE")));
+        assert_eq!(tables.objects().revision, 2);
+
+        // What is refused stays what it was, and it shows.
+        tables.apply(KIND, Change::Put(policy(8, json!(null), "MAYBE")));
+        assert_eq!(tables.objects().revision, 2);
+        assert!(tables.view().written[&key].refused[0].contains("MAYBE"));
+        tables.apply(KIND, Change::All(Vec::new()));
+        assert_eq!((tables.objects().revision, tables.view().written.len()), (3, 0));
+    }
+}

@@ -1,0 +1,150 @@
+//! In a cluster: objects from the API server, keys from a Secret, identities from service accounts' tokens.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use jiff::Timestamp;
+use mesh_common::names::{CLUSTER_DOMAIN, port};
+use mesh_common::proto::ca::certificate_authority_server::CertificateAuthorityServer;
+use mesh_common::proto::workload::workload_registry_server::WorkloadRegistryServer;
+use mesh_common::telemetry::LogFilter;
+use mesh_common::tls::{CONTROL_ACCOUNT, CONTROL_NAMESPACE};
+use mesh_control::api::MeshService;
+use mesh_control::args::Args;
+use mesh_control::auth::{Authenticator, Transport};
+use mesh_control::ca::{Ca, CaService, ServerTls};
+use mesh_control::kubernetes::{Reviewer, Source, lead, open_ca};
+use mesh_control::model::{Addresses, Settings};
+use mesh_control::registry::{RegistryService, Workloads};
+use mesh_control::serve::{Door, Limits, Listener, bind_tcp, grpc};
+use mesh_control::snapshot;
+use mesh_control::status::{StatusServer, install_metrics};
+use mesh_control::xds::Xds;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use super::{FAREWELL, Servers, say_ready, subject_names};
+
+const RENEW: Duration = Duration::from_secs(30);
+
+pub(crate) async fn run(args: Args, log: LogFilter) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stopped = async move {
+        tokio::select! {
+            _ = terminate.recv() => (),
+            _ = interrupt.recv() => (),
+        }
+    };
+    tokio::select! {
+        result = serve(args, log) => result,
+        () = stopped => {
+            tracing::info!("stopping");
+            // Proxies see their streams end and go to another replica.
+            tokio::time::sleep(FAREWELL / 10).await;
+            Ok(())
+        }
+    }
+}
+
+async fn serve(args: Args, log: LogFilter) -> anyhow::Result<()> {
+    let metrics = install_metrics().context("cannot collect metrics")?;
+    let (ready, is_ready) = watch::channel(false);
+    let mut addresses = Vec::new();
+    if let Some(address) = args.metrics_address() {
+        let listener = bind_tcp(address, "--listen-metrics").await?;
+        addresses.push(format!("metrics={}", listener.local_addr()?));
+        tokio::spawn(StatusServer { metrics, ready: is_ready }.serve(listener));
+    }
+    let xds_listener = bind_tcp(args.listen_xds, "--listen-xds").await?;
+    addresses.push(format!("xds={}", xds_listener.local_addr()?));
+    let operator_address = (IpAddr::V4(Ipv4Addr::LOCALHOST), args.operator_port.unwrap_or(port::OPERATOR)).into();
+    let operator_listener = bind_tcp(operator_address, "--operator-port").await?;
+    addresses.push(format!("operator={}", operator_listener.local_addr()?));
+
+    let client = kube::Client::try_default().await.context("cannot find out how to reach the API server")?;
+    let now = Timestamp::now();
+    let ca = Arc::new(until_it_answers(|| open_ca(&client, &args.trust_domain, now)).await?);
+    let tls = Arc::new(ServerTls::new(ca.clone(), &service_names(&args), now)?);
+    let source = Source::start(&client).await;
+
+    let settings = Settings { trust_domain: args.trust_domain.clone() };
+    let first = snapshot::first(&source.objects.borrow(), &settings, &Addresses::default());
+    let (publish, snapshots) = watch::channel(Arc::new(first));
+    tokio::spawn(snapshot::publish(source.objects.clone(), settings.clone(), publish, |_| ()));
+    let auth = Authenticator::Reviewer(Reviewer::new(client.clone(), &args.trust_domain));
+    let xds = Xds::new(snapshots.clone(), ca.clone(), auth.clone());
+    let registry = RegistryService::new(Workloads::Discovered, auth.clone(), snapshots.clone(), xds.clone());
+    let for_proxies = grpc()
+        .add_service(xds.ads())
+        .add_service(CertificateAuthorityServer::new(CaService::new(ca.clone(), auth.clone())))
+        .add_service(WorkloadRegistryServer::new(registry));
+    let operator = MeshService {
+        objects: source.objects.clone(),
+        store: None,
+        ca: ca.clone(),
+        xds: xds.clone(),
+        snapshots: snapshots.clone(),
+        settings,
+        log: Some(log),
+        data_dir: args.data.clone().unwrap_or_default(),
+        listeners: addresses.clone(),
+    };
+
+    let (_stop, stopping) = watch::channel(false);
+    let mut servers = Servers { tasks: JoinSet::new(), stopping };
+    let (limits, listener) = (Limits::default(), Listener::Tcp(xds_listener));
+    let acceptor = TlsAcceptor::from(Arc::new(tls.config()?));
+    servers.spawn(Door { name: "xds", listener, tls: Some(acceptor), transport: Transport::Tls, limits }, for_proxies);
+    // Who may forward a port to this pod is the cluster's operator; nobody else reaches its loopback.
+    let (limits, listener) = (Limits::default(), Listener::Tcp(operator_listener));
+    let door = Door { name: "operator", listener, tls: None, transport: Transport::Unix, limits };
+    servers.spawn(door, grpc().add_service(operator.server()).add_service(xds.csds()));
+    tokio::spawn(renew(ca.clone(), tls));
+    tokio::spawn(lead(client, ca, source, snapshots));
+
+    ready.send_replace(true);
+    say_ready(&args, &addresses);
+    match servers.tasks.join_next().await {
+        Some(Ok(Err(error))) => Err(error).context("a server ended by itself"),
+        Some(Err(error)) => Err(error).context("a server ended by itself"),
+        _ => Ok(()),
+    }
+}
+
+/// An API server that is away is waited for: whoever restarts this process would do no better.
+async fn until_it_answers<F: Future<Output = anyhow::Result<Ca>>>(ask: impl Fn() -> F) -> anyhow::Result<Ca> {
+    let mut wait = Duration::from_millis(250);
+    loop {
+        match ask().await {
+            Err(error) if error.downcast_ref::<kube::Error>().is_some_and(|e| !matches!(e, kube::Error::Api(_))) => {
+                tracing::warn!(error = format!("{error:#}"), "the API server does not answer");
+                tokio::time::sleep(wait.mul_f64(1.0 + fastrand::f64() / 2.0)).await;
+                wait = (wait * 2).min(Duration::from_secs(10));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Names under which the Service of mesh-control is called.
+fn service_names(args: &Args) -> Vec<String> {
+    let mut names = subject_names(args);
+    for suffix in ["", ".svc", &format!(".svc.{CLUSTER_DOMAIN}")] {
+        names.push(format!("{CONTROL_ACCOUNT}.{CONTROL_NAMESPACE}{suffix}"));
+    }
+    names
+}
+
+async fn renew(ca: Arc<Ca>, tls: Arc<ServerTls>) {
+    loop {
+        tokio::time::sleep(RENEW).await;
+        let now = Timestamp::now();
+        if let Err(error) = ca.renew(now).and_then(|_| tls.renew(now)) {
+            tracing::error!(%error, "cannot renew a certificate of mesh-control");
+        }
+    }
+}
