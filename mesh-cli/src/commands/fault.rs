@@ -231,6 +231,9 @@ async fn list(context: &Context, args: &List) -> Result<(), Failure> {
     let control = context.connect().await?;
     let now = Timestamp::now();
     let objects = all(&control, context, args.all_namespaces).await?;
+    if context.out.format == Format::Name {
+        return objects.iter().try_for_each(|fault| context.out.line(&kinds::short(&key(fault))));
+    }
     let views: Vec<View> = objects.iter().flat_map(|fault| faults::views(fault, now)).collect();
     if !context.out.for_people() {
         return context.out.data(&views);
@@ -277,10 +280,7 @@ async fn clear(context: &Context, args: &Clear) -> Result<(), Failure> {
             of_service || fault.metadata.name == *which
         }
     };
-    let keys = faults
-        .iter()
-        .filter(meant)
-        .map(|fault| Key::new(Kind::FaultInjection, fault.metadata.namespace_or_default(), &fault.metadata.name));
+    let keys = faults.iter().filter(meant).map(key);
     let keys: Vec<Key> = keys.collect();
     if let (Some(which), true) = (&args.which, keys.is_empty()) {
         return Err(Failure::with(Exit::NotFound, format!("There is no fault of or named {which}."))
@@ -292,6 +292,10 @@ async fn clear(context: &Context, args: &Clear) -> Result<(), Failure> {
         Some(revision) => args.waiting.after(context, &control, revision).await,
         None => Ok(()),
     }
+}
+
+fn key(fault: &FaultInjection) -> Key {
+    Key::new(Kind::FaultInjection, fault.metadata.namespace_or_default(), &fault.metadata.name)
 }
 
 async fn all(

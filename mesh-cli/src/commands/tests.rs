@@ -54,6 +54,7 @@ async fn set_weight_makes_a_route_and_then_edits_it() {
     let text = meshctl(&running, "route set-weight reviews v1=90 v2=10").await.unwrap();
     assert!(text.starts_with("HTTPRoute default/reviews created (revision 1)\n"), "{text}");
     assert!(text.contains("all       v1       90      90 %"), "{text}");
+    assert_eq!(meshctl(&running, "route list -o name").await.unwrap(), "httproute/reviews\n");
     assert_eq!(backends(&running), [("reviews-v1".into(), 90), ("reviews-v2".into(), 10)]);
     let text = meshctl(&running, "route set-weight reviews v1=90 v2=10").await.unwrap();
     assert!(text.contains("unchanged"), "{text}");
@@ -127,6 +128,10 @@ async fn faults_are_listed_and_cleared() {
     let json: serde_json::Value =
         serde_json::from_str(&meshctl(&running, "fault list -o json").await.unwrap()).unwrap();
     assert_eq!((json[0]["name"].as_str(), json[1]["from"][0].as_str()), (Some("reviews-abort"), Some("web")));
+    assert_eq!(
+        meshctl(&running, "fault list -o name").await.unwrap(),
+        "faultinjection/reviews-abort\nfaultinjection/reviews-delay-from-web\n"
+    );
     meshctl(&running, "fault clear reviews-abort").await.unwrap();
     assert_eq!(
         meshctl(&running, "fault clear reviews").await.unwrap(),

@@ -10,7 +10,7 @@ use super::List;
 use crate::commands::Context;
 use crate::failure::Failure;
 use crate::objects;
-use crate::output::{Cell, Table};
+use crate::output::{Cell, Format, Table};
 use crate::routes::attached::{self, RuleView};
 use crate::routes::edit::version_of;
 use crate::routes::shares::percent;
@@ -80,6 +80,11 @@ pub async fn run(context: &Context, args: &List) -> Result<(), Failure> {
             let message = format!("There is no service {service} in the namespace {}.", context.namespace());
             return Err(Failure::not_found(message).hint("`meshctl get services -A` shows all services."));
         }
+    }
+    if context.out.format == Format::Name {
+        // A route is listed for each of its services.
+        let names = listed.iter().flat_map(|s| &s.routes).map(|r| format!("{}/{}", r.kind.to_lowercase(), r.name));
+        return names.collect::<BTreeSet<_>>().iter().try_for_each(|name| context.out.line(name));
     }
     if !context.out.for_people() {
         return context.out.data(&listed);
