@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -176,6 +176,23 @@ impl Mesh {
         command.args(["run", "--service", service, "--token-file"]).arg(token).args(args).arg("--");
         command.arg(self.program(app.first().context("no application")?)).args(app.get(1..).unwrap_or_default());
         Process::start(&format!("{service}-{}", self.next()), command, &self.logs())
+    }
+
+    /// A copy of `e2e/clients/<name>` that the mesh's user may read, as text for a command line.
+    pub fn script(&self, name: &str) -> anyhow::Result<String> {
+        let copy = self.program(name);
+        fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name), &copy)?;
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
+        Ok(copy.display().to_string())
+    }
+
+    /// Runs `curl` behind a sidecar of its own, and gives what it printed.
+    pub fn curl(&self, account: &str, args: &[&str]) -> anyhow::Result<String> {
+        let app: Vec<&str> = ["/usr/bin/curl", "-sS", "-m", "10"].iter().chain(args).copied().collect();
+        let mut curl = self.run(account, &[], &app)?;
+        let status = curl.wait(Duration::from_secs(20))?;
+        ensure!(status.success(), "curl {}: {status}\n{}", args.join(" "), curl.tail());
+        Ok(curl.stdout())
     }
 
     /// Starts `testapp http` as a version of a service, and waits until it can be discovered.
