@@ -26,6 +26,12 @@ fn once(user: User) {
     assert!(status.success(), "{}", demo.tail());
     let said = demo.stdout();
     assert!(said.matches("as asked").count() >= 9, "{said}");
+    let notes = demo.stderr();
+    let first =
+        notes.split_once("First good request through the mesh after ").and_then(|(_, rest)| rest.split_once(" s."));
+    let first: f64 = first.unwrap_or_else(|| panic!("{notes}")).0.parse().unwrap();
+    println!("first good request after {first} s ({user:?})");
+    assert!(first < 5.0, "the first good request took {first} s");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use mesh_e2e::app::load::Report;
 use mesh_e2e::mesh::{Mesh, User};
-use mesh_e2e::process::Process;
+use mesh_e2e::process::{Process, eventually};
 
 /// Shares are exact over a thousand.
 const HTTP: [&str; 8] = ["--url", "http://reviews:9080/", "--connections", "40", "--requests", "1000", "--slow", "250"];
@@ -90,4 +90,46 @@ fn a_fault_ends_after_its_time_without_a_control_plane() {
     // 4 s of 50 requests a second, give or take the way there.
     assert!((150..=230).contains(&hit), "{report:?}");
     assert!(report.by_status.get(&200).is_some_and(|good| *good > 80), "{report:?}");
+}
+
+/// Delays end after their time with the control plane's help, which removes the object too.
+#[test]
+fn a_delay_ends_after_its_time() {
+    let (mesh, _reviews) = shop(User::Same);
+    let args = ["--url", "http://reviews:9080/", "--rate", "50", "--connections", "20", "--slow", "150"];
+    let load = mesh.load("web", &args).unwrap();
+    mesh.connected("web").unwrap();
+    mesh.meshctl(&["fault", "delay", "reviews", "--percent", "100", "--delay", "200ms", "--for", "2s", "--wait"])
+        .unwrap();
+    eventually(Duration::from_secs(8), || {
+        let faults = mesh.meshctl(&["fault", "list", "-o", "json"])?;
+        anyhow::ensure!(faults.trim() == "[]", "{faults}");
+        Ok(())
+    })
+    .unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let report = load.stop().unwrap();
+    // 2 s of 50 requests a second, give or take the way there.
+    assert!((60..=120).contains(&report.slow), "{report:?}");
+    assert!(report.good() == report.requests && report.requests - report.slow > 40, "{report:?}");
+}
+
+/// Resets hit the HTTP requests of the caller that was named, and end by themselves.
+#[test]
+fn a_reset_ends_after_its_time_without_a_control_plane_and_spares_other_callers() {
+    let (mut mesh, _reviews) = shop(User::Same);
+    let args = ["--url", "http://reviews:9080/", "--rate", "50", "--connections", "4"];
+    let [web, other] = ["web", "other"].map(|account| mesh.load(account, &args).unwrap());
+    mesh.connected("web").unwrap();
+    mesh.connected("other").unwrap();
+    let fault = ["fault", "reset", "reviews", "--percent", "100", "--for", "3s", "--from", "web", "--wait"];
+    mesh.meshctl(&fault).unwrap();
+    let control = mesh.control.take().unwrap();
+    control.signal(nix::sys::signal::Signal::SIGKILL).unwrap();
+    std::thread::sleep(Duration::from_secs(5));
+    let (web, other) = (web.stop().unwrap(), other.stop().unwrap());
+    // 3 s of 50 requests a second; a client whose connection was reset waits before it makes another.
+    assert!((60..=170).contains(&web.failed), "{web:?}");
+    assert!(web.good() > 60, "the reset has not ended: {web:?}");
+    assert_eq!((other.failed, other.closed, other.good()), (0, 0, other.requests), "{other:?}");
 }
