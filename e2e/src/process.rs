@@ -34,6 +34,16 @@ impl Process {
         Ok(kill(self.pid(), signal)?)
     }
 
+    /// Signals the descendant that runs `program`.
+    pub fn signal_child(&self, program: &str, signal: Signal) -> anyhow::Result<()> {
+        let runs = |pid: &u32| {
+            let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            exe.file_name().is_some_and(|name| name == program)
+        };
+        let pid = descendants(self.id()).into_iter().find(runs).with_context(|| format!("no {program} runs"))?;
+        Ok(kill(Pid::from_raw(pid.cast_signed()), signal)?)
+    }
+
     pub fn stdout(&self) -> String {
         fs::read_to_string(&self.stdout).unwrap_or_default()
     }
@@ -92,6 +102,20 @@ impl Drop for Process {
             eprintln!("{}", self.tail());
         }
     }
+}
+
+fn descendants(pid: u32) -> Vec<u32> {
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        let tasks = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+        for task in tasks {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            found.extend(children.split_whitespace().filter_map(|c| c.parse::<u32>().ok()));
+        }
+        next += 1;
+    }
+    found
 }
 
 /// Tries until `check` gives a value, or fails with its last error.

@@ -5,9 +5,8 @@
 use std::time::Duration;
 
 use mesh_e2e::mesh::{Mesh, User};
-use mesh_e2e::process::{Process, eventually};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use mesh_e2e::process::eventually;
+use nix::sys::signal::Signal;
 
 const LOAD: [&str; 6] = ["--url", "http://reviews:9080/", "--connections", "8", "--rate", "400"];
 
@@ -53,7 +52,7 @@ fn killing_an_application_costs_at_most_what_it_held() {
     let mut two = mesh.echo("reviews", "v2").unwrap();
     let load = mesh.load("web", &LOAD).unwrap();
     std::thread::sleep(Duration::from_secs(1));
-    kill_child(&two, "testapp");
+    two.signal_child("testapp", Signal::SIGKILL).unwrap();
     let status = two.wait(Duration::from_secs(10)).unwrap();
     assert_eq!(status.code(), Some(137), "{}", two.tail());
     assert_eq!(mesh.workloads("reviews", "v2").unwrap(), 0);
@@ -72,32 +71,9 @@ fn killing_a_proxy_costs_at_most_what_it_held() {
     let two = mesh.echo("reviews", "v2").unwrap();
     let load = mesh.load("web", &LOAD).unwrap();
     std::thread::sleep(Duration::from_secs(1));
-    kill_child(&two, "mesh-proxy");
+    two.signal_child("mesh-proxy", Signal::SIGKILL).unwrap();
     std::thread::sleep(Duration::from_secs(2));
     let report = load.stop().unwrap();
     assert!(report.requests - report.good() <= 8, "{report:?}");
     assert_eq!(report.closed, 0, "{report:?}");
-}
-
-/// Kills the descendant of `process` that runs `program`.
-fn kill_child(process: &Process, program: &str) {
-    let pid = descendants(process.id()).into_iter().find(|pid| {
-        let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        exe.file_name().is_some_and(|name| name == program)
-    });
-    kill(Pid::from_raw(pid.unwrap().cast_signed()), Signal::SIGKILL).unwrap();
-}
-
-fn descendants(pid: u32) -> Vec<u32> {
-    let mut found = vec![pid];
-    let mut next = 0;
-    while let Some(parent) = found.get(next).copied() {
-        let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
-        for task in tasks {
-            let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            found.extend(children.split_whitespace().filter_map(|c| c.parse::<u32>().ok()));
-        }
-        next += 1;
-    }
-    found
 }

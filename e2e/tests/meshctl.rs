@@ -1,0 +1,184 @@
+//! `meshctl` as a user types it: what it says, what it changes, and its exit codes.
+
+#![allow(clippy::unwrap_used)]
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use mesh_e2e::mesh::{Mesh, User};
+use mesh_e2e::process::eventually;
+use nix::sys::signal::Signal;
+
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Checks the exit code, and gives what was said to people.
+fn code(output: Output, want: i32) -> String {
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(want), "{}{error}", out(&output));
+    error
+}
+
+#[test]
+fn exit_codes_are_as_documented() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let run = |args: &[&str]| mesh.meshctl_output(args).unwrap();
+    code(run(&["version"]), 0);
+    code(run(&["route", "set-weight", "reviews", "v1=many"]), 2);
+    code(run(&["frobnicate"]), 2);
+    code(run(&["get", "httproute", "nowhere"]), 3);
+    code(run(&["delete", "httproute", "nowhere"]), 3);
+    code(run(&["proxy", "config", "routes", "nowhere"]), 3);
+    code(run(&["route", "set-weight", "nowhere", "v1"]), 3);
+    code(run(&["apply", "-f", "/nowhere.yaml"]), 3);
+    let mut alone = mesh.command("meshctl");
+    let output = alone.args(["--control", "unix:/nowhere/control.sock", "get", "services"]).output().unwrap();
+    assert!(code(output, 5).contains("/nowhere/control.sock"));
+
+    let refused = |name: &str, text: &str, says: &[&str]| {
+        let file = mesh.logs().join(name);
+        std::fs::write(&file, text).unwrap();
+        let error = code(run(&["apply", "-f", &file.to_string_lossy()]), 4);
+        for part in says {
+            assert!(error.contains(part), "{part:?} is not in: {error}");
+        }
+    };
+    refused("malformed.yaml", "apiVersion: v1\nkind: [\n", &["malformed.yaml:"]);
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: reviews}\nspec:\n  ports:\n  - port: 9080\n";
+    refused("unknown.yaml", &format!("{service}    prot: http\n"), &["unknown.yaml:7:", "spec.ports[0]", "prot"]);
+    refused("wrong.yaml", &service.replace("9080", "99999"), &["wrong.yaml:6:", "spec.ports[0].port"]);
+    refused("two.yaml", &format!("{service}---\n{service}    prot: http\n"), &["two.yaml:14:", "prot"]);
+    code(run(&["get", "service", "reviews"]), 3);
+    // Somebody else's change is not overwritten.
+    mesh.apply(service).unwrap();
+    refused(
+        "stale.yaml",
+        &service.replace("name: reviews", "name: reviews, resourceVersion: \"999\""),
+        &["resourceVersion"],
+    );
+}
+
+#[test]
+fn a_change_is_waited_for_and_seen_in_the_proxies() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let _v1 = mesh.echo("reviews", "v1").unwrap();
+    let _v2 = mesh.echo("reviews", "v2").unwrap();
+    let load = mesh.load("web", &["--url", "http://reviews:9080/", "--rate", "20"]).unwrap();
+    mesh.connected("web").unwrap();
+    mesh.meshctl(&["route", "set-weight", "reviews", "v1=90", "v2=10"]).unwrap();
+    let output = mesh.meshctl_output(&["wait", "--timeout", "10s"]).unwrap();
+    let said = out(&output) + &code(output, 0);
+    assert!(said.contains("in force"), "{said}");
+    for (part, proxy, says) in [
+        ("listeners", "web", "reviews"),
+        ("routes", "web", "reviews-v2"),
+        ("clusters", "web", "reviews"),
+        ("endpoints", "web", "9080"),
+        ("secrets", "web", "spiffe://mesh.local/ns/default/sa/web"),
+        ("names", "web", "reviews"),
+        ("listeners", "reviews-v1", "inbound"),
+        ("secrets", "reviews-v1", "spiffe://mesh.local/ns/default/sa/reviews"),
+    ] {
+        // The proxy asks for what its application uses when it first does.
+        eventually(Duration::from_secs(5), || {
+            let table = mesh.meshctl(&["proxy", "config", part, proxy])?;
+            anyhow::ensure!(table.lines().count() > 1 && table.contains(says), "{part} of {proxy}: {table}");
+            Ok(())
+        })
+        .unwrap();
+        let json = mesh.meshctl(&["proxy", "config", part, proxy, "-o", "json"]).unwrap();
+        serde_json::from_str::<serde_json::Value>(&json).unwrap();
+        assert!(!json.contains("PRIVATE KEY"), "{json}");
+    }
+    // A proxy that does not answer is named, when the time is over.
+    load.0.signal_child("mesh-proxy", Signal::SIGSTOP).unwrap();
+    mesh.meshctl(&["route", "set-weight", "reviews", "v1=10", "v2=90"]).unwrap();
+    let error = code(mesh.meshctl_output(&["wait", "--timeout", "500ms"]).unwrap(), 6);
+    assert!(error.contains("web"), "{error}");
+    load.0.signal_child("mesh-proxy", Signal::SIGCONT).unwrap();
+    mesh.wait().unwrap();
+}
+
+#[test]
+fn objects_are_edited_and_deleted() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    mesh.apply("apiVersion: v1\nkind: Service\nmetadata: {name: reviews}\nspec: {ports: [{port: 9080}]}\n").unwrap();
+    let edit = |sed: &str| {
+        let editor = mesh.folder().join("bin/editor");
+        std::fs::write(&editor, format!("#!/bin/sh\nexec sed -i '{sed}' \"$1\"\n")).unwrap();
+        std::fs::set_permissions(&editor, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut command = mesh.command("meshctl");
+        command.env_remove("VISUAL").env("EDITOR", editor).args(["edit", "service", "reviews"]).output().unwrap()
+    };
+    let port = |port: &str| mesh.meshctl(&["get", "service", "reviews", "-o", "yaml"]).unwrap().contains(port);
+    code(edit("s/9080/9081/"), 0);
+    assert!(port("port: 9081"));
+    assert!(code(edit("s/nothing/like it/"), 0).contains("Nothing was changed"));
+    // Refused, and saved once more as it is: what was written is kept, and the object is as before.
+    let error = code(edit("s/port: 908[0-9]*/prot: 9082/"), 4);
+    assert!(error.contains("prot"), "{error}");
+    assert!(port("port: 9081"));
+
+    // All that are named, or none.
+    code(mesh.meshctl_output(&["delete", "service/reviews", "service/nowhere"]).unwrap(), 3);
+    assert!(port("port: 9081"));
+    mesh.meshctl(&["delete", "service/reviews"]).unwrap();
+    code(mesh.meshctl_output(&["get", "service", "reviews"]).unwrap(), 3);
+    mesh.meshctl(&["delete", "service/reviews", "--ignore-not-found"]).unwrap();
+}
+
+#[test]
+fn faults_are_listed_and_cleared_one_by_one() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let _reviews = mesh.echo("reviews", "v1").unwrap();
+    mesh.meshctl(&["fault", "delay", "reviews", "--percent", "50", "--delay", "2s", "--from", "web"]).unwrap();
+    mesh.meshctl(&["fault", "abort", "reviews", "--percent", "10", "--status", "503"]).unwrap();
+    let names =
+        || mesh.meshctl(&["fault", "list", "-o", "name"]).unwrap().lines().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(names().len(), 2);
+    let table = mesh.meshctl(&["fault", "list"]).unwrap();
+    assert!(["50", "2s", "web", "503"].iter().all(|part| table.contains(part)), "{table}");
+    mesh.meshctl(&["fault", "clear", "reviews-delay-from-web"]).unwrap();
+    assert!(names().len() == 1 && !names()[0].contains("delay"), "{:?}", names());
+    mesh.meshctl(&["fault", "clear", "reviews", "--wait"]).unwrap();
+    assert!(names().is_empty());
+    code(mesh.meshctl_output(&["fault", "clear", "nothing-like-it"]).unwrap(), 3);
+}
+
+#[test]
+fn log_levels_change_while_the_mesh_runs() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let _reviews = mesh.echo("reviews", "v1").unwrap();
+    let control = || {
+        let process = mesh.control.as_ref().unwrap();
+        process.stdout() + &process.stderr()
+    };
+    assert!(!control().contains("DEBUG"));
+    mesh.meshctl(&["log-level", "debug"]).unwrap();
+    mesh.apply("apiVersion: v1\nkind: Service\nmetadata: {name: other}\nspec: {ports: [{port: 9080}]}\n").unwrap();
+    assert!(control().contains("DEBUG"), "{}", control());
+    mesh.meshctl(&["proxy", "log-level", "reviews-v1", "debug"]).unwrap();
+    code(mesh.meshctl_output(&["log-level", "no=such=level"]).unwrap(), 4);
+}
+
+/// Real bash completes commands and options with the script.
+#[test]
+fn bash_completes_commands() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let complete = |words: &str| {
+        let script = format!(
+            "set -eu; source <(\"$1\" completion bash); COMP_WORDS=({words} ''); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
+             COMP_LINE='{words} '; COMP_POINT=${{#COMP_LINE}}; COMPREPLY=(); function=$(complete -p meshctl | sed 's/.*-F \\([^ ]*\\).*/\\1/'); \
+             $function meshctl '' \"${{COMP_WORDS[-2]}}\"; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        );
+        let output = Command::new("bash").args(["-c", &script, "bash"]).arg(mesh.program("meshctl")).output().unwrap();
+        code(output.clone(), 0);
+        out(&output)
+    };
+    let commands = complete("meshctl");
+    assert!(["apply", "route", "fault", "demo"].iter().all(|c| commands.lines().any(|l| l == *c)), "{commands}");
+    let route = complete("meshctl route");
+    assert!(route.lines().any(|l| l == "set-weight"), "{route}");
+}
