@@ -99,7 +99,8 @@ async fn progress(
     line: &ProgressLine,
     last: &mut WaitProgress,
 ) -> Result<(), tonic::Status> {
-    let request = WaitRequest { revision, timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX) };
+    let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+    let request = WaitRequest { revision, timeout_ms, ..WaitRequest::default() };
     let mut stream = control.mesh().wait(request).await?.into_inner();
     while let Some(step) = stream.message().await? {
         line.show(&step);

@@ -8,12 +8,13 @@ mod findings;
 mod objects;
 #[cfg(test)]
 mod tests;
+mod wait;
 mod watch;
 
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{Stream, StreamExt};
 use jiff::Timestamp;
@@ -153,7 +154,12 @@ impl Mesh for MeshService {
     type WaitStream = Streamed<WaitProgress>;
 
     async fn wait(&self, request: Request<WaitRequest>) -> Result<Response<Self::WaitStream>, Status> {
-        let WaitRequest { revision, timeout_ms } = request.into_inner();
+        let WaitRequest { revision, timeout_ms, objects } = request.into_inner();
+        let timeout = if timeout_ms == 0 { DEFAULT_WAIT } else { Duration::from_millis(timeout_ms).min(MAX_WAIT) };
+        let begun = Instant::now();
+        if !objects.is_empty() {
+            wait::seen(self.objects.clone(), &objects, timeout).await?;
+        }
         let newest = self.objects().revision;
         if revision > newest {
             return Err(Status::invalid_argument(format!(
@@ -162,8 +168,7 @@ impl Mesh for MeshService {
         }
         // The newest of the store, which the newest snapshot may not have yet.
         let revision = if revision == 0 { newest } else { revision };
-        let timeout = if timeout_ms == 0 { DEFAULT_WAIT } else { Duration::from_millis(timeout_ms).min(MAX_WAIT) };
-        Ok(Response::new(Box::pin(self.xds.wait(revision, timeout).map(Ok))))
+        Ok(Response::new(Box::pin(self.xds.wait(revision, timeout.saturating_sub(begun.elapsed())).map(Ok))))
     }
 
     async fn list_services(
