@@ -57,17 +57,7 @@ pub struct TrustBundle {
 impl TrustBundle {
     pub fn new(trust_domain: &str, roots: Vec<CertificateDer<'static>>) -> Result<Self, TlsError> {
         check_trust_domain(trust_domain)?;
-        if roots.is_empty() {
-            return Err(TlsError::NoRoots);
-        }
-        let anchors = roots
-            .iter()
-            .enumerate()
-            .map(|(index, root)| match webpki::anchor_from_trusted_cert(root) {
-                Ok(anchor) => Ok(anchor.to_owned()),
-                Err(source) => Err(TlsError::Root { index, source }),
-            })
-            .collect::<Result<_, _>>()?;
+        let anchors = anchors(&roots)?;
         Ok(Self { trust_domain: trust_domain.to_owned(), roots, anchors })
     }
 
@@ -93,6 +83,17 @@ impl TrustBundle {
         }
         Ok(identity)
     }
+}
+
+fn anchors(roots: &[CertificateDer<'_>]) -> Result<Vec<TrustAnchor<'static>>, TlsError> {
+    if roots.is_empty() {
+        return Err(TlsError::NoRoots);
+    }
+    let anchor = |(index, root)| match webpki::anchor_from_trusted_cert(root) {
+        Ok(anchor) => Ok(anchor.to_owned()),
+        Err(source) => Err(TlsError::Root { index, source }),
+    };
+    roots.iter().enumerate().map(anchor).collect()
 }
 
 /// The trust bundle of the moment. All who hold a clone see the new one at their next handshake.
@@ -223,16 +224,46 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-/// Verifies the control plane before there is a trust bundle: the chain that it presents must hold the root whose
-/// SHA-256 the join token names, and its leaf must be the control plane's.
+/// Verifies the control plane before its trust domain is known: its leaf must be the control plane's, and its chain must
+/// lead to a root that is known already.
 #[derive(Debug)]
 pub struct PinnedVerifier {
-    root_sha256: [u8; 32],
+    pin: Pin,
+}
+
+#[derive(Debug)]
+enum Pin {
+    /// SHA-256 of the root that the chain itself must hold, from a join token.
+    Fingerprint([u8; 32]),
+    Roots(Vec<TrustAnchor<'static>>),
 }
 
 impl PinnedVerifier {
     pub fn new(root_sha256: [u8; 32]) -> Self {
-        Self { root_sha256 }
+        Self { pin: Pin::Fingerprint(root_sha256) }
+    }
+
+    pub fn with_roots(roots: &[CertificateDer<'_>]) -> Result<Self, TlsError> {
+        Ok(Self { pin: Pin::Roots(anchors(roots)?) })
+    }
+
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<Identity, rustls::Error> {
+        match &self.pin {
+            Pin::Roots(roots) => verify_chain(roots, leaf, intermediates, KeyUsage::server_auth(), now),
+            Pin::Fingerprint(pin) => {
+                let root = intermediates
+                    .iter()
+                    .find(|certificate| sha256(certificate) == *pin)
+                    .ok_or(CertificateError::UnknownIssuer)?;
+                let anchor = webpki::anchor_from_trusted_cert(root).map_err(certificate_error)?;
+                verify_chain(&[anchor], leaf, intermediates, KeyUsage::server_auth(), now)
+            }
+        }
     }
 }
 
@@ -245,12 +276,7 @@ impl ServerCertVerifier for PinnedVerifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let root = intermediates
-            .iter()
-            .find(|certificate| sha256(certificate) == self.root_sha256)
-            .ok_or(CertificateError::UnknownIssuer)?;
-        let anchor = webpki::anchor_from_trusted_cert(root).map_err(certificate_error)?;
-        let identity = verify_chain(&[anchor], leaf, intermediates, KeyUsage::server_auth(), now)?;
+        let identity = self.verify(leaf, intermediates, now)?;
         if identity.namespace != CONTROL_NAMESPACE || identity.service_account != CONTROL_ACCOUNT {
             return Err(CertificateError::NotValidForName.into());
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use mesh_common::identity::check_label;
+use mesh_common::inject::Probes;
 use mesh_common::names::port;
 use mesh_common::telemetry::LogFormat;
 
@@ -43,9 +44,13 @@ pub struct RunArgs {
     /// The control plane: unix:PATH, or https://HOST:15012
     #[arg(long, value_name = "ADDRESS")]
     control: Address,
-    /// File with a join token, for the first certificate
+    /// File with a join token or a service account's, for the first certificate; read anew at each use
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// File with root certificates by which the control plane is verified at first, for a token of a Kubernetes service
+    /// account, which names none as a join token does
+    #[arg(long, value_name = "FILE", requires = "token_file")]
+    trust_bundle: Option<PathBuf>,
     /// Folder for copies of the certificate and the trust bundle, to look at; keys stay in memory
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -117,6 +122,12 @@ pub struct RunArgs {
     /// Open connections at most, both ways together
     #[arg(long, value_name = "NUMBER", default_value_t = Settings::default().max_connections)]
     max_connections: usize,
+    /// What /app-health/CONTAINER/WHICH on the ready port asks of the application, as JSON
+    #[arg(long, value_name = "JSON", env = "MESH_PROBES", hide = true)]
+    probes: Option<String>,
+    /// Address that the application is probed by, in the Host header
+    #[arg(long, value_name = "IP", env = "POD_IP", hide = true)]
+    pod_ip: Option<IpAddr>,
     /// Answer /drain on the ready port: for who ends the application, which waits there until nobody calls it any more
     #[arg(long)]
     drain_endpoint: bool,
@@ -165,6 +176,7 @@ pub enum BootstrapError {
 pub struct Bootstrap {
     pub control: Address,
     pub token_file: Option<PathBuf>,
+    pub trust_bundle: Option<PathBuf>,
     pub state_dir: Option<PathBuf>,
     pub certificate_ttl: Duration,
     pub service: String,
@@ -188,6 +200,8 @@ pub struct Bootstrap {
     pub dns_upstream_fd: Option<RawFd>,
     pub forwards: Vec<Forward>,
     pub drain_endpoint: bool,
+    pub probes: Probes,
+    pub pod_ip: Option<IpAddr>,
     pub settings: Settings,
     pub access_log: AccessLog,
     pub access_log_file: Option<PathBuf>,
@@ -199,13 +213,31 @@ impl RunArgs {
     pub fn check(self) -> Result<Bootstrap, BootstrapError> {
         let value =
             |argument, value: &str, reason: String| BootstrapError::Value { argument, value: value.to_owned(), reason };
-        for (argument, name) in [("service", &self.service), ("version", &self.version)] {
-            if !name.is_empty() {
-                check_label(name).map_err(|error| value(argument, name, error.to_string()))?;
-            }
+        if !self.service.is_empty() {
+            check_label(&self.service).map_err(|error| value("service", &self.service, error.to_string()))?;
         }
+        let registers = !self.addresses.is_empty();
         let workload = self.workload.unwrap_or_else(|| generated_name(&self.service, &self.version));
-        check_label(&workload).map_err(|error| value("workload", &workload, error.to_string()))?;
+        if registers {
+            check_label(&workload).map_err(|error| value("workload", &workload, error.to_string()))?;
+        } else if !is_kubernetes_name(&workload, 253) {
+            return Err(value(
+                "workload",
+                &workload,
+                "a workload's name has letters, digits, `-`, `_` and `.`".to_owned(),
+            ));
+        }
+        // What only metrics say may be what a Kubernetes label may: 1.2.3
+        if registers && !self.version.is_empty() {
+            check_label(&self.version).map_err(|error| value("version", &self.version, error.to_string()))?;
+        } else if !self.version.is_empty() && !is_kubernetes_name(&self.version, 63) {
+            return Err(value("version", &self.version, "a version has letters, digits, `-`, `_` and `.`".to_owned()));
+        }
+        let probes = match &self.probes {
+            None => Probes::new(),
+            Some(text) => serde_json::from_str(text)
+                .map_err(|error| value("probes", text, format!("this cannot be read: {error}")))?,
+        };
         match (self.service.is_empty(), self.ports.is_empty()) {
             (false, true) => return Err(BootstrapError::NoPort),
             (true, false) => return Err(BootstrapError::NoService),
@@ -227,6 +259,7 @@ impl RunArgs {
         Ok(Bootstrap {
             control: self.control,
             token_file: self.token_file,
+            trust_bundle: self.trust_bundle,
             state_dir: self.state_dir,
             certificate_ttl: Duration::from_secs(self.certificate_ttl),
             service: self.service,
@@ -251,6 +284,8 @@ impl RunArgs {
             dns_upstream_fd: self.dns_upstream_fd,
             forwards: self.forwards,
             drain_endpoint: self.drain_endpoint,
+            probes,
+            pod_ip: self.pod_ip,
             settings: Settings {
                 outbound_port: self.outbound_port,
                 inbound_port: self.inbound_port,
@@ -264,6 +299,12 @@ impl RunArgs {
             log_format: self.log_format,
         })
     }
+}
+
+/// What names of pods and values of labels are made of.
+fn is_kubernetes_name(text: &str, length: usize) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    (1..=length).contains(&text.len()) && text.bytes().all(allowed)
 }
 
 /// `<service>-<version>-<random>`, as far as that fits into a label.

@@ -19,6 +19,7 @@ pub mod intercept;
 pub mod listen;
 mod mirror;
 pub mod outbound;
+pub mod probe;
 pub mod registry;
 pub mod retry;
 pub mod route;

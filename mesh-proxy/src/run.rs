@@ -16,8 +16,9 @@ use mesh_proxy::bootstrap::{Bootstrap, nameservers};
 use mesh_proxy::control::{dial, explain};
 use mesh_proxy::dns::{Dns, DnsSockets, Resolvers};
 use mesh_proxy::identity::Authority;
-use mesh_proxy::intercept::{Rules, self_test};
+use mesh_proxy::intercept::{Rules, can_mark, own_self_test, self_test};
 use mesh_proxy::listen::{Connections, Context, Phase, everywhere, inherited_udp, tcp_listener};
+use mesh_proxy::probe::Prober;
 use mesh_proxy::registry::depart::{Departing, Departure};
 use mesh_proxy::registry::{self, Workload, health};
 use mesh_proxy::snapshot::{Found, Store};
@@ -89,6 +90,7 @@ impl Proxy {
         let authority = Authority {
             address: bootstrap.control.clone(),
             token_file: bootstrap.token_file.clone(),
+            trust_bundle: bootstrap.trust_bundle.clone(),
             state_dir: bootstrap.state_dir.clone(),
             ttl: bootstrap.certificate_ttl,
         };
@@ -222,7 +224,8 @@ async fn test_redirect(bootstrap: &Bootstrap) -> anyhow::Result<()> {
         mark: SOCKET_MARK,
         ..Rules::default()
     };
-    let report = tokio::task::spawn_blocking(move || self_test(&rules)).await.context("the redirect test failed")??;
+    let test = if can_mark(rules.mark) { self_test } else { own_self_test };
+    let report = tokio::task::spawn_blocking(move || test(&rules)).await.context("the redirect test failed")??;
     tracing::info!(?report, "connections are redirected to this proxy");
     Ok(())
 }
@@ -241,7 +244,9 @@ fn serve_admin(
         (true, false) => DrainCallers::Local,
         (true, true) => DrainCallers::Everybody,
     };
-    let admin = Arc::new(Admin::new(ctx.clone(), readiness, Some(log), Some(Drain { departure, callers })));
+    let prober = Prober::new(bootstrap.probes.clone(), bootstrap.pod_ip);
+    let admin =
+        Arc::new(Admin::new(ctx.clone(), readiness, Some(log), Some(Drain { departure, callers })).probing(prober));
     let ready = tcp_listener(bootstrap.ready).with_context(|| format!("cannot listen at {}", bootstrap.ready))?;
     let metrics = tcp_listener(bootstrap.metrics).with_context(|| format!("cannot listen at {}", bootstrap.metrics))?;
     if let Some(local) = bootstrap.state_dir.as_deref().and_then(admin_socket) {

@@ -139,6 +139,7 @@ fn proxy(config: &InjectConfig, options: &Options, probes: &Probes) -> Result<Va
         format!("--state-dir={STATE_FOLDER}"),
         "--workload=$(POD_NAME)".to_owned(),
         "--intercept=yes".to_owned(),
+        "--drain-endpoint".to_owned(),
         format!("--ready-addr=[::]:{}", port::READY),
         format!("--metrics-addr=[::]:{}", port::PROXY_METRICS),
         format!("--log={}", options.log),

@@ -134,6 +134,10 @@ fn the_pin_names_the_root_and_only_the_control_plane_may_show_it() {
     let pinned = PinnedVerifier::new(sha256(&authority.root()));
     verify(&pinned, &control).unwrap();
     verify(&PinnedVerifier::new(sha256(&Authority::new().root())), &control).unwrap_err();
+    let rooted = |authority: &Authority| PinnedVerifier::with_roots(&[authority.root()]).unwrap();
+    verify(&rooted(&authority), &control).unwrap();
+    verify(&rooted(&Authority::new()), &control).unwrap_err();
+    assert!(matches!(PinnedVerifier::with_roots(&[]), Err(TlsError::NoRoots)));
     verify(&pinned, &control[..1]).unwrap_err();
     verify(&pinned, &leaf(&authority.issue(&[WEB], NOW - 60))).unwrap_err();
     // Whoever presents the right root beside a chain of its own is still a stranger.

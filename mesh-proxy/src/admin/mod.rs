@@ -21,12 +21,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::listen::{self, Connections, Context, Phase};
+use crate::probe::{self, Prober};
 use crate::registry::depart::{Departure, Stays};
 
 const MAX_CONNECTIONS: usize = 256;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Unix sockets have no addresses; their callers are on this machine.
 const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+/// Below what the probe that asks waits for the answer.
+const STARTED_TIMEOUT: Duration = Duration::from_secs(8);
+const STARTED_INTERVAL: Duration = Duration::from_millis(5);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -69,6 +73,7 @@ pub struct Admin {
     readiness: Readiness,
     log: Option<LogFilter>,
     drain: Option<Drain>,
+    prober: Prober,
 }
 
 /// How the workload can be asked to depart.
@@ -94,7 +99,12 @@ type Reply = Response<Full<Bytes>>;
 impl Admin {
     /// Without `log`, the log levels cannot be changed.
     pub fn new(ctx: Arc<Context>, readiness: Readiness, log: Option<LogFilter>, drain: Option<Drain>) -> Self {
-        Self { ctx, readiness, log, drain }
+        Self { ctx, readiness, log, drain, prober: Prober::default() }
+    }
+
+    /// Performs the application's probes as well.
+    pub fn probing(self, prober: Prober) -> Self {
+        Self { prober, ..self }
     }
 
     /// Readiness for everybody who reaches the port, and the rest for callers on the same machine. Serves as long as
@@ -135,9 +145,11 @@ impl Admin {
         let service = service_fn(|request| {
             let admin = &self;
             async move {
-                Ok::<_, Infallible>(match admin.drain_for(peer, &request) {
-                    Some(departure) => drained(departure.drain().await),
-                    None => answer(admin, peer, &request),
+                Ok::<_, Infallible>(match (admin.drain_for(peer, &request), request.uri().path()) {
+                    (Some(departure), _) => drained(departure.drain().await),
+                    (None, "/started") => admin.started().await,
+                    (None, path) if path.starts_with(probe::PREFIX) => admin.probed(&request).await,
+                    (None, _) => answer(admin, peer, &request),
                 })
             }
         });
@@ -204,6 +216,23 @@ impl Admin {
         match self.readiness.what() {
             None => reply(StatusCode::OK, TEXT, "ready\n"),
             Some(what) => reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("waiting for {what}\n")),
+        }
+    }
+
+    /// Like [`Self::ready`], but waits for it: who starts the application then need not ask again.
+    async fn started(&self) -> Reply {
+        let deadline = tokio::time::Instant::now() + STARTED_TIMEOUT;
+        while self.readiness.what().is_some() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(STARTED_INTERVAL).await;
+        }
+        self.ready()
+    }
+
+    /// The application's answer to a probe that the kubelet would have sent to it.
+    async fn probed(&self, request: &Request<Incoming>) -> Reply {
+        match self.prober.perform(request.uri().path(), request.headers()).await {
+            Ok(text) => reply(StatusCode::OK, TEXT, text),
+            Err(failure) => reply(failure.status, TEXT, format!("{}\n", failure.reason)),
         }
     }
 

@@ -1,10 +1,10 @@
 //! The proxy's identity: a key made here that never leaves the process, and a certificate for it from the control
 //! plane's authority, renewed at half of its life.
 //!
-//! In: a join token, or the certificate from before. Out: SVIDs, put in force in [`Tls`].
+//! In: a token (a join token, or one of a Kubernetes service account), or the certificate from before. Out: SVIDs, put in force in [`Tls`].
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -13,6 +13,8 @@ use mesh_common::proto::ca::certificate_authority_client::CertificateAuthorityCl
 use mesh_common::tls::{PinnedVerifier, SharedCertificate, client_config};
 use mesh_common::token::{JoinToken, TokenError};
 use rustls::ClientConfig;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use tonic::Code;
 use tonic::metadata::MetadataValue;
 
@@ -34,10 +36,12 @@ pub enum IdentityError {
     TokenFile { path: PathBuf, source: io::Error },
     #[error("the join token in {} cannot be used: {source}", path.display())]
     Token { path: PathBuf, source: TokenError },
+    #[error("the trust bundle in {} cannot be used: {reason}", path.display())]
+    TrustBundle { path: PathBuf, reason: String },
     #[error("there is no join token; make one with `meshctl token create` and pass it with --token-file")]
     NoToken,
     #[error(
-        "{address} does not hold the root certificate that the join token names: it is another mesh's control plane, or the token is from a mesh that was set up anew; make a new token with `meshctl token create` ({reason})"
+        "{address} does not hold the root certificate that the join token or the trust bundle names: it is another mesh's control plane, or the token is from a mesh that was set up anew; make a new token with `meshctl token create`, or in Kubernetes restart the pod ({reason})"
     )]
     WrongRoot { address: Address, reason: String },
     #[error(
@@ -70,6 +74,8 @@ impl IdentityError {
 pub struct Authority {
     pub address: Address,
     pub token_file: Option<PathBuf>,
+    /// Roots that the control plane is verified by at first, for tokens that name none.
+    pub trust_bundle: Option<PathBuf>,
     /// Folder for copies of the certificates.
     pub state_dir: Option<PathBuf>,
     /// Lifetime to ask for; zero asks for the authority's default.
@@ -111,45 +117,65 @@ impl Authority {
         }
     }
 
-    /// With the certificate from before, or with a token when that has expired.
+    /// With the certificate from before, or with a token when that has expired. A token that can be used more than once
+    /// helps as well when the control plane does not take the certificate any more.
     async fn again(&self, tls: &Tls) -> Result<(), IdentityError> {
         if remaining(tls.expires().unwrap_or(0), SystemTime::now()).is_zero() {
             return self.with_token(tls).await;
         }
-        self.sign(tls, tls.control()?, None).await
+        match self.sign(tls, tls.control()?, None).await {
+            Err(error) if self.trust_bundle.is_some() => {
+                tracing::debug!(
+                    error = explain(&error),
+                    "the certificate was not renewed by itself; trying with the token"
+                );
+                self.with_token(tls).await
+            }
+            result => result,
+        }
     }
 
     async fn with_token(&self, tls: &Tls) -> Result<(), IdentityError> {
         let token = self.token()?;
-        let verifier = Arc::new(PinnedVerifier::new(*token.root()));
-        let config = client_config(verifier, Arc::new(SharedCertificate::default()), vec![b"h2".to_vec()])?;
+        let verifier = match &token {
+            Token::Join(token) => PinnedVerifier::new(*token.root()),
+            Token::ServiceAccount { roots, .. } => PinnedVerifier::with_roots(roots)?,
+        };
+        let nobody = Arc::new(SharedCertificate::default());
+        let config = client_config(Arc::new(verifier), nobody, vec![b"h2".to_vec()])?;
         self.sign(tls, Arc::new(config), Some(&token)).await
     }
 
     /// Read each time: it may have been replaced by one that works.
-    fn token(&self) -> Result<JoinToken, IdentityError> {
+    fn token(&self) -> Result<Token, IdentityError> {
         let path = self.token_file.clone().ok_or(IdentityError::NoToken)?;
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             Err(source) => return Err(IdentityError::TokenFile { path, source }),
         };
-        text.parse().map_err(|source| IdentityError::Token { path, source })
+        match (text.parse(), &self.trust_bundle) {
+            (Ok(token), _) => Ok(Token::Join(token)),
+            (Err(TokenError::Form), Some(bundle)) => {
+                Ok(Token::ServiceAccount { bearer: text.trim().to_owned(), roots: roots(bundle)? })
+            }
+            (Err(source), _) => Err(IdentityError::Token { path, source }),
+        }
     }
 
-    async fn sign(&self, tls: &Tls, config: Arc<ClientConfig>, token: Option<&JoinToken>) -> Result<(), IdentityError> {
+    async fn sign(&self, tls: &Tls, config: Arc<ClientConfig>, token: Option<&Token>) -> Result<(), IdentityError> {
         let channel = control::dial(&self.address, config).await.map_err(|error| self.connection_error(&error))?;
         let key = KeyRequest::new()?;
         let mut request = tonic::Request::new(SignRequest { csr: key.csr().to_vec(), ttl_seconds: self.ttl.as_secs() });
         request.set_timeout(CALL_TIMEOUT);
         if let Some(token) = token {
-            let bearer = format!("Bearer {}", token.reveal());
+            let bearer = format!("Bearer {}", token.bearer());
             let mut value = MetadataValue::try_from(bearer).map_err(|_| IdentityError::NoToken)?;
             value.set_sensitive(true);
             request.metadata_mut().insert("authorization", value);
         }
         let call = CertificateAuthorityClient::new(channel).sign(request).await;
         let response = call.map_err(|status| self.status_error(&status))?.into_inner();
-        let svid = key.complete(response, token.map(JoinToken::root), SystemTime::now())?;
+        let svid = key.complete(response, token.and_then(Token::pin), SystemTime::now())?;
         tracing::info!(identity = %svid.identity, not_after = svid.not_after, "the proxy has a certificate");
         if let Some(folder) = &self.state_dir
             && let Err(error) = files::write(folder, &svid)
@@ -177,6 +203,39 @@ impl Authority {
             Code::ResourceExhausted | Code::Internal => IdentityError::Busy { reason },
             _ => IdentityError::Unreachable { address: self.address.clone(), reason },
         }
+    }
+}
+
+/// Proof of what the workload may become, before it has a certificate.
+enum Token {
+    Join(JoinToken),
+    ServiceAccount { bearer: String, roots: Vec<CertificateDer<'static>> },
+}
+
+impl Token {
+    fn bearer(&self) -> String {
+        match self {
+            Self::Join(token) => token.reveal(),
+            Self::ServiceAccount { bearer, .. } => bearer.clone(),
+        }
+    }
+
+    /// The root that must be in the bundle that the control plane sends.
+    fn pin(&self) -> Option<&[u8; 32]> {
+        match self {
+            Self::Join(token) => Some(token.root()),
+            Self::ServiceAccount { .. } => None,
+        }
+    }
+}
+
+fn roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    let wrong = |reason: String| IdentityError::TrustBundle { path: path.to_owned(), reason };
+    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?;
+    let roots = certificates.collect::<Result<Vec<_>, _>>().map_err(|error| wrong(error.to_string()))?;
+    match roots.is_empty() {
+        true => Err(wrong("there is no certificate in it".to_owned())),
+        false => Ok(roots),
     }
 }
 

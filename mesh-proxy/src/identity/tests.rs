@@ -19,7 +19,7 @@ use crate::tls::tests::Authority as TestAuthority;
 struct Fake {
     authority: TestAuthority,
     token: Mutex<Option<String>>,
-    failures: AtomicU32,
+    failures: Arc<AtomicU32>,
     calls: Arc<AtomicU32>,
 }
 
@@ -31,12 +31,18 @@ impl CertificateAuthority for Fake {
             self.failures.fetch_sub(1, Ordering::Relaxed);
             return Err(Status::unavailable("still starting"));
         }
-        if let Some(bearer) = request.metadata().get("authorization") {
+        let bearer = request.metadata().get("authorization");
+        if let Some(bearer) = bearer.filter(|it| it.to_str().ok() != Some("Bearer header.claims.signature")) {
             let mut token = self.token.lock().unwrap();
             if token.as_deref().map(|it| format!("Bearer {it}")).as_deref() != bearer.to_str().ok() {
                 return Err(Status::unauthenticated("used up: `meshctl token create`"));
             }
-            *token = None;
+            // Unlike a join token, one of a service account can be used again.
+            if token.as_deref().is_some_and(|it| it.starts_with("mesh1.")) {
+                *token = None;
+            }
+        } else if self.token.lock().unwrap().as_deref() == Some("no certificates") {
+            return Err(Status::unauthenticated("this certificate is of a mesh that was"));
         }
         let csr = CertificateSigningRequestDer::from(request.into_inner().csr);
         let csr = CertificateSigningRequestParams::from_der(&csr).unwrap();
@@ -62,6 +68,13 @@ struct Bench {
     folder: tempfile::TempDir,
     authority: Authority,
     calls: Arc<AtomicU32>,
+    failures: Arc<AtomicU32>,
+}
+
+impl Bench {
+    fn fail_next(&self) {
+        self.failures.store(1, Ordering::Relaxed);
+    }
 }
 
 /// A control plane on a unix socket; the proxy's token pins `pin`, or its root.
@@ -71,6 +84,7 @@ fn start(failures: u32, pin: Option<[u8; 32]>) -> Bench {
     let token = JoinToken::new([1; 8], [2; 32], pin.unwrap_or_else(|| sha256(&authority.root())));
     let token_file = folder.path().join("token");
     std::fs::write(&token_file, token.reveal()).unwrap();
+    std::fs::write(folder.path().join("root.pem"), files::pem(&[authority.root().into()])).unwrap();
     let svid = authority.control();
     let bundle = TrustBundle::new("mesh.local", vec![authority.root().into()]).unwrap();
     let verifier = ClientVerifier::new(SharedBundle::new(bundle), Peers::TrustDomain, false);
@@ -79,12 +93,9 @@ fn start(failures: u32, pin: Option<[u8; 32]>) -> Bench {
     let path = folder.path().join("proxy.sock");
     let listener = UnixListener::bind(&path).unwrap();
     let calls = Arc::new(AtomicU32::new(0));
-    let fake = Fake {
-        authority,
-        token: Mutex::new(Some(token.reveal())),
-        failures: AtomicU32::new(failures),
-        calls: calls.clone(),
-    };
+    let failures = Arc::new(AtomicU32::new(failures));
+    let fake =
+        Fake { authority, token: Mutex::new(Some(token.reveal())), failures: failures.clone(), calls: calls.clone() };
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
@@ -96,9 +107,14 @@ fn start(failures: u32, pin: Option<[u8; 32]>) -> Bench {
     let incoming = tokio_stream::wrappers::UnboundedReceiverStream::new(receiver);
     let service = CertificateAuthorityServer::new(fake);
     tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
-    let authority =
-        Authority { address: Address::Unix(path), token_file: Some(token_file), state_dir: None, ttl: Duration::ZERO };
-    Bench { folder, authority, calls }
+    let authority = Authority {
+        address: Address::Unix(path),
+        token_file: Some(token_file),
+        trust_bundle: None,
+        state_dir: None,
+        ttl: Duration::ZERO,
+    };
+    Bench { folder, authority, calls, failures }
 }
 
 /// tonic wants to know of a connection what it is.
@@ -156,6 +172,32 @@ async fn the_token_gets_the_first_certificate_and_that_the_next() {
     assert_eq!(bench.calls.load(Ordering::Relaxed), 2);
     let any = UpstreamTls { identities: vec![], alpn: vec![], sni: String::new() };
     tls.client(&any, b"mesh-h2").unwrap();
+}
+
+#[tokio::test]
+async fn a_service_account_token_goes_with_a_trust_bundle() {
+    let bench = start(0, None);
+    let folder = bench.folder.path();
+    std::fs::write(folder.join("token"), "header.claims.signature\n").unwrap();
+    let without = bench.authority.first(&Tls::default()).await.unwrap_err();
+    assert!(matches!(without, IdentityError::Token { .. }), "{without}");
+    let own = Authority { trust_bundle: Some(folder.join("root.pem")), ..bench.authority.clone() };
+    let tls = Tls::default();
+    own.first(&tls).await.unwrap();
+    assert_eq!(tls.identity().unwrap().service_account, "web");
+    // The control plane refuses the next call, then takes the token again.
+    bench.fail_next();
+    own.again(&tls).await.unwrap();
+    assert_eq!(bench.calls.load(Ordering::Relaxed), 3);
+
+    // The token is for the control plane's eyes only.
+    std::fs::write(folder.join("root.pem"), files::pem(&[TestAuthority::new().root().into()])).unwrap();
+    let stranger = own.first(&Tls::default()).await.unwrap_err();
+    assert!(matches!(stranger, IdentityError::WrongRoot { .. }), "{stranger}");
+    std::fs::write(folder.join("root.pem"), "").unwrap();
+    let empty = own.first(&Tls::default()).await.unwrap_err();
+    assert!(matches!(empty, IdentityError::TrustBundle { .. }), "{empty}");
+    assert_eq!(bench.calls.load(Ordering::Relaxed), 3);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use mesh_common::names::{self, port};
 
-use super::{Cidr, Error, Rules, apply, remove};
+use super::{Cidr, Error, Rules, apply, remove, self_test};
 
 /// Write the interception rules of the current network namespace, and end.
 #[derive(Clone, Debug, clap::Args)]
@@ -10,6 +10,9 @@ pub struct Args {
     /// Remove the rules instead
     #[arg(long)]
     pub remove: bool,
+    /// Prove that the rules work, before any proxy listens; by a user whose traffic is not left alone
+    #[arg(long, conflicts_with = "remove")]
+    pub test: bool,
     /// Port that connections of the application are redirected to
     #[arg(long, default_value_t = port::OUTBOUND)]
     pub outbound_port: u16,
@@ -41,7 +44,15 @@ pub struct Args {
 
 /// Entry of `mesh-proxy intercept`.
 pub fn execute(args: &Args) -> Result<(), Error> {
-    if args.remove { remove() } else { apply(&args.rules()) }
+    if args.remove {
+        return remove();
+    }
+    let rules = args.rules();
+    apply(&rules)?;
+    if args.test {
+        println!("{}", self_test(&rules)?);
+    }
+    Ok(())
 }
 
 impl Args {

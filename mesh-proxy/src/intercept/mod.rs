@@ -28,7 +28,7 @@ use std::str::FromStr;
 use mesh_common::names::{self, port};
 
 pub use command::{Args, execute};
-pub use self_test::{Report, self_test};
+pub use self_test::{Report, can_mark, own_self_test, self_test};
 
 /// The table that holds all of it; family `inet`, so both IPv4 and IPv6.
 pub const TABLE: &str = "mesh";

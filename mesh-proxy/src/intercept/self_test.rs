@@ -1,5 +1,6 @@
 //! Proof that the redirect works, before the proxy calls itself ready: connections from an unmarked socket to
-//! documentation addresses, which nobody else can answer, must arrive at the proxy's ports.
+//! documentation addresses, which nobody else can answer, must arrive at the proxy's ports. A proxy without rights cannot
+//! make such connections, since all of its own are left alone; it makes the one that its own rules redirect.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -61,8 +62,38 @@ fn may_mark(rules: &Rules) -> Result<(), Error> {
     })
 }
 
+/// The test of a proxy that may not mark its traffic, and is known to the rules by its user: what it sends to this
+/// machine's own address must arrive at the inbound port. What it cannot see, whoever wrote the rules has tested.
+pub fn own_self_test(rules: &Rules) -> Result<Report, Error> {
+    let mut outcomes = Vec::new();
+    for target in TARGETS {
+        outcomes.push(match own_address(target) {
+            Some(address) => arrives(rules.inbound_port, SocketAddr::new(address, TARGET_PORT))?,
+            None => Outcome::Unroutable("no address".into()),
+        });
+    }
+    match <[Outcome; 2]>::try_from(outcomes) {
+        Ok([Outcome::Unroutable(_), Outcome::Unroutable(_)]) | Err(_) => {
+            Err(fail("this network namespace has no address, so there is nothing to intercept".into()))
+        }
+        Ok([ipv4, ipv6]) => Ok(Report { ipv4, ipv6 }),
+    }
+}
+
+/// Whether the proxy may mark its traffic (CAP_NET_ADMIN); else the rules must know it by its user.
+pub fn can_mark(mark: u32) -> bool {
+    Socket::new(Domain::IPV4, Type::STREAM, None).is_ok_and(|socket| socket.set_mark(mark).is_ok())
+}
+
+/// The address that connections to the target come from. Nothing is sent.
+fn own_address(target: IpAddr) -> Option<IpAddr> {
+    let socket = Socket::new(Domain::for_address(SocketAddr::new(target, 53)), Type::DGRAM, None).ok()?;
+    socket.connect(&SocketAddr::new(target, 53).into()).ok()?;
+    socket.local_addr().ok()?.as_socket().map(|address| address.ip()).filter(|ip| !ip.is_loopback())
+}
+
 fn family(rules: &Rules, target: IpAddr) -> Result<Outcome, Error> {
-    if let Outcome::Unroutable(reason) = tcp(rules, SocketAddr::new(target, TARGET_PORT))? {
+    if let Outcome::Unroutable(reason) = arrives(rules.outbound_port, SocketAddr::new(target, TARGET_PORT))? {
         return Ok(Outcome::Unroutable(reason));
     }
     match rules.dns_port {
@@ -71,8 +102,9 @@ fn family(rules: &Rules, target: IpAddr) -> Result<Outcome, Error> {
     }
 }
 
-fn tcp(rules: &Rules, target: SocketAddr) -> Result<Outcome, Error> {
-    let Some(listener) = bind(Type::STREAM, target, rules.outbound_port)? else {
+/// Whether a connection to the target arrives at the port.
+fn arrives(port: u16, target: SocketAddr) -> Result<Outcome, Error> {
+    let Some(listener) = bind(Type::STREAM, target, port)? else {
         return Ok(Outcome::Unroutable("no loopback address".into()));
     };
     listener.listen(128).map_err(|error| fail(format!("cannot listen: {error}")))?;
@@ -81,8 +113,8 @@ fn tcp(rules: &Rules, target: SocketAddr) -> Result<Outcome, Error> {
         Err(error) if unroutable(&error) => return Ok(Outcome::Unroutable(error.to_string())),
         Err(error) => {
             return Err(fail(format!(
-                "a connection to {target} did not arrive at port {} ({error})",
-                rules.outbound_port
+                "a connection to {target} did not arrive at port {port} ({error}); have the rules been written, for this user (`mesh-proxy intercept --uid {}`)?",
+                rustix::process::geteuid().as_raw()
             )));
         }
     };
@@ -103,7 +135,7 @@ fn tcp(rules: &Rules, target: SocketAddr) -> Result<Outcome, Error> {
             Err(error) => Err(fail(format!("a redirected connection does not tell its original destination: {error}"))),
         };
     }
-    Err(fail(format!("a connection to {target} was answered by someone else than port {}", rules.outbound_port)))
+    Err(fail(format!("a connection to {target} was answered by someone else than port {port}")))
 }
 
 fn udp(port: u16, target: SocketAddr) -> Result<Outcome, Error> {

@@ -29,13 +29,28 @@ pub(crate) fn runs_in_namespace(test: &str) -> bool {
         println!("SKIPPED: this host allows no user and network namespaces here ({may:?})");
         return false;
     }
+    enter(test, &["-Urn"]);
+    false
+}
+
+/// Without a user namespace, so that there are other users than one.
+fn in_namespace_of_root(test: &str) {
+    if Command::new("unshare").args(["-n", "true"]).output().is_ok_and(|output| output.status.success()) {
+        enter(&format!("intercept::tests::{test}"), &["-n"]);
+    } else {
+        println!("SKIPPED: this host allows no network namespaces here");
+    }
+}
+
+fn enter(test: &str, namespaces: &[&str]) {
     // A second device with addresses and default routes, as a workload has; nobody answers at its other end.
     let setup = "ip link set lo up && ip link add eth0 type veth peer name eth1 && ip link set eth0 up && ip link set eth1 up \
         && ip addr add 10.77.0.2/16 dev eth0 && ip addr add fd77::2/64 dev eth0 nodad \
         && ip route add default via 10.77.0.1 && ip -6 route add default via fd77::1 \
         && exec \"$0\" --exact \"$1\" --nocapture --test-threads=1";
     let output = Command::new("unshare")
-        .args(["-Urn", "sh", "-c", setup])
+        .args(namespaces)
+        .args(["sh", "-c", setup])
         .arg(std::env::current_exe().unwrap())
         .arg(test)
         .env(INSIDE, "1")
@@ -47,7 +62,6 @@ pub(crate) fn runs_in_namespace(test: &str) -> bool {
         "{text}\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    false
 }
 
 fn address(text: &str) -> SocketAddr {
@@ -187,6 +201,57 @@ fn the_self_test_tells_working_from_missing_rules() {
     apply(&Rules { outbound_port: 16001, ..rules.clone() }).unwrap();
     let elsewhere = self_test(&rules).unwrap_err().to_string();
     assert!(elsewhere.contains("did not arrive at port 15001"), "{elsewhere}");
+}
+
+/// As in a pod: the rules by who may, the proxy by a user of its own without any capability.
+#[test]
+fn a_proxy_without_rights_is_known_by_its_user() {
+    const NAME: &str = "a_proxy_without_rights_is_known_by_its_user";
+    if std::env::var_os("MESH_TEST_WITHOUT_RIGHTS").is_some() {
+        let rules = Rules::default();
+        assert!(!can_mark(rules.mark));
+        assert_eq!(own_self_test(&rules).unwrap(), Report { ipv4: Outcome::Works, ipv6: Outcome::Works });
+        serve("127.0.0.1:15006", "inbound");
+        serve("127.0.0.1:15001", "outbound");
+        serve("127.0.0.1:9080", "app");
+        assert_eq!(ask("10.77.0.2:9080", None), "inbound 10.77.0.2:9080");
+        assert_eq!(ask("127.0.0.1:9080", None), "app");
+        assert!(!ask("240.240.0.5:9080", None).contains("outbound"));
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: only root has a second user to run as");
+        return;
+    }
+    if std::env::var_os(INSIDE).is_none() {
+        in_namespace_of_root(NAME);
+        return;
+    }
+    let as_proxy = |expected: bool| {
+        let output = Command::new("setpriv")
+            .args([
+                "--reuid=1337",
+                "--regid=1337",
+                "--clear-groups",
+                "--inh-caps=-all",
+                "--bounding-set=-all",
+                "--no-new-privs",
+            ])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("intercept::tests::{NAME}"), "--nocapture"])
+            .env("MESH_TEST_WITHOUT_RIGHTS", "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), expected, "{text}");
+        text
+    };
+    let without = as_proxy(false);
+    assert!(without.contains("intercept --uid 1337"), "{without}");
+    let rules = Rules { exclude_uids: vec![1337], ..Rules::default() };
+    apply(&rules).unwrap();
+    self_test(&rules).unwrap();
+    as_proxy(true);
 }
 
 #[test]

@@ -1,0 +1,121 @@
+use std::sync::Mutex;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::*;
+
+/// Answers each connection with the next of the replies, and keeps what was asked.
+async fn application(replies: &[&str]) -> (u16, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let replies: Vec<String> = replies.iter().map(|reply| reply.replace("PORT", &port.to_string())).collect();
+    tokio::spawn({
+        let asked = asked.clone();
+        async move {
+            for reply in replies {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = vec![0; 4096];
+                let length = stream.read(&mut request).await.unwrap();
+                asked.lock().unwrap().push(String::from_utf8_lossy(&request[..length]).into_owned());
+                stream.write_all(reply.as_bytes()).await.unwrap();
+            }
+        }
+    });
+    (port, asked)
+}
+
+fn prober(which: Which, action: Action) -> Prober {
+    let probe = Probe { action, timeout_seconds: 1 };
+    Prober::new([("app".to_owned(), [(which, probe)].into())].into(), Some("10.9.8.7".parse().unwrap()))
+}
+
+fn http(port: u16) -> Action {
+    Action::Http { port, path: "/health?x=1".into(), https: false, headers: vec![("X-Probe".into(), "yes".into())] }
+}
+
+async fn livez(action: Action) -> Result<String, Failure> {
+    prober(Which::Livez, action).perform("/app-health/app/livez", &HeaderMap::new()).await
+}
+
+#[tokio::test]
+async fn judges_as_the_kubelet_does() {
+    for (reply, good) in [
+        ("HTTP/1.1 200 OK\r\n\r\n", true),
+        ("HTTP/1.1 302 Found\r\nlocation: http://example.com/\r\n\r\n", true),
+        ("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", false),
+        ("HTTP/1.1 500 Oh\r\n\r\n", false),
+        ("garbage", false),
+    ] {
+        let (port, _) = application(&[reply]).await;
+        assert_eq!(livez(http(port)).await.is_ok(), good, "{reply}");
+    }
+    let (port, _) = application(&["HTTP/1.1 500 Oh\r\n\r\n"]).await;
+    assert_eq!(livez(http(port)).await.unwrap_err().status, StatusCode::INTERNAL_SERVER_ERROR);
+    let (port, _) = application(&["HTTP/1.1 500 Oh\r\n\r\n"]).await;
+    let hook = prober(Which::PreStop, http(port));
+    hook.perform("/app-health/app/prestop", &HeaderMap::new()).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_application_sees_the_kubelets_request() {
+    let (port, asked) = application(&["HTTP/1.1 200 OK\r\n\r\n"]).await;
+    let headers = [(http::header::USER_AGENT, HeaderValue::from_static("kube-probe/1.34"))].into_iter().collect();
+    prober(Which::Readyz, http(port)).perform("/app-health/app/readyz", &headers).await.unwrap();
+    let asked = asked.lock().unwrap()[0].to_lowercase();
+    assert!(asked.starts_with("get /health?x=1 http/1.1\r\n"), "{asked}");
+    for header in ["x-probe: yes".to_owned(), "user-agent: kube-probe/1.34".into(), format!("host: 10.9.8.7:{port}")] {
+        assert!(asked.contains(&header), "{asked}");
+    }
+}
+
+#[tokio::test]
+async fn follows_redirects_within_the_pod() {
+    let to_itself = "HTTP/1.1 301 Moved\r\nlocation: http://10.9.8.7:PORT/b\r\ncontent-length: 0\r\n\r\n";
+    let (port, asked) =
+        application(&["HTTP/1.1 302 Found\r\nlocation: /a\r\n\r\n", to_itself, "HTTP/1.1 503 No\r\n\r\n"]).await;
+    assert_eq!(livez(http(port)).await.unwrap_err().status, StatusCode::SERVICE_UNAVAILABLE);
+    let paths: Vec<_> = asked.lock().unwrap().iter().map(|it| it.split(' ').nth(1).unwrap().to_owned()).collect();
+    assert_eq!(paths, ["/health?x=1", "/a", "/b"]);
+}
+
+#[tokio::test]
+async fn asks_for_nothing_that_was_not_configured() {
+    let prober = prober(Which::Livez, Action::Tcp { port: 1 });
+    for path in ["/app-health/app/readyz", "/app-health/other/livez", "/app-health/app", "/app-health/app/livez/x"] {
+        assert_eq!(prober.perform(path, &HeaderMap::new()).await.unwrap_err().status, StatusCode::NOT_FOUND, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn connects_and_gives_up_in_time() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    livez(Action::Tcp { port }).await.unwrap();
+    let silent = livez(http(port)).await.unwrap_err();
+    assert!(silent.reason.contains("within 1 seconds"), "{silent:?}");
+    drop(listener);
+    assert!(livez(Action::Tcp { port }).await.unwrap_err().reason.contains("does not answer on port"));
+    assert!(livez(Action::Grpc { port, service: String::new() }).await.is_err());
+}
+
+#[tokio::test]
+async fn https_is_not_verified() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let svid = crate::tls::tests::Authority::new().svid("web");
+    let config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from((*svid.certificate).clone())));
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
+        let mut request = [0; 1024];
+        let _ = stream.read(&mut request).await;
+        stream.write_all(b"HTTP/1.1 204 Fine\r\n\r\n").await.unwrap();
+    });
+    livez(Action::Http { port, path: "/".into(), https: true, headers: vec![] }).await.unwrap();
+}
