@@ -13,6 +13,7 @@ mod standing;
 mod tables;
 mod trust;
 mod watch;
+pub mod webhook;
 
 pub use convert::ANNOTATION_SOURCE;
 pub use leader::lead;
