@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
 use mesh_common::identity::check_trust_domain;
+use mesh_common::inject::{InjectConfig, check_log_filter};
 use mesh_common::names;
 use mesh_common::telemetry::LogFormat;
 
@@ -38,6 +39,13 @@ pub struct Args {
     #[arg(long, value_name = "PORT")]
     pub operator_port: Option<u16>,
 
+    /// In Kubernetes: address of the admission webhooks, over TLS. `off` for none.
+    #[arg(long, value_name = "ADDRESS:PORT|off", default_value = "[::]:15017")]
+    pub listen_webhook: Optional,
+
+    #[command(flatten)]
+    pub inject: InjectArgs,
+
     /// The name that all identities begin with; fixed once the data folder is in use.
     #[arg(long, value_name = "NAME", default_value = "mesh.local", value_parser = trust_domain)]
     pub trust_domain: String,
@@ -52,6 +60,44 @@ pub struct Args {
     /// A further DNS name or IP address for the server's certificate; may be given several times.
     #[arg(long, value_name = "NAME", value_parser = subject_name)]
     pub san: Vec<String>,
+}
+
+/// What the webhook puts into pods.
+#[derive(Clone, Debug, clap::Args)]
+pub struct InjectArgs {
+    /// In Kubernetes: image of the proxies.
+    #[arg(long, value_name = "IMAGE", env = "MESH_PROXY_IMAGE", default_value_t = InjectConfig::default().image)]
+    proxy_image: String,
+
+    /// In Kubernetes: when that is pulled.
+    #[arg(long, value_name = "POLICY", env = "MESH_PROXY_PULL_POLICY", default_value_t = InjectConfig::default().pull_policy,
+          value_parser = ["IfNotPresent", "Always", "Never"])]
+    proxy_pull_policy: String,
+
+    /// In Kubernetes: processor time that is requested for a proxy.
+    #[arg(long, value_name = "QUANTITY", env = "MESH_PROXY_CPU", default_value_t = InjectConfig::default().cpu)]
+    proxy_cpu: String,
+
+    /// In Kubernetes: memory that is requested for a proxy.
+    #[arg(long, value_name = "QUANTITY", env = "MESH_PROXY_MEMORY", default_value_t = InjectConfig::default().memory)]
+    proxy_memory: String,
+
+    /// In Kubernetes: log levels of the proxies.
+    #[arg(long, value_name = "FILTER", env = "MESH_PROXY_LOG", default_value_t = InjectConfig::default().log, value_parser = filter)]
+    proxy_log: String,
+}
+
+impl InjectArgs {
+    pub fn config(&self) -> InjectConfig {
+        InjectConfig {
+            image: self.proxy_image.clone(),
+            pull_policy: self.proxy_pull_policy.clone(),
+            cpu: self.proxy_cpu.clone(),
+            memory: self.proxy_memory.clone(),
+            log: self.proxy_log.clone(),
+            ..InjectConfig::default()
+        }
+    }
 }
 
 impl Args {
@@ -89,6 +135,10 @@ impl FromStr for Optional {
             },
         }
     }
+}
+
+fn filter(text: &str) -> Result<String, String> {
+    check_log_filter(text).map(|()| text.to_owned())
 }
 
 fn loopback(text: &str) -> Result<Optional, String> {

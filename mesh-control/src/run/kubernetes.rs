@@ -15,6 +15,7 @@ use mesh_control::api::MeshService;
 use mesh_control::args::Args;
 use mesh_control::auth::{Authenticator, Transport};
 use mesh_control::ca::{Ca, CaService, ServerTls};
+use mesh_control::kubernetes::webhook::{self, WebhookConfig};
 use mesh_control::kubernetes::{Reviewer, Source, lead, open_ca};
 use mesh_control::model::{Addresses, Settings};
 use mesh_control::registry::{RegistryService, Workloads};
@@ -64,6 +65,13 @@ async fn serve(args: Args, log: LogFilter) -> anyhow::Result<()> {
     let operator_address = (IpAddr::V4(Ipv4Addr::LOCALHOST), args.operator_port.unwrap_or(port::OPERATOR)).into();
     let operator_listener = bind_tcp(operator_address, "--operator-port").await?;
     addresses.push(format!("operator={}", operator_listener.local_addr()?));
+    let webhook_listener = match args.listen_webhook.0 {
+        Some(address) => Some(bind_tcp(address, "--listen-webhook").await?),
+        None => None,
+    };
+    if let Some(listener) = &webhook_listener {
+        addresses.push(format!("webhook={}", listener.local_addr()?));
+    }
 
     let client = kube::Client::try_default().await.context("cannot find out how to reach the API server")?;
     let now = Timestamp::now();
@@ -103,6 +111,10 @@ async fn serve(args: Args, log: LogFilter) -> anyhow::Result<()> {
     let (limits, listener) = (Limits::default(), Listener::Tcp(operator_listener));
     let door = Door { name: "operator", listener, tls: None, transport: Transport::Unix, limits };
     servers.spawn(door, grpc().add_service(operator.server()).add_service(xds.csds()));
+    if let Some(listener) = webhook_listener {
+        let config = WebhookConfig { inject: args.inject.config() };
+        tokio::spawn(webhook::serve(listener, tls.config()?, config));
+    }
     tokio::spawn(renew(ca.clone(), tls));
     tokio::spawn(lead(client, ca, source, snapshots));
 
