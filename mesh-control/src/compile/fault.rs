@@ -46,7 +46,8 @@ pub(super) fn of_stream(scope: &Scope, rules: &[Arc<FaultRule>]) -> Option<Filte
 }
 
 fn concerning<'a>(scope: &Scope, rules: impl Iterator<Item = &'a Arc<FaultRule>>) -> Vec<&'a FaultRule> {
-    let concerns = |rule: &&FaultRule| rule.concerns(scope.identity.as_ref(), &scope.namespace, &scope.service);
+    let concerns =
+        |rule: &&FaultRule| rule.concerns(scope.identity.as_ref(), &scope.namespace, &scope.service, &scope.workload);
     rules.map(|rule| &**rule).filter(|rule| rule.parts_per_million > 0).filter(concerns).collect()
 }
 

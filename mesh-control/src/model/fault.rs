@@ -1,6 +1,6 @@
 //! Faults, by what they are injected into.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use mesh_common::identity::Identity;
 use mesh_common::resource::{Fault, FaultInjection, Key, Kind, NamedMatch};
 
 use super::policy::target;
-use super::{Condition, Status};
+use super::{Condition, Name, Service, Status};
 
 /// One fault for some callers.
 #[derive(Debug, PartialEq)]
@@ -40,20 +40,25 @@ pub struct Caller {
 #[derive(Debug, PartialEq, Eq)]
 pub enum CallerName {
     /// What people mean by `--from web`: the service or the service account of that name.
-    Service(String),
+    /// With the workloads that serve it, in its namespace.
+    Service {
+        name: String,
+        workloads: BTreeSet<String>,
+    },
     ServiceAccount(String),
 }
 
 impl FaultRule {
-    /// Whether a caller with this identity, that serves this service in this namespace, is to see it.
-    pub fn concerns(&self, identity: Option<&Identity>, namespace: &str, service: &str) -> bool {
+    /// Whether a caller with this identity, that is this workload or serves this service in this namespace, is to see it.
+    pub fn concerns(&self, identity: Option<&Identity>, namespace: &str, service: &str, workload: &str) -> bool {
         let by_account = |ns: &str, name: &str| {
             identity.is_some_and(|identity| identity.namespace == ns && identity.service_account == name)
         };
         self.callers.is_empty()
             || self.callers.iter().any(|caller| match &caller.name {
-                CallerName::Service(name) => {
-                    (caller.namespace == namespace && name == service) || by_account(&caller.namespace, name)
+                CallerName::Service { name, workloads } => {
+                    let serves = name == service || workloads.contains(workload);
+                    (caller.namespace == namespace && serves) || by_account(&caller.namespace, name)
                 }
                 CallerName::ServiceAccount(name) => by_account(&caller.namespace, name),
             })
@@ -70,6 +75,7 @@ impl Faults {
         objects: &[&FaultInjection],
         exists: impl Fn(&Key, Option<&str>) -> bool,
         only_streams: impl Fn(&Key) -> bool,
+        services: &BTreeMap<Name, Service>,
         statuses: &mut BTreeMap<Key, Status>,
     ) -> Self {
         let mut faults = Self(BTreeMap::new());
@@ -77,7 +83,8 @@ impl Faults {
             let namespace = object.metadata.namespace_or_default();
             let key = Key::new(Kind::FaultInjection, namespace, &object.metadata.name);
             let conditions = &mut statuses.entry(key).or_default().conditions;
-            let rules: Vec<_> = object.spec.faults.iter().filter_map(|f| rule(object, f)).map(Arc::new).collect();
+            let rules: Vec<_> =
+                object.spec.faults.iter().filter_map(|f| rule(object, f, services)).map(Arc::new).collect();
             for (key, section) in object.spec.target_refs.iter().filter_map(|t| target(namespace, t)) {
                 if exists(&key, section.as_deref()) {
                     conditions.push(Condition::accepted());
@@ -107,7 +114,7 @@ impl Faults {
     }
 }
 
-fn rule(object: &FaultInjection, fault: &Fault) -> Option<FaultRule> {
+fn rule(object: &FaultInjection, fault: &Fault, services: &BTreeMap<Name, Service>) -> Option<FaultRule> {
     let namespace = object.metadata.namespace_or_default();
     let kind = match (fault.delay, fault.abort, fault.reset) {
         (Some(delay), ..) => FaultKind::Delay(delay.duration.get()),
@@ -116,9 +123,14 @@ fn rule(object: &FaultInjection, fault: &Fault) -> Option<FaultRule> {
         _ => return None,
     };
     let caller = |source: &mesh_common::resource::FaultSource| {
-        let service = source.service.clone().map(CallerName::Service);
+        let namespace = source.namespace.clone().unwrap_or_else(|| namespace.to_owned());
+        let service = source.service.clone().map(|name| {
+            let known = services.get(&Name::new(&namespace, &name)).into_iter().flat_map(|service| &service.workloads);
+            let workloads = known.map(|workload| workload.name.name.clone()).collect();
+            CallerName::Service { name, workloads }
+        });
         let name = service.or_else(|| source.service_account.clone().map(CallerName::ServiceAccount))?;
-        Some(Caller { namespace: source.namespace.clone().unwrap_or_else(|| namespace.to_owned()), name })
+        Some(Caller { namespace, name })
     };
     let expires = object.spec.expires_at.as_ref().and_then(|t| t.parse::<jiff::Timestamp>().ok());
     Some(FaultRule {

@@ -106,7 +106,7 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
         let service = services.get(&policy::service_name(key)).filter(|_| key.kind == Kind::Service);
         service.is_some_and(|service| service.ports.values().all(|port| !port.protocol.may_be_http()))
     };
-    let faults = Faults::new(&sorted.fault_injections, exists, only_streams, &mut statuses);
+    let faults = Faults::new(&sorted.fault_injections, exists, only_streams, &services, &mut statuses);
     if let Some(domain) = sorted.trust_domain().filter(|domain| **domain != settings.trust_domain) {
         let message = format!("the trust domain is {} since the mesh was made, and stays so", settings.trust_domain);
         let condition = Condition::ignored("TrustDomainFixed", format!("{message}, not {domain}"));

@@ -36,6 +36,10 @@ fn only_callers_that_are_named_see_it() {
         ("{serviceAccount: web}", caller("default", "shared", "web"), false),
         ("{serviceAccount: web}", caller("default", "web", "x"), true),
         ("{service: api}, {serviceAccount: web}", caller("default", "web", "x"), true),
+        // A pod's proxy does not say what it serves; its workload is known.
+        ("{service: web}", caller("default", "shared", ""), true),
+        ("{service: web}", Scope { workload: "ratings-a".to_owned(), ..caller("default", "shared", "") }, false),
+        ("{service: web, namespace: other}", caller("default", "shared", ""), false),
         ("{service: api}", Scope { identity: None, service: "api".to_owned(), ..mesh() }, true),
         ("{serviceAccount: api}", Scope { identity: None, service: "api".to_owned(), ..mesh() }, false),
     ] {
