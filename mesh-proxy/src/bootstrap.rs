@@ -363,6 +363,7 @@ pub fn nameservers(text: &str) -> Vec<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use mesh_common::inject::{InjectConfig, Outcome, inject};
 
     use super::*;
 
@@ -388,6 +389,39 @@ mod tests {
         assert_eq!(it.ports[1], Port { port: 9090, protocol: String::new(), service_port: 9090 });
         assert_eq!((it.health, it.intercepted), (Check::Tcp { port: None }, true));
         assert_eq!((it.metrics, it.dns_upstreams, it.dns_port), (Bind::Inherited(5), Some(vec![]), Some(15053)));
+    }
+
+    /// What the injection writes into pods is what this program understands.
+    #[test]
+    fn an_injected_pod() {
+        let pod = serde_json::json!({
+            "metadata": {
+                "labels": { "version": "1.2.3" },
+                "annotations": {
+                    "meshctl.dev/exclude-outbound-ports": "3306",
+                    "meshctl.dev/exclude-outbound-cidrs": "10.0.0.0/8,fd00::/8",
+                    "meshctl.dev/access-log": "json",
+                },
+            },
+            "spec": { "containers": [{ "name": "app", "livenessProbe": { "httpGet": { "port": 80, "path": "/$(x)" } } }] },
+        });
+        let Ok(Outcome::Injected(pod)) = inject(&pod, &InjectConfig::default()) else { unreachable!() };
+        let command = |container: usize| {
+            let container = &pod["spec"]["initContainers"][container];
+            let args = container["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap().to_owned());
+            let probes = container["env"].as_array().into_iter().flatten().find(|it| it["name"] == "MESH_PROBES");
+            let probes = probes.map(|it| format!("--probes={}", it["value"].as_str().unwrap()));
+            let args = args.map(|arg| arg.replace("$(POD_NAME)", "web.v1-7d9f8b-abcde"));
+            Cli::try_parse_from(std::iter::once("mesh-proxy".to_owned()).chain(args).chain(probes)).unwrap().command
+        };
+        let (Command::Intercept(init), Command::Run(run)) = (command(0), command(1)) else { unreachable!() };
+        assert!(init.test && init.uids == [1337] && init.exclude_cidrs.len() == 2);
+        assert_eq!(init.exclude_inbound_ports, [15021, 15090]);
+        let run = run.check().unwrap();
+        assert!(run.intercepted && run.drain_endpoint && run.trust_bundle.is_some() && run.addresses.is_empty());
+        assert_eq!((run.version.as_str(), run.workload.as_str()), ("1.2.3", "web.v1-7d9f8b-abcde"));
+        assert_eq!(run.probes["app"].len(), 1);
+        assert!(format!("{:?}", run.probes).contains("/$(x)"));
     }
 
     #[test]

@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 use super::options::Options;
 use super::probes::Probes;
 use super::record::Record;
-use super::{CONTAINER_INIT, CONTAINER_PROXY, InjectConfig, InjectError, TOKEN_AUDIENCE, TRUST_BUNDLE, list, object};
-use crate::names::{PROXY_UID, port};
+use super::{CONTAINER_INIT, CONTAINER_PROXY, InjectConfig, InjectError, TRUST_BUNDLE, list, object};
+use crate::names::{PROXY_UID, TOKEN_AUDIENCE, port};
 
 const VOLUME_TOKEN: &str = "mesh-token";
 const VOLUME_TRUST: &str = "mesh-trust";

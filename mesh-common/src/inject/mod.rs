@@ -26,8 +26,6 @@ use record::Record;
 pub const LABEL_PROXY: &str = "meshctl.dev/proxy";
 pub const CONTAINER_INIT: &str = "mesh-init";
 pub const CONTAINER_PROXY: &str = "mesh-proxy";
-/// Of the proxy's service account token.
-pub const TOKEN_AUDIENCE: &str = "mesh-control";
 /// The ConfigMap with the mesh's root certificates, in every namespace.
 pub const TRUST_BUNDLE: &str = "mesh-trust-bundle";
 
