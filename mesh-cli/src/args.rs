@@ -1,5 +1,7 @@
 //! The command line: global options and the tree of commands. Each command's own arguments are defined beside its code.
 
+use std::path::PathBuf;
+
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
@@ -26,7 +28,8 @@ Exit codes:
 /// Runs and inspects a service mesh
 ///
 /// meshctl talks to mesh-control over the unix socket in its data folder. Without --control (or MESH_CONTROL) it takes the
-/// first that answers of $MESH_DATA/control.sock, ~/.mesh/control.sock and ~/.mesh/demo/control.sock.
+/// first that answers of $MESH_DATA/control.sock, ~/.mesh/control.sock and ~/.mesh/demo/control.sock. The commands that
+/// install the mesh in Kubernetes take the cluster of the kubeconfig, as kubectl does.
 #[derive(Debug, Parser)]
 #[command(name = "meshctl", version, styles = STYLES, max_term_width = 110, after_long_help = EXIT_CODES)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
@@ -43,6 +46,12 @@ pub struct Global {
     /// The control plane's socket
     #[arg(long, global = true, env = "MESH_CONTROL", hide_env_values = true, value_name = "unix:PATH")]
     pub control: Option<ControlAddress>,
+    /// The context of the kubeconfig, for install, upgrade and uninstall
+    #[arg(long, global = true, value_name = "NAME", conflicts_with = "control")]
+    pub context: Option<String>,
+    /// The kubeconfig file, for install, upgrade and uninstall
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "control")]
+    pub kubeconfig: Option<PathBuf>,
     /// Namespace of the objects [default: default]
     #[arg(short, long, global = true, value_name = "NAME")]
     pub namespace: Option<String>,
@@ -76,6 +85,9 @@ pub enum Command {
     Inject(commands::inject::Args),
     Uninject(commands::inject::UninjectArgs),
     Check(commands::check::Args),
+    Install(commands::install::Args),
+    Upgrade(commands::upgrade::Args),
+    Uninstall(commands::uninstall::Args),
     Version(commands::version::Args),
     Completion(commands::completion::Args),
 }

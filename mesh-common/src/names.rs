@@ -102,6 +102,21 @@ pub fn inbound_cluster(port: u16) -> String {
     format!("inbound:{port}")
 }
 
+/// Names in a cluster.
+pub mod kubernetes {
+    /// The ConfigMap in each namespace with the roots of the mesh, under the key [`TRUST_BUNDLE_KEY`].
+    pub const TRUST_BUNDLE: &str = "mesh-trust-bundle";
+    pub const TRUST_BUNDLE_KEY: &str = "root.pem";
+    /// Label of pods that have a proxy; its value is `true`.
+    pub const LABEL_PROXY: &str = "meshctl.dev/proxy";
+    /// Label of namespaces and pods: `enabled` or `disabled`.
+    pub const LABEL_INJECTION: &str = "mesh-injection";
+    /// As which controller of Gateway API we write a route's status.
+    pub const CONTROLLER: &str = "meshctl.dev/mesh-control";
+    pub const INJECTOR: &str = "mesh-injector";
+    pub const VALIDATOR: &str = "mesh-validator";
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

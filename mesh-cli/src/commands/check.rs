@@ -5,6 +5,7 @@ use mesh_common::proto::control::{GetStatusRequest, ListProxiesRequest, finding}
 use crate::client::Control;
 use crate::commands::Context;
 use crate::failure::{Exit, Failure};
+use crate::kubernetes::{self, Cluster};
 use crate::netns;
 use crate::output::Format;
 use crate::run::{find_program, sidecar};
@@ -50,6 +51,16 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
         (Some(exit), _) => Err(Failure::silent(exit)),
         (None, true) => Err(Failure::silent(Exit::Failed)),
         (None, false) => Ok(()),
+    }
+}
+
+/// What the cluster says of the mesh in it.
+pub async fn cluster_only(context: &Context, cluster: &Cluster) -> Result<(), Failure> {
+    let found = kubernetes::check::run(cluster).await?;
+    report(context, &found)?;
+    match found.iter().any(|f| f.level == Level::Error) {
+        true => Err(Failure::silent(Exit::Failed)),
+        false => Ok(()),
     }
 }
 

@@ -8,13 +8,14 @@ use futures_util::{Stream, stream};
 use mesh_common::proto::control::apply_result::Outcome;
 use mesh_common::proto::control::mesh_server::{Mesh, MeshServer};
 use mesh_common::proto::control::*;
-use mesh_common::resource::{Key, Kind, Object};
+use mesh_common::resource::{DEFAULT_NAMESPACE, Key, Kind, Object};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
 use super::Context;
 use crate::client::{ControlAddress, Location};
+use crate::kubernetes::Access;
 use crate::output::{Captured, Format, Output};
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -56,7 +57,16 @@ impl Running {
     pub fn context(&self, format: Format) -> (Context, Captured) {
         let (out, captured) = Output::captured(format);
         let location = Location::Given(ControlAddress(self.socket()));
-        (Context { location, namespace: None, out }, captured)
+        (
+            Context {
+                location,
+                access: Access::default(),
+                namespace: None,
+                default_namespace: DEFAULT_NAMESPACE.to_owned(),
+                out,
+            },
+            captured,
+        )
     }
 
     pub fn state(&self) -> std::sync::MutexGuard<'_, State> {

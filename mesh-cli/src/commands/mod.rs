@@ -8,46 +8,67 @@ pub mod edit;
 pub mod fault;
 pub mod get;
 pub mod inject;
+pub mod install;
 pub mod log_level;
 pub mod proxy;
 pub mod route;
 pub mod token;
+pub mod uninstall;
+pub mod upgrade;
 pub mod version;
 pub mod wait;
+
+use mesh_common::resource::DEFAULT_NAMESPACE;
 
 use crate::args::{Cli, Command, Global};
 use crate::client::{Control, Location};
 use crate::failure::Failure;
+use crate::kubernetes::{Access, Cluster};
 use crate::output::Output;
 
 /// What every command is given.
 pub struct Context {
     pub location: Location,
-    /// As the user named it; `None` is `default`, or whatever an object says of itself.
+    /// The API server that the command line names, for the commands that are about nothing else.
+    pub access: Access,
+    /// As the user named it; `None` is [`Context::namespace`], or whatever an object says of itself.
     pub namespace: Option<String>,
+    /// Where objects are that name no namespace.
+    pub default_namespace: String,
     pub out: Output,
 }
 
 impl Context {
-    fn new(global: Global) -> Self {
+    async fn new(global: Global) -> Self {
+        let access = Access { kubeconfig: global.kubeconfig, context: global.context };
         Self {
             location: Location::new(global.control),
+            access,
             namespace: global.namespace,
+            default_namespace: DEFAULT_NAMESPACE.to_owned(),
             out: Output::stdout(global.output),
         }
     }
 
     pub fn namespace(&self) -> &str {
-        self.namespace.as_deref().unwrap_or("default")
+        self.namespace.as_deref().unwrap_or(&self.default_namespace)
     }
 
     pub async fn connect(&self) -> Result<Control, Failure> {
         Control::connect(&self.location).await
     }
+
+    /// The API server alone, whether the mesh is there or not.
+    pub async fn cluster(&self) -> Result<Cluster, Failure> {
+        if matches!(self.location, Location::Given(_)) {
+            return Err(Failure::usage("This command is about Kubernetes, but --control (or MESH_CONTROL) is given."));
+        }
+        self.access.connect().await
+    }
 }
 
 pub async fn run(cli: Cli) -> Result<(), Failure> {
-    dispatch(&Context::new(cli.global), cli.command).await
+    dispatch(&Context::new(cli.global).await, cli.command).await
 }
 
 async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
@@ -67,6 +88,9 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Inject(args) => inject::run(context, args).await,
         Command::Uninject(args) => inject::run_uninject(context, args).await,
         Command::Check(args) => check::run(context, args).await,
+        Command::Install(args) => install::run(context, args).await,
+        Command::Upgrade(args) => upgrade::run(context, args).await,
+        Command::Uninstall(args) => uninstall::run(context, args).await,
         Command::Version(args) => version::run(context, args).await,
         Command::Completion(args) => completion::run(context, &args),
     }

@@ -1,0 +1,201 @@
+//! `meshctl install`: the control plane into a cluster.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Namespace;
+use mesh_common::resource::json_to_yaml;
+
+use crate::commands::{Context, check};
+use crate::failure::Failure;
+use crate::install::manifest::{Manifest, Outcome};
+use crate::install::values::{Setting, Values};
+use crate::install::{ANNOTATION_VALUES, CONTROL, LABEL_VERSION, NAMESPACE, chart, gateway, rollout};
+use crate::kubernetes::Cluster;
+use crate::output::time::{human_duration, parse_positive_duration};
+
+/// The oldest minor version of Kubernetes 1 whose API server takes our definitions.
+const OLDEST: u32 = 31;
+
+/// Install the mesh in a Kubernetes cluster
+///
+/// Installs the kinds of Gateway API that are missing, our own kinds, and the control plane in the namespace mesh-system,
+/// waits until it runs, and checks it. Doing it again changes nothing, and goes on where it was interrupted. Settings of an
+/// earlier installation stay unless they are given anew.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  meshctl install
+  meshctl install --context kind-shop --registry registry.example.com/mesh
+  meshctl install --set control.replicas=3 --set trustDomain=example.com
+  meshctl install --dry-run | less")]
+pub struct Args {
+    #[command(flatten)]
+    settings: Settings,
+    /// Print the manifests, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    patience: Patience,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct Settings {
+    /// A setting of the chart; may be given more than once
+    #[arg(long, value_name = "NAME=VALUE")]
+    set: Vec<Setting>,
+    /// Where images are pulled from: the same as --set image.registry
+    #[arg(long, value_name = "REGISTRY")]
+    registry: Option<String>,
+    /// Version of the images: the same as --set image.tag
+    #[arg(long, value_name = "VERSION")]
+    tag: Option<String>,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct Patience {
+    /// How long to wait for the control plane
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_positive_duration)]
+    wait_timeout: Duration,
+}
+
+pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
+    if args.dry_run {
+        return print(context, &args.settings.values(&[])?);
+    }
+    let began = Instant::now();
+    let cluster = context.cluster().await?;
+    greet(context, &cluster).await?;
+    let values = args.settings.values(&kept(&cluster).await?)?;
+    let version = values.get("image.tag").unwrap_or_default();
+    if let Some(installed) = installed(&cluster).await?.filter(|installed| *installed != version) {
+        return Err(Failure::refused(format!(
+            "Version {installed} of the mesh is installed here, and this is {version}."
+        ))
+        .hint("`meshctl upgrade` changes the version, and says before what else it changes."));
+    }
+    let changed = write(context, &cluster, &values, false, began + args.patience.wait_timeout).await?;
+    let took = human_duration(began.elapsed());
+    context.out.line(&match changed {
+        0 => format!("Nothing had to be changed: version {version} of the mesh is installed."),
+        _ => format!("Version {version} of the mesh is installed, after {took}."),
+    })?;
+    context.out.line("")?;
+    check::cluster_only(context, &cluster).await
+}
+
+/// Writes everything that is not as it should be, waits until it is in force, and gives how many objects were changed.
+pub async fn write(
+    context: &Context,
+    cluster: &Cluster,
+    values: &Values,
+    renew_gateway_api: bool,
+    deadline: Instant,
+) -> Result<usize, Failure> {
+    let mut steps = Steps { context, changed: 0 };
+    let routes = gateway::crds()?;
+    for crd in &routes {
+        match gateway::plan(crd, cluster).await? {
+            gateway::Plan::Install => steps.apply(cluster, crd).await?,
+            gateway::Plan::Upgrade { .. } if renew_gateway_api => steps.apply(cluster, crd).await?,
+            gateway::Plan::Upgrade { from } => {
+                context.out.note(&format!("{crd} stays in version {from}; `meshctl upgrade` renews it"));
+            }
+            gateway::Plan::Leave { version } => {
+                let version = if version.is_empty() { "an unknown version".to_owned() } else { version };
+                context.out.line(&format!("{crd} is there ({version})"))?;
+            }
+        }
+    }
+    let own = chart::crds()?;
+    for crd in &own {
+        steps.apply(cluster, crd).await?;
+    }
+    rollout::established(cluster, &routes, deadline).await?;
+    rollout::established(cluster, &own, deadline).await?;
+    steps.apply(cluster, &chart::namespace(values)?).await?;
+    for manifest in &chart::render(values)? {
+        steps.apply(cluster, manifest).await?;
+    }
+    rollout::available(cluster, deadline).await?;
+    Ok(steps.changed)
+}
+
+struct Steps<'a> {
+    context: &'a Context,
+    changed: usize,
+}
+
+impl Steps<'_> {
+    async fn apply(&mut self, cluster: &Cluster, manifest: &Manifest) -> Result<(), Failure> {
+        let outcome = manifest.apply(cluster).await?;
+        if outcome != Outcome::Unchanged {
+            self.changed += 1;
+        }
+        self.context.out.line(&format!("{manifest} {}", outcome.as_str()))
+    }
+}
+
+impl Settings {
+    /// The defaults, then what was given earlier, then what is given now.
+    pub fn values(&self, kept: &[Setting]) -> Result<Values, Failure> {
+        let mut values = chart::defaults()?;
+        for setting in kept {
+            // A setting of an older version that is not there any more has no effect any more.
+            let _ = values.set(setting);
+        }
+        let short = [("image.registry", &self.registry), ("image.tag", &self.tag)];
+        for (path, value) in short {
+            if let Some(value) = value {
+                let setting = format!("{path}={}", value.trim_end_matches('/'));
+                values.set(&setting.parse().map_err(Failure::usage)?)?;
+            }
+        }
+        self.set.iter().try_for_each(|setting| values.set(setting))?;
+        Ok(values)
+    }
+}
+
+impl Patience {
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.wait_timeout
+    }
+}
+
+/// Says which cluster it is, and refuses one that is too old.
+pub async fn greet(context: &Context, cluster: &Cluster) -> Result<(), Failure> {
+    let version = cluster.client.apiserver_version().await?;
+    let minor: Option<u32> = version.minor.trim_end_matches('+').parse().ok();
+    context
+        .out
+        .line(&format!("Kubernetes {} at {} (context {})", version.git_version, cluster.server, cluster.context))?;
+    match minor {
+        Some(minor) if version.major == "1" && minor < OLDEST => Err(Failure::refused(format!(
+            "Kubernetes {} is too old for the mesh, which needs 1.{OLDEST} or newer.",
+            version.git_version
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The version that is installed.
+pub async fn installed(cluster: &Cluster) -> Result<Option<String>, Failure> {
+    let deployment = cluster.namespaced::<Deployment>(NAMESPACE).get_opt(CONTROL).await?;
+    Ok(deployment.and_then(|d| d.metadata.labels?.remove(LABEL_VERSION)))
+}
+
+/// The settings that the mesh was installed with.
+pub async fn kept(cluster: &Cluster) -> Result<Vec<Setting>, Failure> {
+    let namespace = cluster.all::<Namespace>().get_opt(NAMESPACE).await?;
+    let annotation = namespace.and_then(|n| n.metadata.annotations?.remove(ANNOTATION_VALUES));
+    Ok(annotation.map(|text| chart::kept(&text)).unwrap_or_default())
+}
+
+fn print(context: &Context, values: &Values) -> Result<(), Failure> {
+    let mut manifests = gateway::crds()?;
+    manifests.extend(chart::crds()?);
+    manifests.push(chart::namespace(values)?);
+    manifests.extend(chart::render(values)?);
+    let texts: Vec<String> = manifests.iter().map(|manifest| json_to_yaml(&manifest.0)).collect();
+    context.out.line(texts.join("---\n").trim_end())
+}

@@ -1,0 +1,191 @@
+//! The Helm chart in `deploy/chart`, built into the program. Its templates use nothing but `{{ .Values.a.b }}` and
+//! `{{ .Release.Namespace }}`, so that it is rendered here as Helm would.
+
+use serde_json::{Map, Value, json};
+
+use super::manifest::Manifest;
+use super::values::Values;
+use super::{ANNOTATION_VALUES, NAMESPACE};
+use crate::failure::Failure;
+
+const VALUES: &str = include_str!("../../../deploy/chart/values.yaml");
+
+/// In the order in which they are written: what is referred to comes first, and the webhooks last, so that nothing depends
+/// on a control plane before it is asked for.
+const TEMPLATES: [(&str, &str); 6] = [
+    ("serviceaccount.yaml", include_str!("../../../deploy/chart/templates/serviceaccount.yaml")),
+    ("rbac.yaml", include_str!("../../../deploy/chart/templates/rbac.yaml")),
+    ("service.yaml", include_str!("../../../deploy/chart/templates/service.yaml")),
+    ("poddisruptionbudget.yaml", include_str!("../../../deploy/chart/templates/poddisruptionbudget.yaml")),
+    ("deployment.yaml", include_str!("../../../deploy/chart/templates/deployment.yaml")),
+    ("webhooks.yaml", include_str!("../../../deploy/chart/templates/webhooks.yaml")),
+];
+
+const CRDS: [&str; 5] = [
+    include_str!("../../../deploy/crds/meshctl.dev_faultinjections.yaml"),
+    include_str!("../../../deploy/crds/meshctl.dev_meshconfigs.yaml"),
+    include_str!("../../../deploy/crds/meshctl.dev_peerauthentications.yaml"),
+    include_str!("../../../deploy/crds/meshctl.dev_trafficpolicies.yaml"),
+    include_str!("../../../deploy/crds/meshctl.dev_workloadentries.yaml"),
+];
+
+pub fn defaults() -> Result<Values, Failure> {
+    match serde_saphyr::from_str::<Map<String, Value>>(VALUES) {
+        Ok(tree) => Ok(Values::new(tree)),
+        Err(error) => Err(broken("values.yaml", &error.to_string())),
+    }
+}
+
+/// The definitions of our own kinds.
+pub fn crds() -> Result<Vec<Manifest>, Failure> {
+    CRDS.iter().map(|text| Ok(documents("crds", text)?.remove(0))).collect()
+}
+
+/// The namespace, which is not a part of the chart: Helm makes it itself.
+pub fn namespace(values: &Values) -> Result<Manifest, Failure> {
+    let settings = values.differing(&defaults()?).into_iter().filter(|s| s.path != "image.tag");
+    let settings: Map<String, Value> = settings.map(|s| (s.path, Value::String(s.value))).collect();
+    Ok(Manifest(json!({
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": NAMESPACE,
+            "labels": {
+                "app.kubernetes.io/part-of": "mesh",
+                "pod-security.kubernetes.io/enforce": "restricted",
+            },
+            "annotations": {ANNOTATION_VALUES: Value::Object(settings).to_string()},
+        },
+    })))
+}
+
+/// What an earlier installation was given, as [`namespace`] has kept it.
+pub fn kept(annotation: &str) -> Vec<super::values::Setting> {
+    let settings: Map<String, Value> = serde_json::from_str(annotation).unwrap_or_default();
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    settings.iter().filter_map(|(path, value)| format!("{path}={}", text(value)?).parse().ok()).collect()
+}
+
+/// All objects of the chart.
+pub fn render(values: &Values) -> Result<Vec<Manifest>, Failure> {
+    let mut manifests = Vec::new();
+    for (name, template) in TEMPLATES {
+        manifests.extend(documents(name, &substitute(name, template, values)?)?);
+    }
+    Ok(manifests)
+}
+
+fn substitute(name: &str, template: &str, values: &Values) -> Result<String, Failure> {
+    let mut text = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let (expression, after) = after.split_once("}}").ok_or_else(|| broken(name, "an expression has no end"))?;
+        let expression = expression.trim();
+        let value = match expression.strip_prefix(".Values.") {
+            Some(path) => values.get(path),
+            None if expression == ".Release.Namespace" => Some(NAMESPACE.to_owned()),
+            None => None,
+        };
+        text.push_str(before);
+        text.push_str(&value.ok_or_else(|| broken(name, &format!("there is no {expression}")))?);
+        rest = after;
+    }
+    text.push_str(rest);
+    Ok(text)
+}
+
+pub(super) fn documents(name: &str, text: &str) -> Result<Vec<Manifest>, Failure> {
+    let read = serde_saphyr::from_multiple::<Value>(text).map_err(|e| {
+        // The templates are right, so it is a setting.
+        Failure::refused(format!("With these settings {name} is no valid YAML any more: {e}."))
+            .hint("See the values that --set gives.")
+    })?;
+    Ok(read.into_iter().map(Manifest).collect())
+}
+
+fn broken(name: &str, reason: &str) -> Failure {
+    Failure::new(format!("The built-in chart is broken: {name}: {reason}."))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    fn chart() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/chart")
+    }
+
+    fn names(folder: &Path) -> BTreeSet<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn every_file_of_the_chart_is_built_in() {
+        let templates: BTreeSet<String> = TEMPLATES.iter().map(|(name, _)| (*name).to_owned()).collect();
+        assert_eq!(templates, names(&chart().join("templates")));
+        assert_eq!(CRDS.len(), names(&chart().join("crds")).len());
+    }
+
+    #[test]
+    fn the_chart_is_of_this_version() {
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(defaults().unwrap().get("image.tag").as_deref(), Some(version));
+        let text = std::fs::read_to_string(chart().join("Chart.yaml")).unwrap();
+        assert!(
+            text.contains(&format!("\nversion: {version}\n")) && text.contains(&format!("\nappVersion: {version}\n"))
+        );
+    }
+
+    #[test]
+    fn settings_arrive_where_they_belong() {
+        let mut values = defaults().unwrap();
+        for setting in ["image.registry=registry.local:5000/x", "image.tag=9.9", "control.replicas=7"] {
+            values.set(&setting.parse().unwrap()).unwrap();
+        }
+        let manifests = render(&values).unwrap();
+        let deployment = manifests.iter().find(|m| m.kind() == "Deployment").unwrap();
+        assert_eq!(deployment.0["spec"]["replicas"], 7);
+        let container = &deployment.0["spec"]["template"]["spec"]["containers"][0];
+        assert_eq!(container["image"], "registry.local:5000/x/mesh-control:9.9");
+        assert!(manifests.iter().all(|m| m.namespace().is_none_or(|namespace| namespace == NAMESPACE)));
+
+        let kept = kept(namespace(&values).unwrap().0["metadata"]["annotations"][ANNOTATION_VALUES].as_str().unwrap());
+        let names: Vec<&str> = kept.iter().map(|s| s.path.as_str()).collect();
+        assert_eq!(names, ["control.replicas", "image.registry"], "the version is not kept");
+    }
+
+    #[test]
+    fn every_setting_is_used() {
+        let all: String = TEMPLATES.iter().map(|(_, text)| *text).collect();
+        for name in defaults().unwrap().names() {
+            assert!(all.contains(&format!("{{{{ .Values.{name} }}}}")), "{name} has no effect");
+        }
+    }
+
+    /// The real Helm, when `MESH_HELM` names it, makes the same of the chart.
+    #[test]
+    fn helm_renders_the_same_objects() {
+        let Some(helm) = std::env::var_os("MESH_HELM") else { return };
+        let mut values = defaults().unwrap();
+        let settings = ["control.replicas=3", "image.tag=1.2.3", "proxy.log=debug"];
+        settings.iter().for_each(|s| values.set(&s.parse().unwrap()).unwrap());
+        let mut command = std::process::Command::new(helm);
+        command.args(["template", "mesh"]).arg(chart()).args(["--namespace", NAMESPACE, "--kube-version", "1.34.0"]);
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let rendered = documents("helm", &String::from_utf8(output.stdout).unwrap()).unwrap();
+        let sorted = |manifests: Vec<Manifest>| {
+            let mut values: Vec<(String, Value)> = manifests.into_iter().map(|m| (m.to_string(), m.0)).collect();
+            values.sort_by(|a, b| a.0.cmp(&b.0));
+            values
+        };
+        assert_eq!(sorted(rendered), sorted(render(&values).unwrap()));
+    }
+}

@@ -1,0 +1,230 @@
+//! Taking the mesh out again: first what others wait for (webhooks), then what writes (the control plane), then what it wrote.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use kube::core::ApiResource;
+use mesh_common::names::kubernetes as names;
+use mesh_common::resource::Kind;
+use serde_json::{Value, json};
+
+use super::manifest::Manifest;
+use super::{FIELD_MANAGER, NAMESPACE, SELECTOR, chart, gateway};
+use crate::commands::Context;
+use crate::failure::{Exit, Failure};
+use crate::kubernetes::{Cluster, resource};
+
+const POLL: Duration = Duration::from_millis(300);
+const ROUTES: [(&str, &str); 4] = [
+    ("gateway.networking.k8s.io/v1", "HTTPRoute"),
+    ("gateway.networking.k8s.io/v1", "GRPCRoute"),
+    ("gateway.networking.k8s.io/v1", "TCPRoute"),
+    ("gateway.networking.k8s.io/v1", "TLSRoute"),
+];
+
+/// What of the mesh is in a cluster.
+#[derive(Default)]
+pub struct Inventory {
+    /// Of the chart, in the order in which it was written.
+    manifests: Vec<Manifest>,
+    namespace: bool,
+    /// Namespaces with a trust bundle.
+    pub bundles: Vec<String>,
+    /// Our kinds, and how many objects there are of each.
+    pub objects: Vec<(String, usize)>,
+    pub gateway_api: bool,
+    /// Namespace and name of pods with a proxy.
+    pub proxied: Vec<(String, String)>,
+}
+
+impl Inventory {
+    pub fn is_empty(&self) -> bool {
+        let left = !self.namespace && !self.gateway_api && self.bundles.is_empty() && self.objects.is_empty();
+        left && self.manifests.is_empty()
+    }
+
+    pub fn namespaces_with_proxies(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.proxied.iter().map(|(namespace, _)| namespace.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+}
+
+pub async fn inventory(cluster: &Cluster, gateway_api: bool) -> Result<Inventory, Failure> {
+    let values = chart::defaults()?;
+    let mut found =
+        Inventory { namespace: chart::namespace(&values)?.live(cluster).await?.is_some(), ..Inventory::default() };
+    for manifest in chart::render(&values)? {
+        if manifest.live(cluster).await?.is_some() {
+            found.manifests.push(manifest);
+        }
+    }
+    let named = ListParams::default().fields(&format!("metadata.name={}", names::TRUST_BUNDLE));
+    let bundles = cluster.all::<ConfigMap>().list_metadata(&named).await?;
+    found.bundles = bundles.items.into_iter().filter_map(|bundle| bundle.metadata.namespace).collect();
+    for crd in chart::crds()? {
+        if crd.live(cluster).await?.is_some() {
+            let kind = crd.0["spec"]["names"]["kind"].as_str().unwrap_or_default();
+            let count = Kind::parse(kind).map(resource::of_kind);
+            let count = match count {
+                Ok(resource) => {
+                    cluster.dynamic(&resource, None).list_metadata(&ListParams::default()).await?.items.len()
+                }
+                Err(_) => 0,
+            };
+            found.objects.push((kind.to_owned(), count));
+        }
+    }
+    if gateway_api {
+        for crd in gateway::crds()? {
+            found.gateway_api |= crd.live(cluster).await?.is_some();
+        }
+    }
+    let proxied = ListParams::default().labels(&format!("{}=true", names::LABEL_PROXY));
+    for pod in cluster.all::<Pod>().list_metadata(&proxied).await?.items {
+        found.proxied.push((pod.metadata.namespace.unwrap_or_default(), pod.metadata.name.unwrap_or_default()));
+    }
+    Ok(found)
+}
+
+pub async fn remove(
+    context: &Context,
+    cluster: &Cluster,
+    found: &Inventory,
+    patience: Duration,
+) -> Result<(), Failure> {
+    let deadline = Instant::now() + patience;
+    for manifest in found.manifests.iter().filter(|m| m.kind().ends_with("WebhookConfiguration")) {
+        delete(context, cluster, manifest).await?;
+    }
+    for manifest in found.manifests.iter().filter(|m| m.kind() == "Deployment") {
+        delete(context, cluster, manifest).await?;
+    }
+    // A control plane that still runs would write again what is removed next.
+    without_pods(cluster, deadline).await?;
+    for namespace in &found.bundles {
+        let api = cluster.namespaced::<ConfigMap>(namespace);
+        gone(api.delete(names::TRUST_BUNDLE, &DeleteParams::default()).await)?;
+    }
+    if !found.bundles.is_empty() {
+        context.out.line(&format!(
+            "ConfigMap {} deleted in {} namespaces",
+            names::TRUST_BUNDLE,
+            found.bundles.len()
+        ))?;
+    }
+    forget_routes(context, cluster).await?;
+    let mut last = chart::crds()?;
+    if found.gateway_api {
+        last.extend(gateway::crds()?);
+    }
+    for crd in &last {
+        delete(context, cluster, crd).await?;
+    }
+    let rest = |m: &&Manifest| m.kind() != "Deployment" && !m.kind().ends_with("WebhookConfiguration");
+    for manifest in found.manifests.iter().rev().filter(rest) {
+        delete(context, cluster, manifest).await?;
+    }
+    let namespace = chart::namespace(&chart::defaults()?)?;
+    delete(context, cluster, &namespace).await?;
+    last.push(namespace);
+    for manifest in &last {
+        until_gone(cluster, manifest, deadline).await?;
+    }
+    Ok(())
+}
+
+async fn delete(context: &Context, cluster: &Cluster, manifest: &Manifest) -> Result<(), Failure> {
+    let api = cluster.dynamic(&manifest.resource(), manifest.namespace());
+    match gone(api.delete(manifest.name(), &DeleteParams::background()).await)? {
+        true => context.out.line(&format!("{manifest} deleted")),
+        false => Ok(()),
+    }
+}
+
+/// False: it was not there.
+fn gone<T>(result: Result<T, kube::Error>) -> Result<bool, Failure> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn without_pods(cluster: &Cluster, deadline: Instant) -> Result<(), Failure> {
+    let api = cluster.namespaced::<Pod>(NAMESPACE);
+    let ours = ListParams::default().labels(SELECTOR);
+    while !api.list_metadata(&ours).await?.items.is_empty() {
+        if Instant::now() > deadline {
+            return Err(Failure::with(Exit::TimedOut, "Pods of mesh-control do not end.")
+                .hint(format!("See `kubectl -n {NAMESPACE} get pods`, and try again.")));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+async fn until_gone(cluster: &Cluster, manifest: &Manifest, deadline: Instant) -> Result<(), Failure> {
+    while manifest.live(cluster).await?.is_some() {
+        if Instant::now() > deadline {
+            return Err(Failure::with(Exit::TimedOut, format!("The {manifest} is deleted, but not gone yet."))
+                .hint("Something still has a finalizer on it or in it; `kubectl describe` shows which."));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+/// Takes our part out of the status of routes, which stay.
+async fn forget_routes(context: &Context, cluster: &Cluster) -> Result<(), Failure> {
+    let mut forgotten = 0;
+    for (version, kind) in ROUTES {
+        let resource: ApiResource = resource::of(version, kind);
+        let listed = match cluster.dynamic(&resource, None).list(&ListParams::default()).await {
+            Ok(listed) => listed.items,
+            // The kind is not there.
+            Err(kube::Error::Api(status)) if status.code == 404 => continue,
+            Err(error) => return Err(error.into()),
+        };
+        for route in listed {
+            let Some(parents) = others(&route) else { continue };
+            let (Some(namespace), Some(name)) = (&route.metadata.namespace, &route.metadata.name) else { continue };
+            let patch = json!({"status": {"parents": parents}});
+            let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+            let api = cluster.dynamic(&resource, Some(namespace));
+            gone(api.patch_status(name, &params, &Patch::Merge(&patch)).await)?;
+            forgotten += 1;
+        }
+    }
+    match forgotten {
+        0 => Ok(()),
+        n => context.out.line(&format!("the status of {n} routes forgets the mesh")),
+    }
+}
+
+/// The parents in a route's status that others have written; `None`: there are no others than these.
+fn others(route: &DynamicObject) -> Option<Vec<Value>> {
+    let parents = route.data.pointer("/status/parents")?.as_array()?;
+    let ours = |parent: &&Value| parent["controllerName"] == names::CONTROLLER;
+    let others: Vec<Value> = parents.iter().filter(|parent| !ours(parent)).cloned().collect();
+    (others.len() < parents.len()).then_some(others)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_part_of_a_status_is_taken_out() {
+        let route = |controllers: &[&str]| -> DynamicObject {
+            let parents: Vec<Value> = controllers.iter().map(|name| json!({"controllerName": name})).collect();
+            serde_json::from_value(json!({"metadata": {"name": "r"}, "status": {"parents": parents}})).unwrap()
+        };
+        assert_eq!(others(&route(&["example.com/other"])), None);
+        let left = others(&route(&["example.com/other", names::CONTROLLER])).unwrap();
+        assert_eq!(left, [json!({"controllerName": "example.com/other"})]);
+        assert_eq!(others(&route(&[names::CONTROLLER])), Some(vec![]));
+    }
+}

@@ -1,0 +1,147 @@
+//! Finding the API server: a kubeconfig and a context in it, as with kubectl.
+
+use std::path::PathBuf;
+
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::{Client, Config};
+
+use super::Cluster;
+use crate::failure::{Exit, Failure, sentence};
+
+/// What the command line says about it. Empty: $KUBECONFIG or ~/.kube/config, and the current context.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    pub kubeconfig: Option<PathBuf>,
+    pub context: Option<String>,
+}
+
+impl Access {
+    /// Where it is looked for.
+    pub fn files(&self) -> Vec<PathBuf> {
+        if let Some(file) = &self.kubeconfig {
+            return vec![file.clone()];
+        }
+        match std::env::var_os("KUBECONFIG").filter(|value| !value.is_empty()) {
+            Some(paths) => std::env::split_paths(&paths).collect(),
+            None => std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".kube/config")).into_iter().collect(),
+        }
+    }
+
+    pub async fn connect(&self) -> Result<Cluster, Failure> {
+        let kubeconfig = self.read().map_err(|error| self.unusable(&error))?;
+        let context = self.context.clone().or_else(|| kubeconfig.current_context.clone()).unwrap_or_default();
+        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+        let config = config.map_err(|error| self.unusable(&error))?;
+        let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+        let client = Client::try_from(config).map_err(|error| {
+            Failure::with(
+                Exit::Unreachable,
+                format!("The API server {server} cannot be used: {}", sentence(&full(&error))),
+            )
+        })?;
+        Ok(Cluster { client, context, server })
+    }
+
+    fn read(&self) -> Result<Kubeconfig, KubeconfigError> {
+        match &self.kubeconfig {
+            Some(file) => Kubeconfig::read_from(file),
+            None => Kubeconfig::read(),
+        }
+    }
+
+    fn unusable(&self, error: &KubeconfigError) -> Failure {
+        let files: Vec<String> = self.files().iter().map(|file| file.display().to_string()).collect();
+        let message = format!("The kubeconfig {} cannot be used: {}", files.join(", "), sentence(&full(error)));
+        Failure::with(Exit::Unreachable, message)
+            .hint("`kubectl config get-contexts` lists the contexts; --kubeconfig and --context choose one.")
+    }
+}
+
+/// The error with its causes, as far as they say something new.
+pub fn full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// What the API server has refused, or that it was not reached.
+impl From<kube::Error> for Failure {
+    fn from(error: kube::Error) -> Self {
+        let kube::Error::Api(status) = error else {
+            return Self::with(
+                Exit::Unreachable,
+                format!("The API server cannot be reached: {}", sentence(&full(&error))),
+            )
+            .hint("`kubectl cluster-info` tries the same.");
+        };
+        let message = sentence(&status.message);
+        match status.code {
+            401 => Self::with(Exit::Unreachable, format!("The API server does not know who you are: {message}"))
+                .hint("Log in again; `kubectl auth whoami` tries the same."),
+            403 => {
+                Self::new(message).hint("Your user lacks this right; `kubectl auth can-i --list` shows what it has.")
+            }
+            404 => Self::not_found(message),
+            409 => Self::refused(message).hint(
+                "Somebody else changed the object meanwhile, or owns the field. Get it again and make your change.",
+            ),
+            400 | 405 | 406 | 413 | 415 | 422 => Self::refused(message),
+            429 | 503 | 504 => Self::with(Exit::Unreachable, format!("The API server does not answer now: {message}"))
+                .hint("Try again."),
+            _ => Self::new(message),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str = "
+apiVersion: v1
+kind: Config
+current-context: b
+clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]
+users: [{name: u, user: {token: t}}]
+contexts:
+- {name: a, context: {cluster: c, user: u, namespace: shop}}
+- {name: b, context: {cluster: c, user: u}}
+";
+
+    fn access(folder: &std::path::Path, context: Option<&str>) -> Access {
+        let file = folder.join("config");
+        std::fs::write(&file, CONFIG).unwrap();
+        Access { kubeconfig: Some(file), context: context.map(str::to_owned) }
+    }
+
+    #[tokio::test]
+    async fn the_context_tells_the_server() {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = access(folder.path(), None).connect().await.unwrap();
+        assert_eq!((cluster.context.as_str(), cluster.server.as_str()), ("b", "https://127.0.0.1:1"));
+        let Err(failure) = access(folder.path(), Some("z")).connect().await else { panic!("connected to nothing") };
+        assert_eq!(failure.exit, Exit::Unreachable);
+        assert!(failure.message.contains("config cannot be used"), "{failure}");
+    }
+
+    #[test]
+    fn answers_of_the_api_server_become_exit_codes() {
+        let status = |code: u16| {
+            let status = kube::core::Status::failure("no", "Reason").with_code(code);
+            Failure::from(kube::Error::Api(status.boxed())).exit
+        };
+        assert_eq!(
+            [404, 409, 422, 403, 503].map(status),
+            [Exit::NotFound, Exit::Refused, Exit::Refused, Exit::Failed, Exit::Unreachable]
+        );
+    }
+}

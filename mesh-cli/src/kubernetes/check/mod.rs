@@ -1,0 +1,27 @@
+//! What can be wrong with a mesh in a cluster, and how to mend it: told from what the API server has, with no help of the
+//! control plane, which may be what is wrong.
+
+mod control;
+mod pods;
+mod trust;
+
+use crate::failure::Failure;
+use crate::kubernetes::Cluster;
+use crate::views::findings::Finding;
+
+pub async fn run(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
+    let mut found = control::definitions(cluster).await?;
+    let Some(deployment) = control::deployment(cluster).await? else {
+        found.push(Finding::error(
+            "mesh-control",
+            "it is not installed in this cluster",
+            "install it with `meshctl install`",
+        ));
+        return Ok(found);
+    };
+    found.extend(control::replicas(cluster, &deployment).await?);
+    found.extend(trust::webhooks(cluster).await?);
+    found.extend(trust::bundles(cluster).await?);
+    found.extend(pods::proxies(cluster, &control::version(&deployment)).await?);
+    Ok(found)
+}

@@ -1,0 +1,148 @@
+//! Pods that should have a proxy and have none, and proxies of another version than the control plane.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::api::ListParams;
+use mesh_common::names::kubernetes as names;
+
+use crate::failure::Failure;
+use crate::install::NAMESPACE;
+use crate::kubernetes::Cluster;
+use crate::views::findings::Finding;
+
+/// Pods named in a finding.
+const NAMED: usize = 5;
+const PROXY: &str = "mesh-proxy";
+
+pub async fn proxies(cluster: &Cluster, version: &str) -> Result<Vec<Finding>, Failure> {
+    let labelled = ListParams::default().labels(&format!("{}=enabled", names::LABEL_INJECTION));
+    let namespaces = cluster.all::<Namespace>().list_metadata(&labelled).await?;
+    let meshed: BTreeSet<String> = namespaces.items.into_iter().filter_map(|n| n.metadata.name).collect();
+    // Only these are looked at, and those that ask for a proxy themselves or have one: not the whole cluster.
+    let mut pods = Vec::new();
+    for namespace in &meshed {
+        pods.extend(cluster.namespaced::<Pod>(namespace).list(&ListParams::default()).await?.items);
+    }
+    for label in [format!("{}=enabled", names::LABEL_INJECTION), format!("{}=true", names::LABEL_PROXY)] {
+        let more = cluster.all::<Pod>().list(&ListParams::default().labels(&label)).await?;
+        let elsewhere = |pod: &Pod| !pod.metadata.namespace.as_ref().is_some_and(|n| meshed.contains(n));
+        pods.extend(more.items.into_iter().filter(elsewhere));
+    }
+    pods.sort_by_key(name);
+    pods.dedup_by_key(|pod| name(pod));
+    let with = pods.iter().filter(|pod| has_proxy(pod)).count();
+    let summary = match (meshed.len(), with) {
+        (0, 0) => "no namespace is labelled mesh-injection=enabled yet".to_owned(),
+        (namespaces, pods) => {
+            format!("{pods} pods have a proxy; {namespaces} namespaces are labelled mesh-injection=enabled")
+        }
+    };
+    let found = [Some(Finding::ok("pods", summary)), slipped(&pods, &meshed), outdated(&pods, version)];
+    Ok(found.into_iter().flatten().collect())
+}
+
+fn name(pod: &Pod) -> String {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    format!("{namespace}/{}", pod.metadata.name.as_deref().unwrap_or_default())
+}
+
+fn label<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
+    pod.metadata.labels.as_ref()?.get(key).map(String::as_str)
+}
+
+fn has_proxy(pod: &Pod) -> bool {
+    label(pod, names::LABEL_PROXY) == Some("true")
+}
+
+/// Whether the injector should have given it a proxy.
+fn should_have(pod: &Pod, meshed: &BTreeSet<String>) -> bool {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let ended =
+        pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| matches!(p, "Succeeded" | "Failed"));
+    let host = pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false);
+    let asked = match label(pod, names::LABEL_INJECTION) {
+        Some("disabled") => false,
+        Some("enabled") => true,
+        _ => meshed.contains(namespace),
+    };
+    asked && !ended && !host && !matches!(namespace, NAMESPACE | "kube-system")
+}
+
+fn slipped(pods: &[Pod], meshed: &BTreeSet<String>) -> Option<Finding> {
+    let without: Vec<String> =
+        pods.iter().filter(|pod| should_have(pod, meshed) && !has_proxy(pod)).map(name).collect();
+    let first = without.first()?;
+    let namespace = first.split('/').next().unwrap_or_default();
+    let message = format!("{} pods of the mesh have no proxy: {}", without.len(), some(&without));
+    let remedy = format!(
+        "they were made before their namespace was labelled, or while the injector was off; start them again, for \
+         instance with `kubectl -n {namespace} rollout restart deployments`, or label them mesh-injection=disabled"
+    );
+    Some(Finding::error("pods", message, remedy))
+}
+
+fn outdated(pods: &[Pod], version: &str) -> Option<Finding> {
+    let mut others: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for pod in pods.iter().filter(|pod| has_proxy(pod)) {
+        if let Some(tag) = proxy_version(pod).filter(|tag| *tag != version) {
+            others.entry(tag.to_owned()).or_default().push(name(pod));
+        }
+    }
+    if others.is_empty() {
+        return None;
+    }
+    let told: Vec<String> = others.iter().map(|(tag, pods)| format!("{tag} in {}", some(pods))).collect();
+    let message = format!("proxies are of another version than the control plane ({version}): {}", told.join("; "));
+    Some(Finding::warning("proxies", message, "start these pods again, and they get the new one"))
+}
+
+/// The tag of the proxy's image.
+fn proxy_version(pod: &Pod) -> Option<&str> {
+    let spec = pod.spec.as_ref()?;
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let image = containers.into_iter().find(|c| c.name == PROXY)?.image.as_deref()?;
+    let (_, tag) = image.rsplit('/').next()?.split_once(':')?;
+    Some(tag)
+}
+
+fn some(names: &[String]) -> String {
+    let more = if names.len() > NAMED { ", ..." } else { "" };
+    format!("{}{more}", names.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(namespace: &str, labels: Value, image: &str) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"namespace": namespace, "name": "p", "labels": labels},
+            "spec": {"containers": [{"name": "app"}], "initContainers": [{"name": PROXY, "image": image}]},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_pod_slips_through_only_if_it_should_have_a_proxy() {
+        let meshed = BTreeSet::from(["shop".to_owned()]);
+        let without = |namespace: &str, labels: Value| slipped(&[pod(namespace, labels, "")], &meshed).is_some();
+        assert!(without("shop", json!({})));
+        assert!(!without("shop", json!({"mesh-injection": "disabled"})));
+        assert!(!without("shop", json!({"meshctl.dev/proxy": "true"})));
+        assert!(!without("other", json!({})));
+        assert!(without("other", json!({"mesh-injection": "enabled"})));
+        assert!(!without("mesh-system", json!({"mesh-injection": "enabled"})));
+    }
+
+    #[test]
+    fn a_proxy_of_another_version_is_told() {
+        let meshed = json!({"meshctl.dev/proxy": "true"});
+        let at = |image: &str| outdated(&[pod("shop", meshed.clone(), image)], "0.2.0").map(|f| f.message);
+        assert_eq!(at("registry:5000/x/mesh-proxy:0.2.0"), None);
+        assert!(at("registry:5000/x/mesh-proxy:0.1.0").unwrap().contains("0.1.0 in shop/p"));
+        assert_eq!(at("registry:5000/x/mesh-proxy"), None, "nobody knows");
+    }
+}

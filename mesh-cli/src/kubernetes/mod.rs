@@ -1,0 +1,45 @@
+//! A mesh in Kubernetes, as its user sees it: objects are read and written through the API server, with the user's own
+//! rights, and the replicas of mesh-control are asked over port-forwarding, which needs the right to do that.
+
+pub mod access;
+pub mod check;
+pub mod resource;
+
+use kube::api::{Api, DynamicObject};
+use kube::core::{ApiResource, NamespaceResourceScope};
+use kube::{Client, Resource};
+
+pub use access::Access;
+
+/// A connection to the API server.
+#[derive(Clone)]
+pub struct Cluster {
+    pub client: Client,
+    /// Name of the context in the kubeconfig.
+    pub context: String,
+    pub server: String,
+}
+
+impl Cluster {
+    /// Objects of a kind that is told at run time; without a namespace, those of the cluster or of all namespaces.
+    pub fn dynamic(&self, resource: &ApiResource, namespace: Option<&str>) -> Api<DynamicObject> {
+        match namespace {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, resource),
+            None => Api::all_with(self.client.clone(), resource),
+        }
+    }
+
+    pub fn all<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        Api::all(self.client.clone())
+    }
+
+    pub fn namespaced<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+}
