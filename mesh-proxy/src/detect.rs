@@ -211,7 +211,8 @@ pub fn is_needed(listener: &Listener, port: u16) -> bool {
 }
 
 /// The chain for a connection, by Envoy's rules: the port is decided first, then the transport, then the application
-/// protocol; what is named wins over what is left open, and a choice made is never taken back.
+/// protocol; what is named wins over what is left open, and a choice made is never taken back. A port that has chains of
+/// its own never falls back to the listener's default: that is for ports that nobody named, and may be laxer.
 pub fn chain<'a>(listener: &'a Listener, port: u16, detected: &Detected) -> Option<&'a FilterChain> {
     let transport = if matches!(detected, Detected::Tls(_)) { Transport::Tls } else { Transport::Raw };
     let of_port: Vec<_> = for_port(listener, port).collect();
@@ -225,13 +226,17 @@ pub fn chain<'a>(listener: &'a Listener, port: u16, detected: &Detected) -> Opti
     of_transport()
         .find(|it| speaks(&it.matches, detected))
         .or_else(|| of_transport().find(|it| it.matches.application_protocols.is_empty()))
-        .or(listener.default_chain.as_ref())
+        .or_else(|| listener.default_chain.as_ref().filter(|_| !names(listener, port)))
 }
 
 fn for_port(listener: &Listener, port: u16) -> impl Iterator<Item = &FilterChain> {
-    let named = listener.chains.iter().any(|it| it.matches.destination_port == Some(port));
-    let wanted = named.then_some(port);
+    let wanted = names(listener, port).then_some(port);
     listener.chains.iter().filter(move |it| it.matches.destination_port == wanted)
+}
+
+/// Whether some chain is for this port alone.
+fn names(listener: &Listener, port: u16) -> bool {
+    listener.chains.iter().any(|it| it.matches.destination_port == Some(port))
 }
 
 /// ALPN of a client hello is about what is inside TLS: it only counts for chains that ask for TLS. A chain that leaves

@@ -6,9 +6,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
-use envoy_types::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener};
+use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
+use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch, Listener};
 use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use envoy_types::pb::envoy::extensions::filters::network::direct_response::v3::Config as DirectResponse;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::CodecType;
 use mesh_common::names;
 use mesh_common::resource::PeerMode;
@@ -23,14 +25,16 @@ use crate::model::{Model, Name, Protocol};
 const DETECTION: Duration = Duration::from_secs(1);
 
 pub(super) fn listener(model: &Model, scope: &Scope) -> Listener {
+    let others = mode(model, scope, 0) == PeerMode::Permissive;
     let mut chains = Vec::new();
     for (port, protocol) in ports(model, scope) {
         chains.extend(mutual(scope, port, protocol));
         if mode(model, scope, port) == PeerMode::Permissive {
             chains.extend(plain(port));
+        } else if others && scope.client == ClientKind::Envoy {
+            chains.extend(refusing(port));
         }
     }
-    let others = mode(model, scope, 0) == PeerMode::Permissive;
     Listener {
         name: names::LISTENER_INBOUND.to_owned(),
         address: address(IpAddr::V4(Ipv4Addr::UNSPECIFIED), names::port::INBOUND),
@@ -114,7 +118,20 @@ fn plain(port: u16) -> [FilterChain; 2] {
     })
 }
 
-fn to_application(port: u16) -> envoy_types::pb::envoy::config::listener::v3::Filter {
+/// Chains that close everything else. In Envoy a strict port would otherwise fall back to the chain for the rest; our own
+/// proxy never does for a port that has chains.
+fn refusing(port: u16) -> [FilterChain; 2] {
+    let close = || Filter {
+        name: "envoy.filters.network.direct_response".to_owned(),
+        config_type: Some(ConfigType::TypedConfig(any(DirectResponse::default()))),
+    };
+    [("raw_buffer", "raw_buffer"), ("other-tls", "tls")].map(|(name, transport)| FilterChain {
+        filter_chain_match: Some(matching(port, transport, &[])),
+        ..chain(&format!("refused-{name}:{port}"), vec![close()])
+    })
+}
+
+fn to_application(port: u16) -> Filter {
     let cluster = names::inbound_cluster(port);
     http::tcp_proxy(&cluster, &[(cluster.clone(), 1)])
 }

@@ -244,6 +244,15 @@ fn strict_ports_take_mutual_tls_only() {
 }
 
 #[test]
+fn a_strict_port_never_takes_the_chain_for_the_rest() {
+    let mixed = listener(&[("mesh", Some(9080), Some(Transport::Tls), &["mesh-h2"])], Some("rest"));
+    for detected in [Detected::Raw, Detected::Http1, Detected::Http2, tls(&[]), tls(&[b"h2"])] {
+        assert_eq!(chosen(&mixed, 9080, &detected), None, "{detected:?}");
+        assert_eq!(chosen(&mixed, 9081, &detected).as_deref(), Some("rest"), "{detected:?}");
+    }
+}
+
+#[test]
 fn permissive_ports_pass_the_rest_on() {
     let permissive = listener(
         &[

@@ -1,7 +1,7 @@
 //! A cluster as the data path uses it: its configuration and endpoints of the moment, over pools that outlive both.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use super::host::{Host, Load};
 use super::usage::Usage;
 use crate::config::{Cluster, Discovery, Endpoint, Endpoints, UpstreamTls};
 use crate::error::{Error, Kind};
-use crate::listen::{Downstream, Security};
+use crate::listen::{Direction, Downstream, Security};
 use crate::tls::Tls;
 
 /// The hosts of a cluster, by address and whether they are secured.
@@ -135,7 +135,7 @@ impl View {
     /// Chooses an endpoint, not one of those to avoid and none that leaves if there is any other.
     pub(crate) fn choose(self: &Arc<Self>, downstream: &Downstream, avoid: &[SocketAddr]) -> Result<Target, Error> {
         if matches!(self.cluster.discovery, Discovery::OriginalDestination) {
-            return Ok(self.original_destination(downstream.original_destination));
+            return Ok(self.original_destination(destination(downstream)));
         }
         let next = || self.balance.pick(|index| self.hosts[index].load());
         let refused = || Error::because(Kind::NoHealthyUpstream, format_args!("cluster {}", self.cluster.name));
@@ -210,5 +210,32 @@ fn same_peers(before: Option<&UpstreamTls>, now: Option<&UpstreamTls>) -> bool {
                 && (any(now) || !any(before) && before.identities.iter().all(|it| now.identities.contains(it)))
         }
         _ => false,
+    }
+}
+
+/// Where a connection goes whose destination is its own. What came in for the application is on this machine already, and
+/// is handed over by loopback: the machine's other addresses are redirected, so the proxy would call itself for ever.
+fn destination(downstream: &Downstream) -> SocketAddr {
+    let wanted = downstream.original_destination;
+    match (downstream.direction, wanted.ip()) {
+        (Direction::Outbound, _) => wanted,
+        (Direction::Inbound, IpAddr::V4(_)) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), wanted.port()),
+        (Direction::Inbound, IpAddr::V6(_)) => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), wanted.port()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_in_is_handed_over_by_loopback() {
+        let to = |wanted: &str, direction| {
+            let peer = "10.0.0.9:40000".parse().unwrap();
+            destination(&Downstream::new(peer, wanted.parse().unwrap(), direction)).to_string()
+        };
+        assert_eq!(to("10.0.0.5:9999", Direction::Inbound), "127.0.0.1:9999");
+        assert_eq!(to("[fd00::5]:9999", Direction::Inbound), "[::1]:9999");
+        assert_eq!(to("192.0.2.7:443", Direction::Outbound), "192.0.2.7:443");
     }
 }

@@ -63,6 +63,20 @@ fn envoy_is_told_the_codec_of_each_protocol() {
 }
 
 #[test]
+fn envoy_does_not_fall_back_to_the_chain_for_the_rest_on_a_strict_port() {
+    let text = policy("default", "p", "{mode: PERMISSIVE, ports: {8080: STRICT}}");
+    let (found, rest) = chains(&text, &scope(ClientKind::Envoy));
+    assert!(rest);
+    for transport in ["raw_buffer", "tls"] {
+        assert!(found.contains(&format!("8080 {transport}  passed")), "{found:?}");
+    }
+    let listener = listener(&shop(&text), &scope(ClientKind::Envoy));
+    let refused = listener.filter_chains.iter().filter(|chain| chain.name.starts_with("refused-"));
+    let filters: Vec<_> = refused.flat_map(|chain| &chain.filters).map(|filter| filter.name.as_str()).collect();
+    assert_eq!(filters, ["envoy.filters.network.direct_response"; 2]);
+}
+
+#[test]
 fn ports_of_a_workload_that_is_not_registered_come_from_its_node() {
     let scope =
         Scope { workload: "nobody".to_owned(), service: "ratings".to_owned(), inbound_ports: vec![9081, 80], ..mesh() };
