@@ -200,13 +200,19 @@ impl Interest {
         gone
     }
 
-    /// Drops the least recently used sixteenth: in bulk, so that the search is paid for rarely.
+    /// Drops the least recently used sixteenth: in bulk, so that the search is paid for rarely. While nobody can send a
+    /// resource again, only names go that have none.
     fn make_room(&mut self) -> Vec<Key> {
         let referred = self.referred();
-        let mut oldest: Vec<_> = self.evictable(&referred).collect();
+        let may_go = |ty: Type, name: &str| self.reachable || !self.is_here(ty, name);
+        let mut oldest: Vec<_> = self.evictable(&referred).filter(|(_, ty, name)| may_go(*ty, name)).collect();
         oldest.sort_unstable_by_key(|(last, ..)| *last);
         oldest.truncate(MAX_NAMES / 16);
         self.unsubscribe(oldest.into_iter().map(|(_, ty, name)| (ty, name)).collect())
+    }
+
+    fn is_here(&self, ty: Type, name: &str) -> bool {
+        self.names[ty as usize].get(name).is_some_and(|it| it.answer == Answer::Present)
     }
 
     fn evictable<'a>(&'a self, referred: &'a HashSet<Key>) -> impl Iterator<Item = (u32, Type, Arc<str>)> + 'a {
