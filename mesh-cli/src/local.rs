@@ -21,7 +21,7 @@ pub struct State {
 }
 
 /// A proxy that was started with `meshctl run` on this machine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LocalProxy {
     id: String,
     socket: PathBuf,
@@ -34,6 +34,16 @@ impl LocalProxy {
         let (workload, _namespace) = id.split_once('.')?;
         let socket = socket(data, workload);
         socket.exists().then(|| Self { id: id.to_owned(), socket })
+    }
+
+    /// The proxy of a workload that this program runs.
+    pub fn of(data: &Path, workload: &str) -> Self {
+        Self { id: workload.to_owned(), socket: socket(data, workload) }
+    }
+
+    /// Takes its workload out of the mesh, and returns when no peer calls it any more.
+    pub async fn drain(&self) -> Result<(), Failure> {
+        self.ask(Method::POST, "/drain").await.map(drop)
     }
 
     /// Sets its log filter, and gives its own words about it.

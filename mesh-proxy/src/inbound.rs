@@ -15,7 +15,7 @@ use crate::config::{DownstreamTls, Listener, NetworkFilter};
 use crate::detect::{self, Detected};
 use crate::error::{Error, Kind};
 use crate::http::DownstreamIo;
-use crate::listen::{self, Connections, Context, Direction, Downstream, Phase};
+use crate::listen::{self, Connections, Context, Direction, Downstream, Flight, Phase};
 use crate::snapshot::Found;
 use crate::tls::peer_identity;
 use crate::{http, tcp};
@@ -41,12 +41,13 @@ async fn connection(stream: TcpStream, peer: SocketAddr, ctx: Arc<Context>) {
 /// `local` is where the connection arrived, which is not where it was going.
 async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, ctx: Arc<Context>) {
     let began = Instant::now();
+    let arriving = ctx.in_flight.flight();
     let _active = ctx.telemetry.connection(Direction::Inbound);
     let (tls, filter) = match choose(&stream, local, &mut downstream, &ctx).await {
         Ok(chosen) => chosen,
         Err(error) => return tcp::refuse(stream, &downstream, "", began, &error, &ctx),
     };
-    let Some(tls) = tls else { return dispatch(stream, downstream, filter, ctx).await };
+    let Some(tls) = tls else { return dispatch(stream, downstream, filter, arriving, ctx).await };
     match handshake(stream, &tls, &ctx).await {
         Ok(stream) => {
             describe_peer(&stream, &mut downstream);
@@ -54,7 +55,7 @@ async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, 
                 let error = Error::because(Kind::Denied, "the client's certificate has no identity of the mesh");
                 return tcp::refuse(stream, &downstream, "", began, &error, &ctx);
             }
-            dispatch(stream, downstream, filter, ctx).await;
+            dispatch(stream, downstream, filter, arriving, ctx).await;
         }
         Err(error) => tcp::record_failure(&downstream, "", began, &error, &ctx),
     }
@@ -121,9 +122,15 @@ fn describe_peer(stream: &TlsStream<TcpStream>, downstream: &mut Downstream) {
     downstream.identity = connection.peer_certificates().and_then(peer_identity).map(Arc::new);
 }
 
-async fn dispatch<IO: DownstreamIo>(io: IO, downstream: Downstream, filter: NetworkFilter, ctx: Arc<Context>) {
+async fn dispatch<IO: DownstreamIo>(
+    io: IO,
+    downstream: Downstream,
+    filter: NetworkFilter,
+    arriving: Flight,
+    ctx: Arc<Context>,
+) {
     match filter {
-        NetworkFilter::Http(manager) => http::serve(io, Arc::new(downstream), manager, ctx).await,
+        NetworkFilter::Http(manager) => http::serve_peer(io, Arc::new(downstream), manager, arriving, ctx).await,
         NetworkFilter::Tcp(filter) => tcp::proxy(io, &downstream, &filter, &ctx).await,
     }
 }

@@ -17,7 +17,7 @@ use mesh_proxy::control::{dial, explain};
 use mesh_proxy::dns::{Dns, DnsSockets, Resolvers};
 use mesh_proxy::identity::Authority;
 use mesh_proxy::intercept::{Rules, can_mark, own_self_test, self_test};
-use mesh_proxy::listen::{Connections, Context, Phase, everywhere, inherited_udp, tcp_listener};
+use mesh_proxy::listen::{Connections, Context, InFlight, Phase, everywhere, inherited_udp, tcp_listener};
 use mesh_proxy::probe::Prober;
 use mesh_proxy::registry::depart::{Departing, Departure};
 use mesh_proxy::registry::{self, Workload, health};
@@ -126,6 +126,7 @@ impl Proxy {
             telemetry: telemetry.clone(),
             settings: bootstrap.settings.clone(),
             phase: phases,
+            in_flight: InFlight::default(),
         });
         let inbound = Connections::new(bootstrap.settings.max_connections);
         let outbound = inbound.beside();
@@ -146,6 +147,8 @@ impl Proxy {
             phase: phase.clone(),
             known: leaving.is_some() || bootstrap.drain_endpoint,
             leaving,
+            in_flight: ctx.in_flight.clone(),
+            patience: bootstrap.settings.drain_timeout,
         };
         tokio::spawn(departing.run(asks));
         let drain_timeout = bootstrap.settings.drain_timeout;

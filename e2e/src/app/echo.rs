@@ -1,42 +1,57 @@
 //! Servers: HTTP/1.1 and cleartext HTTP/2 on one port, and a line of text for each line over TCP.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{HeaderMap, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Answers every request with a JSON description of it and the header `x-version`. `/status/503` answers with that
-/// status, `/sleep/250` after that many milliseconds.
-pub async fn http(address: SocketAddr, version: String) -> anyhow::Result<()> {
+/// status, `/sleep/250` after that many milliseconds, and a gRPC call with an empty message. When `told` is ready it takes no
+/// more connections, finishes what it has and returns.
+pub async fn http(address: SocketAddr, version: String, told: impl Future<Output = ()>) -> anyhow::Result<()> {
     let version: Arc<str> = version.into();
     let listener = listen(address).await?;
+    let open = GracefulShutdown::new();
+    let mut told = std::pin::pin!(told);
     loop {
-        let (stream, peer) = listener.accept().await?;
+        let (stream, peer) = tokio::select! {
+            accepted = listener.accept() => accepted?,
+            () = &mut told => break,
+        };
         stream.set_nodelay(true)?;
         let version = version.clone();
+        let service = service_fn(move |request| answer(request, version.clone(), peer));
+        let builder = auto::Builder::new(TokioExecutor::new());
+        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+        let connection = open.watch(connection);
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(request, version.clone(), peer));
             // A client that goes away is none of the server's business.
-            let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+            let _ = connection.await;
         });
     }
+    drop(listener);
+    open.shutdown().await;
+    Ok(())
 }
 
 async fn answer(
     request: Request<Incoming>,
     version: Arc<str>,
     peer: SocketAddr,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
     let (head, body) = request.into_parts();
     let received = body.collect().await.map(|b| b.to_bytes().len()).unwrap_or(0);
     let mut status = StatusCode::OK;
@@ -59,12 +74,22 @@ async fn answer(
         "headers": headers,
         "body_bytes": received,
     });
-    let mut response = Response::new(Full::new(Bytes::from(reply.to_string())));
+    let grpc = head.headers.get("content-type").is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    let mut response = if grpc { empty_message() } else { Response::new(Full::from(reply.to_string()).boxed()) };
     *response.status_mut() = status;
     if let Ok(value) = version.parse() {
         response.headers_mut().insert("x-version", value);
     }
     Ok(response)
+}
+
+fn empty_message() -> Response<BoxBody<Bytes, Infallible>> {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", 0.into());
+    let body = Full::from(&[0; 5][..]).with_trailers(std::future::ready(Some(Ok(trailers)))).boxed();
+    let mut response = Response::new(body);
+    response.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static("application/grpc"));
+    response
 }
 
 /// Answers every request with the same `size` bytes, as cheaply as it can, for benchmarks.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-use http_body_util::{BodyExt, Empty};
+use anyhow::{Context, bail, ensure};
+use http::HeaderValue;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response, body::Incoming};
@@ -37,6 +38,9 @@ pub struct Args {
     pub headers: Vec<String>,
     #[arg(long)]
     pub http2: bool,
+    /// Send gRPC calls (over HTTP/2), whose status counts.
+    #[arg(long)]
+    pub grpc: bool,
     /// Stay until told to end, after the report.
     #[arg(long)]
     pub linger: bool,
@@ -153,12 +157,13 @@ struct Target {
     authority: String,
     headers: Vec<(http::HeaderName, http::HeaderValue)>,
     http2: bool,
+    grpc: bool,
     slow: Duration,
 }
 
 enum Connection {
-    Http1(http1::SendRequest<Empty<Bytes>>),
-    Http2(http2::SendRequest<Empty<Bytes>>),
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
 }
 
 impl Target {
@@ -181,7 +186,8 @@ impl Target {
             address,
             authority: authority.to_string(),
             headers,
-            http2: args.http2,
+            http2: args.http2 || args.grpc,
+            grpc: args.grpc,
             slow: Duration::from_millis(args.slow),
         })
     }
@@ -262,7 +268,14 @@ impl Target {
     }
 
     async fn exchange(&self, connection: &mut Connection) -> anyhow::Result<Response<()>> {
-        let mut request = Request::new(Empty::new());
+        let mut request = Request::new(Full::default());
+        if self.grpc {
+            *request.method_mut() = http::Method::POST;
+            request.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            request.headers_mut().insert(http::header::TE, HeaderValue::from_static("trailers"));
+            // An empty message.
+            *request.body_mut() = Full::new(Bytes::from_static(&[0; 5]));
+        }
         request.headers_mut().extend(self.headers.iter().cloned());
         let response: Response<Incoming> = match connection {
             Connection::Http1(sender) => {
@@ -278,7 +291,12 @@ impl Target {
             }
         };
         let (head, body) = response.into_parts();
-        body.collect().await.context("the reply broke off")?;
+        let body = body.collect().await.context("the reply broke off")?;
+        if self.grpc {
+            let trailers = body.trailers().unwrap_or(&head.headers);
+            let status = trailers.get("grpc-status").context("a reply without a gRPC status")?;
+            ensure!(status == "0", "gRPC status {status:?}, {:?}", trailers.get("grpc-message"));
+        }
         Ok(Response::from_parts(head, ()))
     }
 }

@@ -15,7 +15,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// An HTTP server that describes each request.
-    Http(Server),
+    Http {
+        #[command(flatten)]
+        server: Server,
+        /// Finish what it has when told to end, instead of ending at once.
+        #[arg(long)]
+        graceful: bool,
+    },
     /// A TCP server that answers line by line.
     Tcp(Server),
     /// An HTTP server that always answers with the same bytes.
@@ -48,8 +54,10 @@ async fn main() -> anyhow::Result<()> {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     };
     match Cli::parse().command {
-        Command::Http(server) => {
-            tokio::select! { done = echo::http(server.listen, server.version) => done, () = told => Ok(()) }
+        Command::Http { server, graceful: true } => echo::http(server.listen, server.version, told).await,
+        Command::Http { server, graceful: false } => {
+            let serving = echo::http(server.listen, server.version, std::future::pending());
+            tokio::select! { done = serving => done, () = told => Ok(()) }
         }
         Command::Tcp(server) => {
             tokio::select! { done = echo::tcp(server.listen, server.version) => done, () = told => Ok(()) }

@@ -1,6 +1,8 @@
 //! The application itself: it has this command's terminal, gets its signals, and gives its exit code.
 
+use std::future::Future;
 use std::os::unix::process::ExitStatusExt;
+use std::pin::Pin;
 use std::process::ExitStatus;
 
 use rustix::process::{Pid, Signal};
@@ -12,6 +14,9 @@ use crate::failure::{Exit, Failure};
 
 /// The signals that are passed on.
 const PASSED_ON: [Signal; 6] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2];
+
+/// A signal that is held back, and until when.
+type Held = (Signal, Pin<Box<dyn Future<Output = ()> + Send>>);
 
 pub(super) struct Signals(Vec<(Signal, unix::Signal)>);
 
@@ -35,16 +40,24 @@ impl Signals {
 }
 
 /// Runs the application to its end: by itself, or because it has lost its proxy. Gives its exit code, as a shell would.
+///
+/// A signal that asks it to end is held back until no peer calls it any more; the same signal a second time is not.
 pub(super) async fn run(command: Command, signals: &mut Signals, sidecar: &mut Sidecar) -> Result<u8, Failure> {
     let mut command = command;
     let mut child = command
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| Failure::new(format!("Cannot start the application: {error}.")))?;
+    let mut leaving: Option<Held> = None;
     let lost = loop {
         tokio::select! {
             status = child.wait() => return Ok(code(status?)),
-            signal = signals.next() => pass_on(&child, signal),
+            signal = signals.next() => if leaving.is_none() && asks_to_end(signal) {
+                leaving = Some((signal, Box::pin(sidecar.drained())));
+            } else {
+                pass_on(&child, signal);
+            },
+            signal = left(&mut leaving) => pass_on(&child, signal),
             reason = sidecar.lost() => break reason,
         }
     };
@@ -52,6 +65,24 @@ pub(super) async fn run(command: Command, signals: &mut Signals, sidecar: &mut S
     pass_on(&child, Signal::TERM);
     let _ = tokio::time::timeout(std::time::Duration::from_secs(5), child.wait()).await;
     Err(Failure::new(format!("The application was ended because {lost}.")))
+}
+
+/// Ctrl-C in a terminal has reached the application already.
+fn asks_to_end(signal: Signal) -> bool {
+    signal == Signal::TERM || signal == Signal::INT && !in_foreground()
+}
+
+/// The signal that was held back; pending if there is none, or none any more.
+async fn left(leaving: &mut Option<Held>) -> Signal {
+    match leaving {
+        Some((signal, drained)) => {
+            drained.as_mut().await;
+            let signal = *signal;
+            *drained = Box::pin(std::future::pending());
+            signal
+        }
+        None => std::future::pending().await,
+    }
 }
 
 fn pass_on(child: &Child, signal: Signal) {

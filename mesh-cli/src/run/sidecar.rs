@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd};
@@ -17,12 +18,15 @@ use tokio::process::Child;
 use super::dns;
 use super::programs;
 use crate::failure::{Exit, Failure};
+use crate::local::LocalProxy;
 use crate::netns::{self, Lease, Who};
 
 /// How long a proxy may take to be ready: it needs its certificate and its first configuration.
 const START: Duration = Duration::from_secs(20);
 /// How long a proxy may take to end: it finishes the requests that it has.
-const DRAIN: Duration = Duration::from_secs(10);
+const DRAIN: Duration = Duration::from_secs(15);
+/// How long the application waits at most for its peers, before it is told to end.
+const DEPART: Duration = Duration::from_secs(16);
 /// How much of the proxy's log is shown when it fails.
 const LOG_LINES: usize = 12;
 
@@ -95,6 +99,7 @@ pub struct Sidecar {
     pub log: PathBuf,
     lease: Lease,
     proxy: Child,
+    admin: LocalProxy,
     state: PathBuf,
 }
 
@@ -109,7 +114,8 @@ impl Sidecar {
         intercept(&lease, &program).await?;
         let metrics = plan.metrics.local_addr()?;
         let proxy = spawn_proxy(&lease, &program, &plan, &log, &state)?;
-        let mut sidecar = Self { metrics, log, lease, proxy, state };
+        let admin = LocalProxy::of(&plan.data, &plan.workload);
+        let mut sidecar = Self { metrics, log, lease, proxy, admin, state };
         sidecar.wait_until_ready().await?;
         Ok(sidecar)
     }
@@ -133,6 +139,16 @@ impl Sidecar {
     /// How the proxy ended, if it has.
     pub fn proxy_ended(&mut self) -> Option<ExitStatus> {
         self.proxy.try_wait().ok().flatten()
+    }
+
+    /// Returns when no peer calls the application any more, or the proxy cannot bring that about.
+    pub fn drained(&self) -> impl Future<Output = ()> + Send + use<> {
+        let admin = self.admin.clone();
+        async move {
+            if let Ok(Err(failure)) = tokio::time::timeout(DEPART, admin.drain()).await {
+                tracing::debug!(%failure, "the application ends without having been taken out of the mesh before");
+            }
+        }
     }
 
     /// Tells the proxy to leave the mesh, and waits until it has.

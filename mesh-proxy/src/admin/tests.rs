@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::config::Name;
-use crate::listen::{Phase, Settings};
+use crate::listen::{InFlight, Phase, Settings};
 use crate::registry::depart::Departing;
 use crate::snapshot::{Resource, Store};
 use crate::telemetry::{Telemetry, TelemetryOptions};
@@ -37,6 +37,7 @@ fn admin_with(drain: Option<Drain>) -> (Arc<Admin>, Readiness, watch::Sender<Pha
         telemetry: Telemetry::new(TelemetryOptions::default()).unwrap(),
         settings: Settings::default(),
         phase,
+        in_flight: InFlight::default(),
     };
     let readiness = Readiness::waiting_for("a certificate");
     (Arc::new(Admin::new(Arc::new(ctx), readiness.clone(), None, drain)), readiness, sender)
@@ -147,7 +148,15 @@ async fn only_who_may_makes_the_workload_depart() {
     let (departure, asks) = Departure::new();
     let (phase, phases) = watch::channel(Phase::Serving);
     let dial = || async { Err::<tonic::transport::Channel, _>("no control plane".to_owned()) };
-    let departing = Departing { workload: "a".into(), dial, phase, leaving: None, known: true };
+    let departing = Departing {
+        workload: "a".into(),
+        dial,
+        phase,
+        leaving: None,
+        known: true,
+        in_flight: InFlight::default(),
+        patience: Duration::ZERO,
+    };
     tokio::spawn(departing.run(asks));
     let request =
         |method: &str, host: &str| Request::builder().method(method).uri("/drain").header(HOST, host).body(());

@@ -19,7 +19,7 @@ use super::io::{DownstreamIo, Io, Signals};
 use super::pipeline::handle;
 use super::timer::{Timer, Timers};
 use crate::config::HttpManager;
-use crate::listen::{Context, Direction, Downstream, Phase};
+use crate::listen::{Context, Direction, Downstream, Flight, Phase};
 
 /// What an HTTP/2 client says first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -51,9 +51,30 @@ pub(crate) struct Connection {
 /// GOAWAY over HTTP/2, with the next response over HTTP/1.1. One that connects later knows no other place yet, and is
 /// told when the proxy closes. The application itself is told at the proxy's end.
 pub async fn serve<IO: DownstreamIo>(
+    io: IO,
+    downstream: Arc<Downstream>,
+    manager: Arc<HttpManager>,
+    ctx: Arc<Context>,
+) {
+    serve_until_end(io, downstream, manager, Signals::new(), ctx).await;
+}
+
+/// The same for a peer's connection, which may bring its first request at any moment.
+pub async fn serve_peer<IO: DownstreamIo>(
+    io: IO,
+    downstream: Arc<Downstream>,
+    manager: Arc<HttpManager>,
+    arriving: Flight,
+    ctx: Arc<Context>,
+) {
+    serve_until_end(io, downstream, manager, Signals::arriving(arriving), ctx).await;
+}
+
+async fn serve_until_end<IO: DownstreamIo>(
     mut io: IO,
     downstream: Arc<Downstream>,
     manager: Arc<HttpManager>,
+    signals: Signals,
     ctx: Arc<Context>,
 ) {
     let last = match downstream.direction {
@@ -74,7 +95,7 @@ pub async fn serve<IO: DownstreamIo>(
             return tracing::debug!(peer = %downstream.peer, %error, "a connection ended before its first request");
         }
     };
-    let signals = Arc::new(Signals::new());
+    let signals = Arc::new(signals);
     let io = Io::new(io, signals.clone(), before);
     let conn = Arc::new(Connection { downstream, manager, ctx, timers: Timers::default(), signals });
     let served =

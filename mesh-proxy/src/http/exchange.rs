@@ -50,6 +50,9 @@ impl Exchange {
     /// Boxed, because it goes along with the request and then with the response.
     pub(crate) fn begin(conn: Arc<Connection>, request: Request<Incoming>) -> Box<Self> {
         let start = Instant::now();
+        if conn.downstream.direction == Direction::Inbound {
+            conn.ctx.in_flight.begun();
+        }
         conn.signals.serving();
         let (parts, body) = request.into_parts();
         let head = Head::new(parts, &conn.downstream);
@@ -136,5 +139,8 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         self.record();
         self.conn.signals.served();
+        if self.conn.downstream.direction == Direction::Inbound {
+            self.conn.ctx.in_flight.over();
+        }
     }
 }

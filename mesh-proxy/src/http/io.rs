@@ -2,8 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+
+use crate::listen::Flight;
 
 /// A connection that was accepted.
 pub trait DownstreamIo: AsyncRead + AsyncWrite + Unpin + Send + 'static {
@@ -38,6 +40,9 @@ impl DownstreamIo for tokio_rustls::server::TlsStream<TcpStream> {
 pub(crate) struct Signals {
     start: Instant,
     reset: AtomicBool,
+    /// A peer's connection counts as in flight before its first request does.
+    arriving: Mutex<Option<Flight>>,
+    arrived: AtomicBool,
     /// No more requests are wanted.
     leaving: AtomicBool,
     /// Tunnels that it carries.
@@ -63,10 +68,17 @@ impl Signals {
         Self {
             start: Instant::now(),
             reset: AtomicBool::new(false),
+            arriving: Mutex::new(None),
+            arrived: AtomicBool::new(true),
             leaving: AtomicBool::new(false),
             tunnels: watch::Sender::new(0),
             head: AtomicU64::new(IDLE),
         }
+    }
+
+    /// Those of a peer's connection that has not brought a request yet.
+    pub(crate) fn arriving(flight: Flight) -> Self {
+        Self { arriving: Mutex::new(Some(flight)), arrived: AtomicBool::new(false), ..Self::new() }
     }
 
     /// Ends the connection with a TCP RST as soon as it is dropped.
@@ -97,6 +109,10 @@ impl Signals {
     /// A request head is complete.
     pub(crate) fn serving(&self) {
         self.head.store(SERVING, Ordering::Relaxed);
+        if !self.arrived.load(Ordering::Relaxed) {
+            self.arrived.store(true, Ordering::Relaxed);
+            self.arriving.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
     }
 
     /// The response is complete.

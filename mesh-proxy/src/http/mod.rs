@@ -19,7 +19,7 @@ mod timer;
 mod upgrade;
 
 pub(crate) use connection::Connection;
-pub use connection::serve;
+pub use connection::{serve, serve_peer};
 pub(crate) use head::Head;
 pub use io::DownstreamIo;
 pub(crate) use request_body::{BodyError, RequestBody, Upload};

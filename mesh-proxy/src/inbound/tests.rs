@@ -16,7 +16,7 @@ use crate::config::{
     Balancer, ChainMatch, Cluster, Discovery, Endpoint, Endpoints, FilterChain, Limits, TcpProxy, Transport,
     UpstreamHttp, UpstreamTls, WeightedClusters,
 };
-use crate::listen::{Phase, Settings};
+use crate::listen::{InFlight, Phase, Settings};
 use crate::snapshot::{Resource, Store};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use crate::tls::{Svid, Tls};
@@ -110,6 +110,7 @@ fn context(tls: Tls, chains: Vec<FilterChain>, application: Option<Resource>) ->
         telemetry: Telemetry::new(TelemetryOptions::default()).unwrap(),
         settings: Settings { detect_timeout: Duration::ZERO, ..Settings::default() },
         phase: watch::channel(Phase::Serving).1,
+        in_flight: InFlight::default(),
     })
 }
 

@@ -1,6 +1,7 @@
 //! Where connections come in: what is known of each, and what every part of the data path shares.
 
 mod accept;
+mod in_flight;
 mod phase;
 mod socket;
 
@@ -21,6 +22,7 @@ use crate::tls::Tls;
 use crate::upstream::Upstreams;
 
 pub use accept::{Connections, accept};
+pub use in_flight::{Flight, InFlight};
 pub use phase::Phase;
 pub use socket::{
     Bind, BindError, everywhere, inherited_udp, mark, original_destination, plain, reset_on_close, tcp_listener,
@@ -131,6 +133,8 @@ pub struct Context {
     pub settings: Settings,
     /// How far the proxy's life has come.
     pub phase: watch::Receiver<Phase>,
+    /// What peers have going with the application.
+    pub in_flight: InFlight,
 }
 
 impl Context {

@@ -10,7 +10,7 @@ use super::*;
 use crate::config::{FilterChain, Name};
 use crate::dns::{Dns, DnsSockets, Resolvers};
 use crate::intercept;
-use crate::listen::{Phase, Settings};
+use crate::listen::{InFlight, Phase, Settings};
 use crate::snapshot::{Resource, Store};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use crate::tls::Tls;
@@ -25,6 +25,7 @@ fn context(resources: impl IntoIterator<Item = Resource>) -> Arc<Context> {
         telemetry: Telemetry::new(TelemetryOptions::default()).unwrap(),
         settings: Settings { detect_timeout: Duration::ZERO, ..Settings::default() },
         phase: watch::channel(Phase::Serving).1,
+        in_flight: InFlight::default(),
     })
 }
 

@@ -16,7 +16,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::control::{Backoff, explain_status};
-use crate::listen::Phase;
+use crate::listen::{InFlight, Phase};
 
 /// Callers of the drain endpoint who wait at the same time.
 const WAITING: usize = 16;
@@ -60,7 +60,8 @@ impl Departure {
         (Self { asks: sender }, Asks { receiver, drains: Vec::new(), ends: Vec::new() })
     }
 
-    /// Ready when no peer calls the application any more, or as many as can be known in [`DRAIN_LIMIT`].
+    /// Ready when no peer calls the application any more, or as many as can be known in [`DRAIN_LIMIT`], and it has answered
+    /// what it had.
     pub async fn drain(&self) -> Result<(), Stays> {
         let (reply, answer) = oneshot::channel();
         self.asks.try_send(Ask::Drain(reply)).map_err(|_| Stays::Busy)?;
@@ -116,6 +117,9 @@ pub struct Departing<D> {
     pub leaving: Option<watch::Sender<bool>>,
     /// Somebody may know of the workload: it has registered, or a platform has told of it.
     pub known: bool,
+    pub in_flight: InFlight,
+    /// How long an application that is to end may take to finish what it has.
+    pub patience: Duration,
 }
 
 impl<D, F> Departing<D>
@@ -148,6 +152,7 @@ where
         if self.known {
             self.wait_for_peers(&mut asks, began).await;
         }
+        self.finish(&mut asks).await;
         asks.answer(&Ok(()));
         while asks.next().await {
             asks.answer(&Ok(()));
@@ -190,6 +195,23 @@ where
         match told {
             Ok(()) => tracing::info!(?took, "no peer calls the application any more"),
             Err(reason) => tracing::warn!(?took, reason, "peers may not know yet that the application is to end"),
+        }
+    }
+
+    /// An application may end without finishing what it has: so it is not told to before it has nothing. A proxy that is
+    /// to end looks after that by itself.
+    async fn finish(&self, asks: &mut Asks) {
+        let mut finished = std::pin::pin!(tokio::time::timeout(self.patience, self.in_flight.none()));
+        while asks.ends.is_empty() {
+            tokio::select! {
+                finished = &mut finished => {
+                    if finished.is_err() {
+                        tracing::warn!("peers have something open with the application that does not end");
+                    }
+                    return;
+                }
+                true = asks.next() => {}
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::depart::{Departing, Departure, Stays};
 use super::*;
-use crate::listen::Phase;
+use crate::listen::{InFlight, Phase};
 
 struct Peer {
     requests: Streaming<RegisterRequest>,
@@ -145,6 +145,7 @@ struct Leaver {
     departure: Departure,
     phase: watch::Receiver<Phase>,
     leaving: watch::Receiver<bool>,
+    in_flight: InFlight,
 }
 
 impl Leaver {
@@ -164,10 +165,18 @@ impl Leaver {
         let (sender, phase) = watch::channel(Phase::Serving);
         let (leave, leaving) = watch::channel(false);
         let (departure, asks) = Departure::new();
-        let departing =
-            Departing { workload: "reviews-v1-x".into(), dial, phase: sender, leaving: Some(leave), known: true };
+        let in_flight = InFlight::default();
+        let departing = Departing {
+            workload: "reviews-v1-x".into(),
+            dial,
+            phase: sender,
+            leaving: Some(leave),
+            known: true,
+            in_flight: in_flight.clone(),
+            patience: Duration::from_secs(20),
+        };
         tokio::spawn(departing.run(asks));
-        Self { questions, departure, phase, leaving }
+        Self { questions, departure, phase, leaving, in_flight }
     }
 
     async fn question(&mut self) -> Question {
@@ -205,7 +214,12 @@ async fn nothing_happens_unless_the_control_plane_confirms_that_the_application_
     assert_eq!((*leaver.phase.borrow(), *leaver.leaving.borrow()), (Phase::Draining, true));
     again.gone(false);
     assert!(!first.is_finished() && !second.is_finished());
+    // And when the application has answered what they had sent before.
+    let request = leaver.in_flight.flight();
     leaver.question().await.gone(true);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(!first.is_finished() && !second.is_finished());
+    drop(request);
     assert_eq!((first.await.unwrap(), second.await.unwrap()), (Ok(()), Ok(())));
 
     // Then the proxy ends without asking again, and so does a caller that comes late.

@@ -4,7 +4,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::config::WeightedClusters;
-use crate::listen::{Phase, Settings};
+use crate::listen::{InFlight, Phase, Settings};
 use crate::snapshot::Store;
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use crate::tls::Tls;
@@ -19,6 +19,7 @@ fn context() -> Context {
         telemetry: Telemetry::new(TelemetryOptions::default()).unwrap(),
         settings: Settings::default(),
         phase: watch::channel(Phase::Serving).1,
+        in_flight: InFlight::default(),
     }
 }
 

@@ -31,7 +31,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::config::*;
 use crate::fault::Share;
-use crate::listen::{Context, Direction, Downstream, Phase, Settings};
+use crate::listen::{Context, Direction, Downstream, InFlight, Phase, Settings};
 use crate::snapshot::{Resource, Store, Type, Update};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use crate::tls::Tls;
@@ -307,6 +307,7 @@ impl Proxy {
             telemetry: Telemetry::new(TelemetryOptions::default()).unwrap(),
             settings: Settings::default(),
             phase,
+            in_flight: InFlight::default(),
         });
         let manager = Arc::new(HttpManager {
             stat_prefix: "test".to_owned(),
