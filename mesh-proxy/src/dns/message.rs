@@ -41,7 +41,9 @@ impl Query {
             return Self::Refuse(error(bytes, ResponseCode::NotImp));
         }
         let [query] = &message.queries[..] else { return Self::Refuse(error(bytes, ResponseCode::FormErr)) };
-        if query.query_class() != DNSClass::IN || !is_about_a_host(query.query_type()) {
+        // Whatever the type: a name of the mesh has no records but addresses, and the host's resolver, which does not know
+        // the name, would say that it does not exist.
+        if query.query_class() != DNSClass::IN {
             return Self::Other;
         }
         match host_name(query.name()) {
@@ -150,23 +152,6 @@ pub(super) fn answers(reply: &[u8], query: &[u8]) -> bool {
 
 pub(super) fn is_truncated(reply: &[u8]) -> bool {
     reply.get(2).is_some_and(|flags| flags & 0x02 != 0)
-}
-
-/// Types that ask about a host by its name. A name of the mesh has no record of any but the address types, and the
-/// host's resolver, which does not know the name, must not be asked for the others.
-fn is_about_a_host(kind: RecordType) -> bool {
-    matches!(
-        kind,
-        RecordType::A
-            | RecordType::AAAA
-            | RecordType::ANY
-            | RecordType::CNAME
-            | RecordType::HTTPS
-            | RecordType::MX
-            | RecordType::SRV
-            | RecordType::SVCB
-            | RecordType::TXT
-    )
 }
 
 /// The name in lower case, if it is one that a host can have.

@@ -67,7 +67,8 @@ async fn names_of_the_mesh_have_their_addresses() {
 #[tokio::test]
 async fn a_name_without_such_a_record_is_no_error() {
     let dns = dns(Resolvers::default());
-    for kind in [RecordType::AAAA, RecordType::HTTPS, RecordType::TXT] {
+    use RecordType::{AAAA, CAA, HTTPS, MX, NAPTR, NS, PTR, SOA, SRV, TXT};
+    for kind in [AAAA, CAA, HTTPS, MX, NAPTR, NS, PTR, SOA, SRV, TXT, RecordType::Unknown(65280)] {
         let reply = ask(&dns, &bytes("four.only.", kind), Transport::Udp).await;
         assert_eq!(reply.metadata.response_code, ResponseCode::NoError, "{kind}");
         assert!(reply.answers.is_empty());
