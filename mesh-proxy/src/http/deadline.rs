@@ -63,6 +63,11 @@ impl Deadline {
         (self.per_try, self.last) = (Duration::ZERO, now);
     }
 
+    /// What has run out by now.
+    pub(crate) fn passed(&self, upload: Option<&Upload>, now: Instant) -> Option<Kind> {
+        self.next(upload).filter(|(at, _)| *at <= now).map(|(_, kind)| kind)
+    }
+
     /// Something came from upstream. The clock is only read when silence matters.
     pub(crate) fn moved(&mut self, now: impl FnOnce() -> Instant) {
         if !self.idle.is_zero() {
@@ -136,6 +141,8 @@ mod tests {
         let now = || tokio::time::Instant::now().into_std();
         let mut deadline = Deadline::new(&timers, now(), 10 * SECOND, 5 * SECOND, Some(now() + 7 * SECOND));
         deadline.begin_try(3 * SECOND, now());
+        assert_eq!(deadline.passed(None, now()), None);
+        assert_eq!(deadline.passed(None, now() + 3 * SECOND), Some(Kind::PerTryTimeout));
         assert_eq!(runs_out(&mut deadline).await, (Kind::PerTryTimeout, 3));
         deadline.end_try(now());
         // Three seconds have gone; silence counts from now.

@@ -48,6 +48,8 @@ pub(crate) struct Head {
     declared: Option<Version>,
     /// Instead of the client's authority.
     authority: Option<HeaderValue>,
+    /// What is wrong with how it names the host, if anything.
+    misnamed: Option<&'static str>,
 }
 
 /// What one look at the headers finds.
@@ -58,6 +60,7 @@ struct Seen {
     upgrade: bool,
     expect: bool,
     grpc: bool,
+    hosts: usize,
     request_id: Option<HeaderValue>,
     user_agent: Option<HeaderValue>,
     declared: Option<HeaderValue>,
@@ -71,8 +74,9 @@ impl Seen {
                 "connection" => (seen.connection, seen.of_connection) = (true, true),
                 "upgrade" => (seen.upgrade, seen.of_connection) = (true, true),
                 "expect" => seen.expect = true,
+                "host" => seen.hosts += 1,
                 name if concerns_connection(name) => seen.of_connection = true,
-                "content-type" => seen.grpc = value.as_bytes().starts_with(b"application/grpc"),
+                "content-type" => seen.grpc = is_grpc(value),
                 "user-agent" => seen.user_agent = Some(value.clone()),
                 "x-request-id" => seen.request_id = Some(value.clone()),
                 HEADER_DOWNSTREAM_PROTOCOL => seen.declared = Some(value.clone()),
@@ -85,14 +89,15 @@ impl Seen {
 
 impl Head {
     pub(crate) fn new(parts: Parts, downstream: &Downstream) -> Self {
-        let Parts { method, uri, version, mut headers, mut extensions, .. } = parts;
+        let Parts { method, mut uri, version, mut headers, mut extensions, .. } = parts;
         let seen = Seen::of(&headers);
         let http2 = version == http::Version::HTTP_2;
+        let misnamed = misnamed(version, seen.hosts, headers.get(HOST));
+        drop_user(&mut uri);
         let mut upgrade = None;
         let mut upgrade_to = None;
-        if seen.upgrade && !http2 {
-            // Prior knowledge aside, HTTP/2 in clear is not for a proxy to agree to on the server's behalf.
-            upgrade_to = headers.remove(UPGRADE).filter(|it| seen.connection && !it.as_bytes().starts_with(b"h2c"));
+        if seen.upgrade && seen.connection && !http2 {
+            upgrade_to = upgrades_to(&headers);
         }
         if upgrade_to.is_some() || method == Method::CONNECT {
             upgrade = extensions.remove::<OnUpgrade>();
@@ -133,6 +138,7 @@ impl Head {
             expects,
             declared,
             authority: None,
+            misnamed,
         }
     }
 
@@ -151,6 +157,12 @@ impl Head {
             authority: self.authority.clone(),
             ..*self
         }
+    }
+
+    /// A request that names its host in no way or in several could mean one to the proxy and another to who comes after
+    /// it (RFC 9112, 3.2).
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.misnamed.map_or(Ok(()), |what| Err(Error::because(Kind::DownstreamProtocol, what)))
     }
 
     /// Host and port that the client asked for; empty if it named none.
@@ -329,6 +341,40 @@ impl Head {
     }
 }
 
+/// gRPC itself, with any coding of its messages; gRPC-Web is another protocol.
+fn is_grpc(content_type: &HeaderValue) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let Some((name, rest)) = content_type.as_bytes().split_at_checked(GRPC.len()) else { return false };
+    name.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';'))
+}
+
+fn misnamed(version: http::Version, hosts: usize, host: Option<&HeaderValue>) -> Option<&'static str> {
+    match hosts {
+        0 if version == http::Version::HTTP_11 => Some("no host"),
+        0 | 1 => host.is_some_and(|it| it.as_bytes().contains(&b'@')).then_some("a user in the host"),
+        _ => Some("more than one host"),
+    }
+}
+
+/// Who the client is at the server does not belong into the Host of the request that goes on (RFC 9110, 4.2.4).
+fn drop_user(uri: &mut Uri) {
+    let Some((_, host)) = uri.authority().and_then(|it| it.as_str().rsplit_once('@')) else { return };
+    let Ok(host) = Authority::try_from(host) else { return };
+    let mut parts = std::mem::take(uri).into_parts();
+    parts.authority = Some(host);
+    // What was a URI with a user is one without.
+    *uri = Uri::from_parts(parts).unwrap_or_default();
+}
+
+/// The protocols that the client would go over to. Prior knowledge aside, HTTP/2 in clear is not for a proxy to agree to
+/// on the server's behalf.
+fn upgrades_to(headers: &HeaderMap) -> Option<HeaderValue> {
+    let values = headers.get_all(UPGRADE).iter().filter_map(|it| it.to_str().ok());
+    let names = values.flat_map(|it| it.split(',')).map(str::trim);
+    let kept: Vec<_> = names.filter(|it| !it.is_empty() && !it.eq_ignore_ascii_case("h2c")).collect();
+    if kept.is_empty() { None } else { HeaderValue::try_from(kept.join(", ")).ok() }
+}
+
 /// Removes, then sets, then adds.
 pub(crate) fn apply(mutation: &HeaderMutation, headers: &mut HeaderMap) {
     for name in &mutation.remove {
@@ -459,6 +505,62 @@ mod tests {
         let pattern =
             regex::Regex::new("^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$").unwrap();
         assert!(pattern.is_match(text), "{text}");
+    }
+
+    fn head(request: http::request::Builder) -> Head {
+        Head::new(request.body(()).unwrap().into_parts().0, &crate::http::tests::downstream())
+    }
+
+    #[test]
+    fn http2_in_clear_is_taken_out_of_the_protocols_to_upgrade_to() {
+        for (values, expected) in [
+            (&["h2c"][..], None),
+            (&["H2C"], None),
+            (&["h2c, websocket"], Some("websocket")),
+            (&["websocket , H2c", "TLS/1.0"], Some("websocket, TLS/1.0")),
+            (&["h2c-like"], Some("h2c-like")),
+            (&[","], None),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(UPGRADE, HeaderValue::from_static(value));
+            }
+            assert_eq!(upgrades_to(&headers).as_ref().map(|it| it.to_str().unwrap()), expected, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn grpc_is_not_grpc_web() {
+        for (value, expected) in [
+            ("application/grpc", true),
+            ("Application/gRPC", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;charset=utf-8", true),
+            ("application/grpc-web", false),
+            ("application/grpc-web+proto", false),
+            ("application/json", false),
+            ("text", false),
+        ] {
+            assert_eq!(head(Request::post("/").header("content-type", value)).grpc, expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_named_once() {
+        let get = || Request::get("/");
+        assert!(head(get().header(HOST, "a")).check().is_ok());
+        assert!(head(get()).check().is_err());
+        assert!(head(get().header(HOST, "a").header(HOST, "a")).check().is_err());
+        assert!(head(get().header(HOST, "me@a")).check().is_err());
+        assert!(head(get().version(http::Version::HTTP_10)).check().is_ok());
+        assert!(head(Request::get("http://a/").version(http::Version::HTTP_2)).check().is_ok());
+    }
+
+    #[test]
+    fn the_user_in_a_target_goes_no_further() {
+        let head = head(Request::get("http://me:secret@a:81/b?c").header(HOST, "a:81"));
+        assert_eq!(head.uri, "http://a:81/b?c");
+        assert_eq!(head.authority(), "a:81");
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use http::header::{CONNECTION, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -63,7 +63,10 @@ pub(super) async fn handle(
         }
         Err(Ended::Reset) => {
             exchange.error = Some(Kind::Fault.into());
-            exchange.conn.signals.reset();
+            // Over HTTP/2 the connection is also that of other requests.
+            if exchange.head.version != http::Version::HTTP_2 {
+                exchange.conn.signals.reset();
+            }
             return Err(h2::Reason::INTERNAL_ERROR.into());
         }
     };
@@ -88,10 +91,12 @@ fn hands_back(exchange: &Exchange, error: &Error) -> bool {
 }
 
 async fn respond(exchange: &mut Exchange) -> Result<Response<Content>, Ended> {
+    exchange.head.check()?;
     let route = find_route(&exchange.conn, &exchange.head).await?;
     exchange.route = Some(route.clone());
+    exchange.deadline = deadline(exchange, &route);
     if let Some(fault) = &route.fault {
-        inject(fault, &exchange.head).await?;
+        inject(fault, exchange).await?;
     }
     let mut response = match &route.action {
         Action::Direct { status, body } => reply::plain(*status, body.clone()),
@@ -125,11 +130,22 @@ fn find_in(table: &RouteTable, head: &Head) -> Result<Arc<Route>, Error> {
     route::find(table, &head.subject()).cloned().ok_or_else(missing)
 }
 
-async fn inject(fault: &Fault, head: &Head) -> Result<(), Ended> {
+fn deadline(exchange: &Exchange, route: &Route) -> Deadline {
+    let Exchange { conn, start, head, .. } = exchange;
+    let (timeout, idle) = match &route.action {
+        Action::Forward(it) => (it.timeout, it.idle_timeout.unwrap_or(conn.manager.stream_idle_timeout)),
+        Action::Direct { .. } | Action::Redirect(_) => (Duration::ZERO, Duration::ZERO),
+    };
+    Deadline::new(&conn.timers, *start, timeout, idle, head.grpc_deadline(*start))
+}
+
+async fn inject(fault: &Fault, exchange: &mut Exchange) -> Result<(), Ended> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let verdict = fault::decide(fault, &head.subject(), i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
+    let verdict = fault::decide(fault, &exchange.head.subject(), i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
     if !verdict.delay.is_zero() {
-        Box::pin(tokio::time::sleep(verdict.delay)).await;
+        // As slow as an upstream would be, and no slower than the client is to wait for one. Nothing reads the body
+        // meanwhile: the time counts from the request's head.
+        Box::pin(exchange.deadline.limit(None, tokio::time::sleep(verdict.delay))).await?;
     }
     match verdict.end {
         None => Ok(()),
@@ -160,7 +176,7 @@ fn prepare(
     choice: &WeightedCluster,
     view: &Arc<View>,
 ) -> Result<(), Error> {
-    let Exchange { conn, start, head, upload, deadline, held, .. } = exchange;
+    let Exchange { conn, head, upload, held, .. } = exchange;
     *held = Some(view.usage.request(&view.cluster.limits)?);
     if let Some(rewrite) = &forward.rewrite_path {
         head.rewrite_path(rewrite, &route.matches.path)?;
@@ -170,8 +186,6 @@ fn prepare(
     }
     head.mutate(&route.request_headers);
     head.mutate(&choice.request_headers);
-    let idle = forward.idle_timeout.unwrap_or(conn.manager.stream_idle_timeout);
-    *deadline = Deadline::new(&conn.timers, *start, forward.timeout, idle, head.grpc_deadline(*start));
     if let Some(upload) = upload
         && forward.retry.retries == 0
         && !head.is_idempotent()
@@ -192,10 +206,14 @@ async fn tries(
 ) -> Result<Response<UpstreamBody>, Ended> {
     let mut tries = Tries { left: policy.retries, tried: Vec::new(), renewed: false, held: None };
     loop {
+        let now = Instant::now();
+        exchange.deadline.begin_try(policy.per_try_timeout, now);
+        if let Some(kind) = exchange.deadline.passed(exchange.upload.as_ref(), now) {
+            return Err(kind.into());
+        }
         let target = exchange.target.insert(view.choose(&exchange.conn.downstream, &tries.tried)?);
         let address = target.address();
         exchange.attempts += 1;
-        exchange.deadline.begin_try(policy.per_try_timeout, Instant::now());
         let outcome = try_once(exchange, tries.may_go_on(exchange)).await;
         let now = Instant::now();
         exchange.deadline.end_try(now);
@@ -305,6 +323,10 @@ fn tidy(response: &mut Response<UpstreamBody>, method: &Method, downstream: Opti
     let switches = status == StatusCode::SWITCHING_PROTOCOLS;
     let tunnel = switches || (*method == Method::CONNECT && status.is_success());
     if response.headers().keys().any(|name| concerns_connection(name.as_str())) {
+        // The former decides how the body was read, and the latter may not be believed then (RFC 9112, 6.3).
+        if response.headers().contains_key(TRANSFER_ENCODING) {
+            response.headers_mut().remove(CONTENT_LENGTH);
+        }
         let protocol = response.headers_mut().remove(UPGRADE);
         remove_hop_by_hop(response.headers_mut());
         if let Some(protocol) = protocol.filter(|_| switches) {

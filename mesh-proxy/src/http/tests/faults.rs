@@ -58,6 +58,50 @@ async fn a_delay() {
 }
 
 #[tokio::test]
+async fn a_delay_is_no_longer_than_the_request_s_timeout() {
+    let app = App::named("never").await;
+    let mut timed = forward(&[("app", 1)]);
+    timed.timeout = Duration::from_millis(50);
+    let mut faulty = route(Action::Forward(Box::new(timed)));
+    faulty.fault = Some(Arc::new(Fault { rules: vec![rule(FaultKind::Delay(Duration::from_secs(60)), 100)] }));
+    let proxy = Proxy::with(table(vec![faulty]), UpstreamHttp::Http1, &[app.address]).await;
+    let mut client = proxy.http1().await;
+    assert_eq!(client.get("/").await.status, 504);
+    assert_eq!(client.answer(post("/", "body")).await.status, 504);
+    assert_eq!(app.connections(), 0);
+    assert_eq!(proxy.recorded(&["response_flags=\"UT\""]), 2);
+}
+
+#[tokio::test]
+async fn a_delay_is_no_longer_than_a_grpc_client_waits() {
+    let app = App::named("never").await;
+    let delay = FaultKind::Delay(Duration::from_secs(60));
+    let proxy = with_fault(&app, UpstreamHttp::Http2, vec![rule(delay, 100)]).await;
+    let request =
+        Request::post("http://a/s/m").header("content-type", "application/grpc").header("grpc-timeout", "50m");
+    let answer = Client2::connect(proxy.address).await.answer(request.body(full("")).unwrap()).await;
+    assert_eq!(answer.header("grpc-status"), "4");
+    assert_eq!(app.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_reset_of_a_stream_leaves_the_connection_to_end_in_peace() {
+    let app = App::named("never").await;
+    let proxy = with_fault(&app, UpstreamHttp::Http1, vec![rule(FaultKind::Reset, 100)]).await;
+    let mut stream = proxy.raw().await;
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    // No settings, and then GET http://a/ as stream 1.
+    stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+    stream.write_all(&[0, 0, 6, 1, 5, 0, 0, 0, 1, 0x82, 0x86, 0x84, 0x41, 1, b'a']).await.unwrap();
+    until("recorded", || proxy.recorded(&["response_flags=\"FI\""]) == 1).await;
+    stream.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    soon(stream.read_to_end(&mut rest)).await.unwrap();
+    // RST_STREAM with INTERNAL_ERROR.
+    assert!(rest.windows(13).any(|it| it == [0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 2]), "{rest:?}");
+}
+
+#[tokio::test]
 async fn a_reset_is_a_reset_of_the_connection_or_of_the_stream() {
     let app = App::named("never").await;
     let proxy = with_fault(&app, UpstreamHttp::Http1, vec![rule(FaultKind::Reset, 100)]).await;

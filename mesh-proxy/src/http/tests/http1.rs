@@ -285,3 +285,37 @@ async fn errors_of_routing_have_clean_answers() {
         assert_eq!(proxy.recorded(&[&labels[0], &labels[1]]), 1, "{flag}");
     }
 }
+
+#[tokio::test]
+async fn a_length_beside_chunks_is_not_passed_on() {
+    let app = App::raw(|mut stream, _| async move {
+        read_until(&mut stream, "\r\n\r\n").await;
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n";
+        stream.write_all(format!("{head}6\r\nlonger\r\n0\r\n\r\n").as_bytes()).await.unwrap();
+        let _ = stream.read(&mut [0]).await;
+    })
+    .await;
+    let proxy = Proxy::simple(UpstreamHttp::Http1, &[app.address]).await;
+    let mut stream = proxy.raw().await;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let text = read_until(&mut stream, "\r\n0\r\n\r\n").await.to_ascii_lowercase();
+    assert!(!text.contains("content-length") && text.contains("transfer-encoding: chunked"), "{text}");
+    assert!(text.contains("6\r\nlonger\r\n"), "{text}");
+}
+
+#[tokio::test]
+async fn a_host_is_named_once_and_without_a_user() {
+    let app = App::http1(|request| async move { reply(format!("<{:?}>", request.headers()["host"])) }).await;
+    let proxy = Proxy::simple(UpstreamHttp::Http1, &[app.address]).await;
+    for hosts in ["", "Host: a\r\nHost: b\r\n", "Host: me@a\r\n"] {
+        let mut stream = proxy.raw().await;
+        stream.write_all(format!("GET / HTTP/1.1\r\n{hosts}\r\n").as_bytes()).await.unwrap();
+        let text = read_until(&mut stream, "valid").await;
+        assert!(text.starts_with("HTTP/1.1 400 "), "{hosts}: {text}");
+    }
+    assert_eq!(app.connections(), 0);
+    let mut stream = proxy.raw().await;
+    stream.write_all(b"GET http://me:secret@a:81/ HTTP/1.1\r\nHost: a:81\r\n\r\n").await.unwrap();
+    let text = read_until(&mut stream, ">").await;
+    assert!(text.ends_with("<\"a:81\">"), "{text}");
+}
