@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Installs what the tests need (Debian and Ubuntu; elsewhere it says what is missing), then runs all of them:
 # formatting, lints, licences, unit tests, and the whole-system tests against real parts.
-# `bash e2e/test.sh STAGE...` runs only the named stages: format lint deny unit build system bench.
+# `bash e2e/test.sh STAGE...` runs only the named stages: format lint deny unit build system bench kubernetes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(format lint deny unit build system bench)
+[ ${#stages[@]} -gt 0 ] || stages=(format lint deny unit build system bench kubernetes)
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 tools=$CARGO_TARGET_DIR/tools
@@ -20,12 +20,23 @@ as_root() {
   if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null; then sudo -n "$@"; else return 1; fi
 }
 
-# Debian packages by the program that each brings.
+# Installs what is missing of the programs on standard input, each with the Debian package that brings it. A name that no
+# program has is always missing.
 install_packages() {
   local missing=() program package
   while read -r program package; do
     command -v "$program" >/dev/null || [ -x "/usr/sbin/$program" ] || missing+=("$package")
-  done <<'P'
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  command -v apt-get >/dev/null || fail "please install the programs of these Debian packages: ${missing[*]}"
+  echo "installing: ${missing[*]}"
+  as_root apt-get update -qq || fail "apt-get update failed; install by hand: ${missing[*]}"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+    fail "apt-get install failed for: ${missing[*]}"
+}
+
+install_tools() {
+  install_packages <<'P'
 cc gcc
 cmake cmake
 curl curl
@@ -38,13 +49,26 @@ haproxy haproxy
 wrk wrk
 python3 python3
 P
-  python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
-  [ ${#missing[@]} -gt 0 ] || return 0
-  command -v apt-get >/dev/null || fail "please install the programs of these Debian packages: ${missing[*]}"
-  echo "installing: ${missing[*]}"
-  as_root apt-get update -qq || fail "apt-get update failed; install by hand: ${missing[*]}"
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
-    fail "apt-get install failed for: ${missing[*]}"
+  python3 -c 'import venv, ensurepip' 2>/dev/null || install_packages <<<'(venv) python3-venv'
+}
+
+# What a local Kubernetes runs on, beside what is built for it.
+install_kubernetes() {
+  command -v go >/dev/null || fail "Go 1.24 or later is missing: see https://go.dev/dl, then run this again"
+  [ "${E2E_CLUSTER:-local}" = local ] || return 0
+  install_packages <<'P'
+etcd etcd-server
+containerd containerd
+runc runc
+kubectl kubernetes-client
+conntrack conntrack
+socat socat
+openssl openssl
+iptables iptables
+strip binutils
+P
+  [ -x /usr/lib/cni/ptp ] || [ -x /opt/cni/bin/ptp ] || install_packages <<<'(ptp) containernetworking-plugins'
+  e2e/kubernetes/cluster build
 }
 
 install_python() {
@@ -69,7 +93,7 @@ stage() {
 }
 
 export PATH=$PATH:/usr/sbin:/sbin
-stage install_packages install_packages
+stage install_tools install_tools
 stage install_rust install_rust
 for name in "${stages[@]}"; do
   case $name in
@@ -82,11 +106,16 @@ for name in "${stages[@]}"; do
       stage install_python install_python
       MESH_E2E_PYTHON=$tools/python/bin/python MESH_E2E_ENVOY=$tools/python/bin/envoy \
         MESH_E2E_PROGRAMS=$CARGO_TARGET_DIR/release \
-        stage system cargo test -q --locked -p mesh-e2e -- --test-threads=1
+        stage system cargo test -q --locked -p mesh-e2e -- --test-threads=1 --skip in_a_real_cluster
       ;;
     bench)
       stage install_python install_python
       MESH_E2E_ENVOY=$tools/python/bin/envoy stage bench e2e/bench --short
+      ;;
+    kubernetes)
+      stage install_kubernetes install_kubernetes
+      MESH_E2E_PROGRAMS=$CARGO_TARGET_DIR/release \
+        stage kubernetes cargo test -q --locked -p mesh-e2e --test kubernetes -- --nocapture
       ;;
     *) fail "unknown stage $name" ;;
   esac

@@ -54,9 +54,9 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
     }
 }
 
-/// What the cluster says of the mesh in it.
+/// What the cluster says of the mesh in it, once what was just installed had time to take effect.
 pub async fn cluster_only(context: &Context, cluster: &Cluster) -> Result<(), Failure> {
-    let found = kubernetes::check::run(cluster).await?;
+    let found = kubernetes::check::settled(cluster).await?;
     report(context, &found)?;
     match found.iter().any(|f| f.level == Level::Error) {
         true => Err(Failure::silent(Exit::Failed)),

@@ -5,11 +5,29 @@ mod control;
 mod pods;
 mod trust;
 
+use std::time::{Duration, Instant};
+
 use crate::failure::Failure;
 use crate::kubernetes::Cluster;
-use crate::views::findings::Finding;
+use crate::views::findings::{Finding, Level};
 
-pub async fn run(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
+/// A replica is available before all nodes route its Service to it, and before it has written its root certificates.
+const SETTLE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(500);
+
+/// Looks again for a while, as long as something is wrong.
+pub async fn settled(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        let found = run(cluster).await?;
+        if found.iter().all(|finding| finding.level != Level::Error) || Instant::now() > deadline {
+            return Ok(found);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+async fn run(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
     let mut found = control::definitions(cluster).await?;
     let Some(deployment) = control::deployment(cluster).await? else {
         found.push(Finding::error(
