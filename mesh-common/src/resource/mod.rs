@@ -50,6 +50,10 @@ pub const LABEL_REGISTERED: &str = "meshctl.dev/registered";
 /// Label of a [`WorkloadEntry`] that stands for a workload of a platform which is ending it. Set by the source alone.
 pub const LABEL_TERMINATING: &str = "meshctl.dev/terminating";
 
+/// Annotation of a Service: the service accounts whose workloads may register for it, with commas. Without it, those of
+/// the first that did.
+pub const ANNOTATION_SERVICE_ACCOUNTS: &str = "meshctl.dev/service-accounts";
+
 /// An object of one kind.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]

@@ -28,6 +28,7 @@ pub use fault::{Caller, CallerName, FaultKind, FaultRule};
 pub use policy::Policy;
 pub use route::{Action, Backend, Forward, Mirror, PathMatch, PathRewrite, Route, RouteMatch, Routes};
 pub use service::{Endpoint, Port, Protocol, Service};
+pub(crate) use workload::selectable_labels;
 pub use workload::{Workload, WorkloadPort};
 
 use attach::{Attached, Attacher};

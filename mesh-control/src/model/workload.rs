@@ -56,7 +56,7 @@ impl Workload {
             version: spec.version.clone(),
             addresses: spec.addresses.clone(),
             ports: spec.ports.iter().map(WorkloadPort::new).collect(),
-            labels: labels(entry),
+            labels: selectable_labels(entry),
             identity,
             healthy: spec.healthy.unwrap_or(true),
             registered: entry.registered(),
@@ -105,7 +105,7 @@ impl WorkloadPort {
 }
 
 /// What a Service may select by: what people expect to be there is there, even if nobody wrote it.
-fn labels(entry: &WorkloadEntry) -> BTreeMap<String, String> {
+pub(crate) fn selectable_labels(entry: &WorkloadEntry) -> BTreeMap<String, String> {
     let mut labels = entry.metadata.labels.clone();
     let spec = &entry.spec;
     for (keys, value) in

@@ -5,6 +5,7 @@
 
 mod depart;
 mod entry;
+mod member;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -194,9 +195,11 @@ impl Registry {
 
     /// The caller holds `writing`.
     async fn put(&self, identity: &Identity, key: &Key, entry: WorkloadEntry) -> Result<u64, Status> {
-        if let Some(stored) = self.inner.store.current().objects.get(key) {
+        let current = self.inner.store.current();
+        if let Some(stored) = current.objects.get(key) {
             refuse_takeover(identity, key, stored)?;
         }
+        member::refuse_foreign(identity, key, &entry, &current.objects)?;
         let store = self.inner.store.clone();
         let applied = blocking(move || store.apply(vec![entry.into()], false)).await.map_err(|error| {
             tracing::error!(workload = %key, %error, "cannot store a registration");

@@ -97,6 +97,85 @@ async fn nobody_takes_the_name_of_another() {
     assert_eq!(refused.code(), tonic::Code::AlreadyExists);
 }
 
+async fn register(registry: &Registry, account: &str, registration: &Registration) -> Result<Claim, tonic::Code> {
+    registry.register(&identity(account), registration, true).await.map(|(claim, _)| claim).map_err(|e| e.code())
+}
+
+fn service(yaml: &str) -> Object {
+    let text = format!("apiVersion: v1\nkind: Service\n{yaml}");
+    mesh_common::resource::parse_yaml("test", &text).unwrap().remove(0)
+}
+
+#[tokio::test]
+async fn nobody_joins_the_service_of_another() {
+    let (_dir, store) = open();
+    let registry = Registry::new(store.clone(), Instant::now());
+    let claim = register(&registry, "reviews", &registration("a")).await.unwrap();
+    let refused = registry.register(&identity("evil"), &registration("b"), true).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    assert!(refused.message().contains("meshctl.dev/service-accounts"), "{}", refused.message());
+    assert!(refused.message().contains("of service account reviews"), "{}", refused.message());
+    register(&registry, "reviews", &registration("c")).await.unwrap();
+
+    // Nor by the name of its version, nor by a later change of what it registered.
+    let of_version = Registration { service: "reviews-v2".into(), version: String::new(), ..registration("b") };
+    assert_eq!(register(&registry, "evil", &of_version).await, Err(tonic::Code::PermissionDenied));
+    let other = Registration { service: "other".into(), ..registration("b") };
+    let evil = register(&registry, "evil", &other).await.unwrap();
+    let refused = registry.update(&evil, &identity("evil"), &registration("b"), true).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    registry.update(&evil, &identity("evil"), &other, false).await.unwrap();
+
+    // It is free again when its last workload has gone, and what the operator wrote counts like what registered.
+    for name in ["a", "c"] {
+        registry.depart(&identity("reviews"), name).await.unwrap();
+    }
+    registry.leave(&claim).await.unwrap();
+    register(&registry, "web", &registration("d")).await.unwrap();
+    registry.depart(&identity("web"), "d").await.unwrap();
+    let mut written = entry::from_registration(&identity("reviews"), &registration("vm"), true).unwrap();
+    written.metadata.labels.clear();
+    written.spec.service_account.clear();
+    store.apply(vec![written.into()], false).unwrap();
+    assert_eq!(register(&registry, "web", &registration("d")).await, Err(tonic::Code::PermissionDenied));
+}
+
+#[tokio::test]
+async fn nobody_joins_the_service_of_another_by_its_selector() {
+    let (_dir, store) = open();
+    let registry = Registry::new(store.clone(), Instant::now());
+    let object = "metadata: {name: shown, namespace: shop}\nspec: {selector: {app: reviews}, ports: [{port: 80}]}";
+    store.apply(vec![service(object)], false).unwrap();
+    register(&registry, "reviews", &registration("a")).await.unwrap();
+    let mut labelled = Registration { service: String::new(), ..registration("b") };
+    register(&registry, "evil", &labelled).await.unwrap();
+    labelled.labels.insert("app".to_owned(), "reviews".to_owned());
+    assert_eq!(register(&registry, "evil", &labelled).await, Err(tonic::Code::PermissionDenied));
+}
+
+#[tokio::test]
+async fn a_service_says_whose_workloads_it_takes() {
+    let (_dir, store) = open();
+    let registry = Registry::new(store.clone(), Instant::now());
+    let object = |accounts: &str| {
+        service(&format!(
+            "metadata: {{name: reviews, namespace: shop, annotations: {{meshctl.dev/service-accounts: {accounts:?}}}}}\n\
+             spec: {{ports: [{{port: 9080}}]}}"
+        ))
+    };
+    store.apply(vec![object("reviews, canary")], false).unwrap();
+    assert_eq!(register(&registry, "evil", &registration("c")).await, Err(tonic::Code::PermissionDenied));
+    register(&registry, "reviews", &registration("a")).await.unwrap();
+    let canary = register(&registry, "canary", &registration("b")).await.unwrap();
+
+    // Whoever is struck off the list is out with its next message.
+    store.apply(vec![object("reviews")], false).unwrap();
+    let refused = registry.update(&canary, &identity("canary"), &registration("b"), true).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    store.apply(vec![object("")], false).unwrap();
+    assert_eq!(register(&registry, "reviews", &registration("a")).await, Err(tonic::Code::PermissionDenied));
+}
+
 #[tokio::test]
 async fn who_departs_is_gone_before_its_stream_is() {
     let (_dir, store) = open();
