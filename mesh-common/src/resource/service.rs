@@ -36,6 +36,13 @@ pub struct ServiceSpec {
     pub publish_not_ready_addresses: Option<bool>,
 }
 
+impl ServiceSpec {
+    /// Whether the selector takes a workload with these labels. Without a selector it takes none.
+    pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        !self.selector.is_empty() && self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum ServiceType {
     #[serde(rename = "ClusterIP")]

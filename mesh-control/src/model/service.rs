@@ -153,7 +153,7 @@ pub(super) fn assemble(
         let members: Vec<_> = if object.spec.selector.is_empty() {
             by_service.get(&name).cloned().unwrap_or_default()
         } else {
-            let selected = |w: &&&Arc<Workload>| object.spec.selector.iter().all(|(k, v)| w.labels.get(k) == Some(v));
+            let selected = |w: &&&Arc<Workload>| object.spec.selects(&w.labels);
             let candidates = by_namespace.get(name.namespace.as_str());
             candidates.into_iter().flatten().filter(selected).copied().collect()
         };

@@ -70,7 +70,7 @@ fn joined<'a>(entry: &'a WorkloadEntry, namespace: &'a str, objects: &'a Objects
             Object::Service(declared) => Some(declared),
             _ => None,
         })
-        .filter(|declared| declared.metadata.name == service || selects(declared, &labels))
+        .filter(|declared| declared.metadata.name == service || declared.spec.selects(&labels))
         .map(|declared| Joined { name: &declared.metadata.name, declared: Some(declared) })
         .collect();
     if !service.is_empty() && joined.iter().all(|joined| joined.name != service) {
@@ -88,16 +88,11 @@ impl Joined<'_> {
         let spec = &entry.spec;
         spec.service == self.name
             || match self.declared {
-                Some(declared) => selects(declared, &selectable_labels(entry)),
+                Some(declared) => declared.spec.selects(&selectable_labels(entry)),
                 // `reviews-v2` has the workloads of version v2 of `reviews`, unless somebody meant a service of that name.
                 None => !spec.version.is_empty() && self.name == format!("{}-{}", spec.service, spec.version),
             }
     }
-}
-
-fn selects(service: &Service, labels: &BTreeMap<String, String>) -> bool {
-    let selector = &service.spec.selector;
-    !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 fn entries<'a>(objects: &'a Objects, namespace: &'a str) -> impl Iterator<Item = &'a WorkloadEntry> {
