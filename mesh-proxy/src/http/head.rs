@@ -61,6 +61,7 @@ struct Seen {
     expect: bool,
     grpc: bool,
     hosts: usize,
+    user_in_host: bool,
     request_id: Option<HeaderValue>,
     user_agent: Option<HeaderValue>,
     declared: Option<HeaderValue>,
@@ -74,7 +75,10 @@ impl Seen {
                 "connection" => (seen.connection, seen.of_connection) = (true, true),
                 "upgrade" => (seen.upgrade, seen.of_connection) = (true, true),
                 "expect" => seen.expect = true,
-                "host" => seen.hosts += 1,
+                "host" => {
+                    seen.hosts += 1;
+                    seen.user_in_host |= value.as_bytes().contains(&b'@');
+                }
                 name if concerns_connection(name) => seen.of_connection = true,
                 "content-type" => seen.grpc = is_grpc(value),
                 "user-agent" => seen.user_agent = Some(value.clone()),
@@ -92,7 +96,7 @@ impl Head {
         let Parts { method, mut uri, version, mut headers, mut extensions, .. } = parts;
         let seen = Seen::of(&headers);
         let http2 = version == http::Version::HTTP_2;
-        let misnamed = misnamed(version, seen.hosts, headers.get(HOST));
+        let misnamed = misnamed(version, &seen);
         drop_user(&mut uri);
         let mut upgrade = None;
         let mut upgrade_to = None;
@@ -348,10 +352,10 @@ fn is_grpc(content_type: &HeaderValue) -> bool {
     name.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';'))
 }
 
-fn misnamed(version: http::Version, hosts: usize, host: Option<&HeaderValue>) -> Option<&'static str> {
-    match hosts {
+fn misnamed(version: http::Version, seen: &Seen) -> Option<&'static str> {
+    match seen.hosts {
         0 if version == http::Version::HTTP_11 => Some("no host"),
-        0 | 1 => host.is_some_and(|it| it.as_bytes().contains(&b'@')).then_some("a user in the host"),
+        0 | 1 => seen.user_in_host.then_some("a user in the host"),
         _ => Some("more than one host"),
     }
 }
