@@ -109,7 +109,9 @@ pub mod kubernetes {
     pub const TRUST_BUNDLE_KEY: &str = "root.pem";
     /// Label of pods that have a proxy; its value is `true`.
     pub const LABEL_PROXY: &str = "meshctl.dev/proxy";
-    /// Label of namespaces and pods: `enabled` or `disabled`.
+    /// The native sidecar in such a pod.
+    pub const CONTAINER_PROXY: &str = "mesh-proxy";
+    /// Label of namespaces and pods: `enabled` or `disabled`; the pod's goes before the namespace's.
     pub const LABEL_INJECTION: &str = "mesh-injection";
     /// As which controller of Gateway API we write a route's status.
     pub const CONTROLLER: &str = "meshctl.dev/mesh-control";

@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 use super::options::Options;
 use super::probes::Probes;
 use super::record::Record;
-use super::{CONTAINER_INIT, CONTAINER_PROXY, InjectConfig, InjectError, TRUST_BUNDLE, list, object};
+use super::{CONTAINER_INIT, InjectConfig, InjectError, list, object};
+use crate::names::kubernetes::{CONTAINER_PROXY, TRUST_BUNDLE, TRUST_BUNDLE_KEY};
 use crate::names::{PROXY_UID, TOKEN_AUDIENCE, port};
 
 const VOLUME_TOKEN: &str = "mesh-token";
@@ -135,7 +136,7 @@ fn proxy(config: &InjectConfig, options: &Options, probes: &Probes) -> Result<Va
         "run".to_owned(),
         format!("--control={}", config.control),
         format!("--token-file={TOKEN_FOLDER}/token"),
-        format!("--trust-bundle={TRUST_FOLDER}/root.pem"),
+        format!("--trust-bundle={TRUST_FOLDER}/{TRUST_BUNDLE_KEY}"),
         format!("--state-dir={STATE_FOLDER}"),
         "--workload=$(POD_NAME)".to_owned(),
         "--intercept=yes".to_owned(),

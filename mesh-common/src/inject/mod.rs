@@ -14,20 +14,16 @@ mod template;
 use serde_json::{Map, Value};
 
 pub use error::InjectError;
-pub use options::{ANNOTATION_PREFIX, LABEL_INJECTION, check_log_filter};
+pub use options::{ANNOTATION_PREFIX, check_log_filter};
 pub use probes::{Action, Probe, Probes, Which};
 pub use record::{ANNOTATION_INJECTED, uninject};
 pub use template::{Template, templates};
 
+use crate::names::kubernetes::LABEL_INJECTION;
 use options::Options;
 use record::Record;
 
-/// Marks pods with a proxy, for selectors and for the control plane.
-pub const LABEL_PROXY: &str = "meshctl.dev/proxy";
-pub const CONTAINER_INIT: &str = "mesh-init";
-pub const CONTAINER_PROXY: &str = "mesh-proxy";
-/// The ConfigMap with the mesh's root certificates, in every namespace.
-pub const TRUST_BUNDLE: &str = "mesh-trust-bundle";
+const CONTAINER_INIT: &str = "mesh-init";
 
 /// What is injected where the pod's annotations say nothing else.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,10 +5,9 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use super::record::ANNOTATION_INJECTED;
-use super::{InjectConfig, InjectError, LABEL_PROXY, object};
+use super::{InjectConfig, InjectError, object};
+use crate::names::kubernetes::{LABEL_INJECTION, LABEL_PROXY};
 
-/// `enabled` or `disabled`, on a namespace or a pod; the pod's goes before the namespace's.
-pub const LABEL_INJECTION: &str = "mesh-injection";
 pub const ANNOTATION_PREFIX: &str = "meshctl.dev/";
 
 const NAMES: [&str; 9] = [

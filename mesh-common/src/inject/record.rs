@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::options::Options;
-use super::{CONTAINER_INIT, CONTAINER_PROXY, InjectError, LABEL_PROXY, containers, list, object};
+use super::{CONTAINER_INIT, InjectError, containers, list, object};
+use crate::names::kubernetes::{CONTAINER_PROXY, LABEL_PROXY};
 use crate::names::port;
 
 pub const ANNOTATION_INJECTED: &str = "meshctl.dev/injected";

@@ -1,13 +1,11 @@
 //! The `status` that an object should have. Pure.
 
 use jiff::Timestamp;
+use mesh_common::names::kubernetes::CONTROLLER;
 use mesh_common::resource::{GATEWAY_GROUP, Kind};
 use serde_json::{Map, Value, json};
 
 use super::Standing;
-
-/// The name under which Gateway API knows who wrote a route's status.
-const CONTROLLER: &str = "meshctl.dev/mesh-control";
 
 /// What to write, or nothing if the object has it. `model` is the status that the model gives, without times.
 pub(super) fn wanted(kind: Kind, standing: &Standing, model: &Value, now: Timestamp) -> Option<Value> {

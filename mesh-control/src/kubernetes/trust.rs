@@ -7,18 +7,19 @@ use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::{Client, Error, ResourceExt};
+use mesh_common::names::kubernetes::{INJECTOR, TRUST_BUNDLE, TRUST_BUNDLE_KEY, VALIDATOR};
 use serde_json::json;
 
 pub(super) const MANAGER: &str = "mesh-control";
-const BUNDLE: &str = "mesh-trust-bundle";
-const KEY: &str = "root.pem";
 
 /// Writes the ConfigMap into every namespace where it is missing or says something else.
 pub(super) async fn publish(client: &Client, root: &str) -> Result<(), Error> {
     let namespaces = Api::<Namespace>::all(client.clone()).list_metadata(&ListParams::default()).await?;
-    let named = ListParams::default().fields(&format!("metadata.name={BUNDLE}"));
+    let named = ListParams::default().fields(&format!("metadata.name={TRUST_BUNDLE}"));
     let maps = Api::<ConfigMap>::all(client.clone()).list(&named).await?;
-    let good = |map: &ConfigMap| map.data.as_ref().and_then(|data| data.get(KEY)).is_some_and(|text| text == root);
+    let good = |map: &ConfigMap| {
+        map.data.as_ref().and_then(|data| data.get(TRUST_BUNDLE_KEY)).is_some_and(|text| text == root)
+    };
     let have: BTreeMap<String, bool> =
         maps.items.iter().map(|map| (map.namespace().unwrap_or_default(), good(map))).collect();
     for namespace in &namespaces.items {
@@ -26,9 +27,9 @@ pub(super) async fn publish(client: &Client, root: &str) -> Result<(), Error> {
         if namespace.metadata.deletion_timestamp.is_some() || have.get(&name) == Some(&true) {
             continue;
         }
-        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": BUNDLE}, "data": {KEY: root}});
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": TRUST_BUNDLE}, "data": {TRUST_BUNDLE_KEY: root}});
         let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &name);
-        if let Err(error) = maps.patch(BUNDLE, &PatchParams::apply(MANAGER).force(), &Patch::Apply(map)).await {
+        if let Err(error) = maps.patch(TRUST_BUNDLE, &PatchParams::apply(MANAGER).force(), &Patch::Apply(map)).await {
             tracing::warn!(namespace = name, %error, "cannot write the trust bundle; pods there cannot start");
         }
     }
@@ -38,17 +39,17 @@ pub(super) async fn publish(client: &Client, root: &str) -> Result<(), Error> {
 /// Lets the API server trust the webhooks, where they are installed.
 pub(super) async fn certify(client: &Client, root: &str) -> Result<(), Error> {
     let injectors: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
-    if let Some(injector) = injectors.get_opt("mesh-injector").await? {
+    if let Some(injector) = injectors.get_opt(INJECTOR).await? {
         let hooks = injector.webhooks.iter().flatten().map(|hook| (&hook.name, &hook.client_config.ca_bundle));
         if let Some(patch) = patch(hooks, root) {
-            injectors.patch("mesh-injector", &PatchParams::default(), &Patch::Strategic(patch)).await?;
+            injectors.patch(INJECTOR, &PatchParams::default(), &Patch::Strategic(patch)).await?;
         }
     }
     let validators: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
-    if let Some(validator) = validators.get_opt("mesh-validator").await? {
+    if let Some(validator) = validators.get_opt(VALIDATOR).await? {
         let hooks = validator.webhooks.iter().flatten().map(|hook| (&hook.name, &hook.client_config.ca_bundle));
         if let Some(patch) = patch(hooks, root) {
-            validators.patch("mesh-validator", &PatchParams::default(), &Patch::Strategic(patch)).await?;
+            validators.patch(VALIDATOR, &PatchParams::default(), &Patch::Strategic(patch)).await?;
         }
     }
     Ok(())

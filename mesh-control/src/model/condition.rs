@@ -1,9 +1,7 @@
+use mesh_common::names::kubernetes::CONTROLLER;
 use mesh_common::resource::ParentReference;
 use serde::Serialize;
 use serde_json::{Value, json};
-
-/// The name under which Gateway API knows who wrote a route's status.
-const CONTROLLER: &str = "meshctl.dev/mesh-control";
 
 /// One thing that is so, or isn't, about an object: a Kubernetes condition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -13,7 +13,6 @@ use crate::views::findings::Finding;
 
 /// Pods named in a finding.
 const NAMED: usize = 5;
-const PROXY: &str = "mesh-proxy";
 
 pub async fn proxies(cluster: &Cluster, version: &str) -> Result<Vec<Finding>, Failure> {
     let labelled = ListParams::default().labels(&format!("{}=enabled", names::LABEL_INJECTION));
@@ -101,7 +100,7 @@ fn outdated(pods: &[Pod], version: &str) -> Option<Finding> {
 fn proxy_version(pod: &Pod) -> Option<&str> {
     let spec = pod.spec.as_ref()?;
     let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
-    let image = containers.into_iter().find(|c| c.name == PROXY)?.image.as_deref()?;
+    let image = containers.into_iter().find(|c| c.name == names::CONTAINER_PROXY)?.image.as_deref()?;
     let (_, tag) = image.rsplit('/').next()?.split_once(':')?;
     Some(tag)
 }
@@ -120,7 +119,7 @@ mod tests {
     fn pod(namespace: &str, labels: Value, image: &str) -> Pod {
         serde_json::from_value(json!({
             "metadata": {"namespace": namespace, "name": "p", "labels": labels},
-            "spec": {"containers": [{"name": "app"}], "initContainers": [{"name": PROXY, "image": image}]},
+            "spec": {"containers": [{"name": "app"}], "initContainers": [{"name": names::CONTAINER_PROXY, "image": image}]},
         }))
         .unwrap()
     }

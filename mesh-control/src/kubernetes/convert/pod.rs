@@ -1,13 +1,10 @@
 use k8s_openapi::api::core::v1 as core;
+use mesh_common::names::kubernetes::{CONTAINER_PROXY, LABEL_PROXY};
 use mesh_common::resource::{
     LABEL_REGISTERED, LABEL_TERMINATING, Metadata, WorkloadEntry, WorkloadEntrySpec, WorkloadPort,
 };
 
 use super::{ANNOTATION_SOURCE, Fact};
-
-/// Label of a pod that has a proxy.
-const LABEL_PROXY: &str = "meshctl.dev/proxy";
-const PROXY_CONTAINER: &str = "mesh-proxy";
 
 /// A pod as a workload, without the locality, which is its node's.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,7 +60,7 @@ fn addresses(status: Option<&core::PodStatus>) -> Vec<std::net::IpAddr> {
 /// TCP ports of containers that run for as long as the pod does, without those of the proxy.
 fn ports(spec: &core::PodSpec) -> Vec<WorkloadPort> {
     let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
-    let containers = spec.containers.iter().chain(sidecars).filter(|container| container.name != PROXY_CONTAINER);
+    let containers = spec.containers.iter().chain(sidecars).filter(|container| container.name != CONTAINER_PROXY);
     let mut ports: Vec<WorkloadPort> = Vec::new();
     for port in containers.flat_map(|container| container.ports.iter().flatten()) {
         let tcp = port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");

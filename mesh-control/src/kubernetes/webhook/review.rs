@@ -2,7 +2,8 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use mesh_common::inject::{self, LABEL_INJECTION, Outcome, Skipped};
+use mesh_common::inject::{self, Outcome, Skipped};
+use mesh_common::names::kubernetes::LABEL_INJECTION;
 use mesh_common::resource::{GATEWAY_GROUP, MESH_GROUP, Object, parse_yaml, validate as problems};
 use serde_json::{Value, json};
 
