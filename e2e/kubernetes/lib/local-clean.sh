@@ -9,7 +9,7 @@ clean() {
   for name in containerd etcd; do end_process $name; done
   unmount_all
   remove_network
-  [ ! -d "$run" ] || rm -rf --one-file-system "$run"
+  remove_leftovers
 }
 
 # end_process NAME: the process that `start` recorded, if it is still that one.
@@ -74,6 +74,17 @@ remove_network() {
       iptables $rule || true
     done
   fi
-  rm -f /var/lib/cni/results/"$network"-* 2>/dev/null || true
-  find /var/log/containers -xtype l -delete 2>/dev/null || true
+}
+
+# The folder, and what the components keep outside of it: one file for each network of a pod, one link for each log. The
+# loopback network's files are named after containers alone, which are ours if they had a folder in $run.
+remove_leftovers() {
+  local bundle
+  for bundle in "$run"/containerd/root/io.containerd.grpc.v1.cri/sandboxes/*/; do
+    rm -f /var/lib/cni/results/cni-loopback-"$(basename "$bundle")"-lo
+  done
+  rm -f /var/lib/cni/results/"$network"-*
+  [ ! -d "$run" ] || rm -rf --one-file-system "$run"
+  # The links point into the folder that is gone now.
+  find /var/log/containers -lname "$run/*" -delete 2>/dev/null || true
 }
