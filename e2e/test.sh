@@ -81,7 +81,7 @@ install_python() {
 
 install_rust() {
   command -v cargo >/dev/null || fail "Rust is missing: see https://rustup.rs, then run this again"
-  cargo deny --version >/dev/null 2>&1 || cargo install -q --locked cargo-deny
+  cargo deny --version >/dev/null 2>&1 || cargo install -q --locked --debug cargo-deny
 }
 
 stage() {
