@@ -95,22 +95,24 @@ stage() {
 export PATH=$PATH:/usr/sbin:/sbin
 stage install_tools install_tools
 stage install_rust install_rust
+# Where the build stage puts the programs.
+programs=$CARGO_TARGET_DIR/$(rustc -vV | sed -n 's/^host: //p')/release
 for name in "${stages[@]}"; do
   case $name in
     format) stage format cargo fmt --all --check ;;
     lint) stage lint cargo clippy -q --workspace --all-targets --locked -- -D warnings ;;
     deny) stage deny cargo deny --log-level error check licenses bans sources ;;
     unit) stage unit cargo test -q --workspace --locked --lib --bins --tests --exclude mesh-e2e ;;
-    build) stage build cargo build -q --release --workspace --locked --bins ;;
+    build) stage build deploy/images/static-build -q --release ;;
     system)
       stage install_python install_python
       MESH_E2E_PYTHON=$tools/python/bin/python MESH_E2E_ENVOY=$tools/python/bin/envoy \
-        MESH_E2E_PROGRAMS=$CARGO_TARGET_DIR/release \
+        MESH_E2E_PROGRAMS=$programs \
         stage system cargo test -q --locked -p mesh-e2e -- --test-threads=1 --skip in_a_real_cluster
       ;;
     bench)
       stage install_python install_python
-      MESH_E2E_ENVOY=$tools/python/bin/envoy stage bench e2e/bench --short
+      MESH_E2E_ENVOY=$tools/python/bin/envoy stage bench e2e/bench --short --bins "$programs"
       ;;
     kubernetes)
       stage install_kubernetes install_kubernetes

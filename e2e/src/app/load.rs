@@ -60,7 +60,7 @@ pub struct Report {
     pub by_status: BTreeMap<u16, u64>,
     /// By the reply's `x-version`.
     pub by_version: BTreeMap<String, u64>,
-    /// The first few, as text.
+    /// The first few, and replies of 500 and above, with the second in which they came.
     pub errors: Vec<String>,
     /// Replies that took longer than `--slow`.
     pub slow: u64,
@@ -78,10 +78,14 @@ impl Report {
         self.by_status.iter().filter(|(status, _)| **status < 500).map(|(_, count)| count).sum()
     }
 
-    fn error(&mut self, error: anyhow::Error) {
+    fn error(&mut self, started: Instant, error: anyhow::Error) {
         self.failed += 1;
+        self.note(started, format_args!("{error:#}"));
+    }
+
+    fn note(&mut self, started: Instant, what: std::fmt::Arguments) {
         if self.errors.len() < 10 {
-            self.errors.push(format!("{error:#}"));
+            self.errors.push(format!("{:.1} s: {what}", started.elapsed().as_secs_f64()));
         }
     }
 
@@ -152,6 +156,7 @@ pub async fn run(args: Args, stop: watch::Receiver<bool>) -> anyhow::Result<Repo
 }
 
 struct Target {
+    started: Instant,
     url: http::Uri,
     address: SocketAddr,
     authority: String,
@@ -182,6 +187,7 @@ impl Target {
             headers.push((name.trim().parse()?, value.trim().parse()?));
         }
         Ok(Self {
+            started: Instant::now(),
             url: args.url.clone(),
             address,
             authority: authority.to_string(),
@@ -202,7 +208,7 @@ impl Target {
             match self.connect().await {
                 Ok(fresh) => *connection = Some(fresh),
                 Err(error) => {
-                    report.error(error);
+                    report.error(self.started, error);
                     // Nobody listens: do not spin.
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     return;
@@ -213,6 +219,9 @@ impl Target {
         let Some(open) = connection else { return };
         match self.exchange(open).await {
             Ok(response) => {
+                if response.status().is_server_error() {
+                    report.note(self.started, format_args!("{}", response.status()));
+                }
                 *report.by_status.entry(response.status().as_u16()).or_default() += 1;
                 if let Some(version) = response.headers().get("x-version").and_then(|v| v.to_str().ok()) {
                     *report.by_version.entry(version.to_owned()).or_default() += 1;
@@ -222,7 +231,7 @@ impl Target {
             Err(error) => {
                 *connection = None;
                 report.closed += 1;
-                report.error(error);
+                report.error(self.started, error);
             }
         }
     }
@@ -242,7 +251,7 @@ impl Target {
                 *report.by_version.entry(version).or_default() += 1;
                 self.took(due.elapsed(), report);
             }
-            Err(error) => report.error(error),
+            Err(error) => report.error(self.started, error),
         }
     }
 

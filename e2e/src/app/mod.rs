@@ -3,3 +3,4 @@
 pub mod echo;
 pub mod garbage;
 pub mod load;
+pub mod sign;

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 
 use clap::{Parser, Subcommand};
-use mesh_e2e::app::{echo, garbage, load};
+use mesh_e2e::app::{echo, garbage, load, sign};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
@@ -35,6 +37,12 @@ enum Command {
     Garbage { targets: Vec<SocketAddr> },
     /// A client that prints its report as JSON, at the end or when told to end.
     Load(load::Args),
+    /// Asks the control plane for a certificate.
+    Sign(sign::Args),
+    /// Does nothing until told to end: a container in which others of these are started.
+    Idle,
+    /// Tells the first process of its container to end.
+    Stop,
 }
 
 #[derive(clap::Args)]
@@ -72,6 +80,15 @@ async fn main() -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Command::Sign(args) => {
+            println!("{}", sign::run(args).await?);
+            Ok(())
+        }
+        Command::Idle => {
+            told.await;
+            Ok(())
+        }
+        Command::Stop => Ok(kill(Pid::from_raw(1), Signal::SIGTERM)?),
         Command::Load(args) => {
             tokio::spawn(async move {
                 told.await;

@@ -30,9 +30,14 @@ struct Build {
 }
 
 impl Build {
-    /// `None`: this program does not lie where cargo put it, or the source is gone.
+    /// `None`: this program does not lie where cargo put it, or the source is gone, or it was built for a target that was
+    /// named, with flags that are not known here: such programs are used as they are.
     fn of(own: &Path, source: &Path) -> Option<Self> {
         let folder = own.parent().filter(|folder| folder.join("deps").is_dir())?;
+        let above = folder.parent()?.file_name()?.to_str()?;
+        if above.starts_with(&format!("{}-", env::consts::ARCH)) {
+            return None;
+        }
         let profile = match folder.file_name()?.to_str()? {
             "debug" => "dev",
             other => other,
@@ -91,5 +96,8 @@ mod tests {
         let build = Build::of(&own, &source).unwrap();
         assert_eq!((build.profile.as_str(), build.target), ("dev", target));
         assert_eq!(Build::of(Path::new("/usr/bin/meshctl"), &source), None);
+        let named = folder.path().join("target").join(format!("{}-unknown-linux-gnu", env::consts::ARCH));
+        std::fs::create_dir_all(named.join("release/deps")).unwrap();
+        assert_eq!(Build::of(&named.join("release/meshctl"), &source), None);
     }
 }

@@ -1,0 +1,144 @@
+//! A real Kubernetes with images of this build in it. `E2E_CLUSTER` says which (see `e2e/kubernetes/cluster`).
+
+pub mod apps;
+mod namespace;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+pub use namespace::Namespace;
+
+/// What `e2e/kubernetes/images` makes.
+const IMAGES: [&str; 4] = ["mesh-proxy", "mesh-control", "testapp", "prometheus"];
+
+/// A cluster that goes away when it is dropped, if it was made for the test.
+pub struct Cluster {
+    kubeconfig: PathBuf,
+}
+
+impl Cluster {
+    pub fn up() -> anyhow::Result<Self> {
+        let printed = run(script("cluster").arg("up"), None)?;
+        let cluster = Self { kubeconfig: printed.trim().into() };
+        let archives = tempfile::tempdir()?;
+        print!("{}", run(script("images").arg(programs()?).arg(archives.path()), None)?);
+        let files = IMAGES.map(|name| archives.path().join(format!("{name}.tar")));
+        run(script("cluster").arg("import").args(files), None)?;
+        Ok(cluster)
+    }
+
+    pub fn kubectl(&self, args: &[&str]) -> anyhow::Result<String> {
+        run(self.kubectl_command().args(args), None)
+    }
+
+    /// The same with something on standard input.
+    pub fn kubectl_with(&self, args: &[&str], input: &str) -> anyhow::Result<String> {
+        run(self.kubectl_command().args(args), Some(input))
+    }
+
+    pub fn kubectl_command(&self) -> Command {
+        let mut command = Command::new("kubectl");
+        command.arg("--kubeconfig").arg(&self.kubeconfig);
+        command
+    }
+
+    pub fn meshctl(&self, args: &[&str]) -> anyhow::Result<String> {
+        run(Command::new(programs()?.join("meshctl")).args(args).env("KUBECONFIG", &self.kubeconfig), None)
+    }
+
+    /// Applies a manifest, written as JSON or YAML.
+    pub fn apply(&self, manifest: &str) -> anyhow::Result<()> {
+        self.kubectl_with(&["apply", "-f", "-"], manifest).map(drop)
+    }
+
+    /// Objects as `kubectl get <args>` gives them.
+    pub fn get(&self, args: &[&str]) -> anyhow::Result<Value> {
+        let text = self.kubectl(&[&["get", "-o", "json"], args].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("kubectl get {args:?} gave no JSON"))
+    }
+
+    /// A path of the API server.
+    pub fn raw(&self, path: &str) -> anyhow::Result<Value> {
+        let text = self.kubectl(&["get", "--raw", path])?;
+        serde_json::from_str(&text).with_context(|| format!("{path} gave no JSON: {text}"))
+    }
+
+    /// Makes a namespace that goes away with the value, labelled so that its pods are in the mesh.
+    pub fn meshed(&self, name: &str) -> anyhow::Result<Namespace<'_>> {
+        Namespace::new(self, name, true)
+    }
+
+    /// The same for pods outside of the mesh.
+    pub fn unmeshed(&self, name: &str) -> anyhow::Result<Namespace<'_>> {
+        Namespace::new(self, name, false)
+    }
+
+    /// Waits until a Deployment runs as it should.
+    pub fn rolled_out(&self, namespace: &str, deployment: &str) -> anyhow::Result<()> {
+        let deployment = format!("deployment/{deployment}");
+        self.kubectl(&["-n", namespace, "rollout", "status", "--timeout=120s", &deployment]).map(drop)
+    }
+
+    /// Resident memory of each injected proxy, in bytes, by `<namespace>/<pod>`, as the kubelets last measured it.
+    pub fn proxy_memory(&self) -> anyhow::Result<Vec<(String, u64)>> {
+        let mut found = Vec::new();
+        for node in self.kubectl(&["get", "nodes", "-o", "name"])?.lines() {
+            let node = node.trim_start_matches("node/");
+            let summary = self.raw(&format!("/api/v1/nodes/{node}/proxy/stats/summary"))?;
+            for pod in summary["pods"].as_array().into_iter().flatten() {
+                let reference = &pod["podRef"];
+                let name = [&reference["namespace"], &reference["name"]].map(|part| part.as_str().unwrap_or_default());
+                let containers = pod["containers"].as_array().into_iter().flatten();
+                let proxy = containers.into_iter().find(|container| container["name"] == "mesh-proxy");
+                let bytes = proxy.and_then(|container| container["memory"]["rssBytes"].as_u64());
+                found.extend(bytes.map(|bytes| (name.join("/"), bytes)));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Kills the API server and starts it again. Not possible in a cluster that was there before.
+    pub fn restart_apiserver(&self) -> anyhow::Result<()> {
+        run(script("cluster").arg("restart-apiserver"), None).map(drop)
+    }
+
+    /// The cluster was made for the test.
+    pub fn is_ours(&self) -> bool {
+        std::env::var("E2E_CLUSTER").as_deref() != Ok("kubeconfig")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Err(error) = run(script("cluster").arg("down"), None) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+fn script(name: &str) -> Command {
+    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes").join(name))
+}
+
+pub fn programs() -> anyhow::Result<PathBuf> {
+    std::env::var_os("MESH_E2E_PROGRAMS").map(PathBuf::from).context("MESH_E2E_PROGRAMS is not set")
+}
+
+/// What the command printed, if it ended well.
+pub fn run(command: &mut Command, input: Option<&str>) -> anyhow::Result<String> {
+    let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
+    command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
+        stdin.write_all(input.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    ensure!(output.status.success(), "{command:?}: {}\n{stdout}\n{stderr}", output.status);
+    Ok(stdout)
+}

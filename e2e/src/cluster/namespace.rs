@@ -1,0 +1,115 @@
+//! A namespace of one check, and the traffic in it.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use super::{Cluster, apps};
+use crate::app::load::Report;
+use crate::process::eventually;
+
+pub struct Namespace<'a> {
+    pub cluster: &'a Cluster,
+    pub name: String,
+}
+
+impl<'a> Namespace<'a> {
+    pub(super) fn new(cluster: &'a Cluster, name: &str, meshed: bool) -> anyhow::Result<Self> {
+        let label = if meshed { r#", "labels": {"mesh-injection": "enabled"}"# } else { "" };
+        let manifest =
+            format!(r#"{{"apiVersion": "v1", "kind": "Namespace", "metadata": {{"name": "{name}"{label}}}}}"#);
+        cluster.apply(&manifest)?;
+        Ok(Self { cluster, name: name.to_owned() })
+    }
+
+    pub fn kubectl(&self, args: &[&str]) -> anyhow::Result<String> {
+        self.cluster.kubectl(&[&["-n", &self.name], args].concat())
+    }
+
+    pub fn apply(&self, objects: &[Value]) -> anyhow::Result<()> {
+        let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
+        self.cluster.kubectl_with(&["-n", &self.name, "apply", "-f", "-"], &list).map(drop)
+    }
+
+    pub fn get(&self, args: &[&str]) -> anyhow::Result<Value> {
+        self.cluster.get(&[&["-n", &self.name], args].concat())
+    }
+
+    pub fn delete(&self, args: &[&str]) -> anyhow::Result<()> {
+        self.kubectl(&[&["delete", "--timeout=60s"], args].concat()).map(drop)
+    }
+
+    /// Two versions of `reviews` behind one Service, and clients of the given service accounts, all running.
+    pub fn shop(&self, clients: &[&str]) -> anyhow::Result<()> {
+        let mut objects = vec![apps::service("reviews")];
+        let mut deployments = Vec::new();
+        for version in ["v1", "v2"] {
+            objects.push(apps::server("reviews", version));
+            deployments.push(format!("reviews-{version}"));
+        }
+        for client in clients {
+            objects.extend([apps::service_account(client), apps::client(client)]);
+            deployments.push((*client).to_owned());
+        }
+        self.apply(&objects)?;
+        deployments.iter().try_for_each(|deployment| self.rolled_out(deployment))
+    }
+
+    pub fn rolled_out(&self, deployment: &str) -> anyhow::Result<()> {
+        self.cluster.rolled_out(&self.name, deployment)
+    }
+
+    /// What a program sees that runs in the application's container of a client.
+    pub fn exec(&self, client: &str, args: &[&str]) -> anyhow::Result<String> {
+        let deployment = format!("deployment/{client}");
+        self.kubectl(&[&["exec", &deployment, "-c", "app", "--", "/testapp"], args].concat())
+    }
+
+    /// What the client sees of the requests that it sends.
+    pub fn load(&self, client: &str, args: &[&str]) -> anyhow::Result<Report> {
+        report(&self.exec(client, &[&["load"], args].concat())?)
+    }
+
+    /// Tells a pod of [`apps::load`] to end.
+    pub fn stop(&self, pod: &str) -> anyhow::Result<Report> {
+        self.kubectl(&["exec", pod, "-c", "app", "--", "/testapp", "stop"])?;
+        self.kubectl(&["wait", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=30s", &format!("pod/{pod}")])?;
+        report(&self.kubectl(&["logs", pod, "-c", "app"])?)
+    }
+
+    /// What came of a Job of [`apps::job`], which has to end by itself.
+    pub fn job(&self, name: &str, args: &[&str]) -> anyhow::Result<Report> {
+        self.apply(&[apps::job(name, args)])?;
+        let job = format!("job/{name}");
+        self.kubectl(&["wait", "--for=condition=Complete", "--timeout=60s", &job])?;
+        report(&self.kubectl(&["logs", &job, "-c", "app"])?)
+    }
+
+    /// Waits until an object's condition of this type has this status; gives its reason and message.
+    pub fn condition(&self, object: &str, of: &str, status: &str) -> anyhow::Result<(String, String)> {
+        eventually(Duration::from_secs(20), || {
+            let found = self.get(&[object])?;
+            let of_route = found["status"]["parents"][0]["conditions"].as_array();
+            let conditions = of_route.or(found["status"]["conditions"].as_array());
+            let condition = conditions.and_then(|all| all.iter().find(|c| c["type"] == of));
+            let condition =
+                condition.with_context(|| format!("{object} has no condition {of}: {}", found["status"]))?;
+            ensure!(condition["status"] == status, "{object}: {condition}");
+            ensure!(condition["observedGeneration"] == found["metadata"]["generation"], "{object}: {condition}");
+            let text = |field: &str| condition[field].as_str().unwrap_or_default().to_owned();
+            Ok((text("reason"), text("message")))
+        })
+    }
+}
+
+impl Drop for Namespace<'_> {
+    fn drop(&mut self) {
+        // What still ends in it is in nobody's way.
+        let _ = self.cluster.kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
+    }
+}
+
+fn report(text: &str) -> anyhow::Result<Report> {
+    serde_json::from_str(text.trim()).with_context(|| format!("not a report: {text}"))
+}
