@@ -50,7 +50,7 @@ const OBJECTS: [(Kind, &str); 11] = [
     ),
     (Kind::GrpcRoute, "{rules: [{matches: [{method: {}}], filters: [{type: RequestMirror}]}]}"),
     (Kind::TcpRoute, "{rules: [{backendRefs: [{name: x}]}]}"),
-    (Kind::TlsRoute, "{rules: [{backendRefs: [{name: x}]}]}"),
+    (Kind::TlsRoute, "{hostnames: [x], rules: [{backendRefs: [{name: x}]}]}"),
     (Kind::ReferenceGrant, "{from: [{group: x, kind: x, namespace: x}], to: [{kind: x}]}"),
     (
         Kind::TrafficPolicy,

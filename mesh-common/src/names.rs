@@ -84,6 +84,11 @@ pub fn tcp_cluster(service_port: &str) -> String {
     format!("tcp:{service_port}")
 }
 
+/// Name of the cluster, which there never is, of a backend that a route refers to but must not or cannot use.
+pub fn unresolved_cluster(service_port: &str) -> String {
+    format!("unresolved:{service_port}")
+}
+
 /// Begins the name of the cluster of one workload, called at its own address.
 pub const DIRECT_PREFIX: &str = "direct:";
 

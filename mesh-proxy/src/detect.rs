@@ -207,18 +207,21 @@ fn classify_tls(bytes: &[u8]) -> Progress {
 
 /// Whether connections to `port` must be looked at before their chain is known.
 pub fn is_needed(listener: &Listener, port: u16) -> bool {
-    for_port(listener, port).any(|it| it.matches.transport.is_some() || !it.matches.application_protocols.is_empty())
+    for_port(listener, port).any(|FilterChain { matches, .. }| {
+        matches.transport.is_some() || !matches.server_names.is_empty() || !matches.application_protocols.is_empty()
+    })
 }
 
-/// The chain for a connection, by Envoy's rules: the port is decided first, then the transport, then the application
-/// protocol; what is named wins over what is left open, and a choice made is never taken back. A port that has chains of
-/// its own never falls back to the listener's default: that is for ports that nobody named, and may be laxer.
+/// The chain for a connection, by Envoy's rules: the port is decided first, then the server name, the transport, and the
+/// application protocol; what is named wins over what is left open, the longer name over the shorter, and a choice made is
+/// never taken back. A port that has chains of its own never falls back to the listener's default: that is for ports that
+/// nobody named, and may be laxer.
 pub fn chain<'a>(listener: &'a Listener, port: u16, detected: &Detected) -> Option<&'a FilterChain> {
     let transport = if matches!(detected, Detected::Tls(_)) { Transport::Tls } else { Transport::Raw };
-    let of_port: Vec<_> = for_port(listener, port).collect();
-    let named = of_port.iter().any(|it| it.matches.transport == Some(transport));
+    let of_name = for_server_name(for_port(listener, port).collect(), detected);
+    let named = of_name.iter().any(|it| it.matches.transport == Some(transport));
     let of_transport = || {
-        of_port
+        of_name
             .iter()
             .copied()
             .filter(|it| it.matches.transport == Some(transport) || (!named && it.matches.transport.is_none()))
@@ -227,6 +230,25 @@ pub fn chain<'a>(listener: &'a Listener, port: u16, detected: &Detected) -> Opti
         .find(|it| speaks(&it.matches, detected))
         .or_else(|| of_transport().find(|it| it.matches.application_protocols.is_empty()))
         .or_else(|| listener.default_chain.as_ref().filter(|_| !names(listener, port)))
+}
+
+/// The chains that name the server best, or else those that name none.
+fn for_server_name<'a>(mut chains: Vec<&'a FilterChain>, detected: &Detected) -> Vec<&'a FilterChain> {
+    if chains.iter().all(|it| it.matches.server_names.is_empty()) {
+        return chains;
+    }
+    let asked = match detected {
+        Detected::Tls(hello) => hello.server_name.as_deref().map(str::to_ascii_lowercase),
+        _ => None,
+    };
+    let fits = |it: &FilterChain| match (it.matches.server_names.as_slice(), &asked) {
+        ([], _) => Some(0),
+        (names, Some(asked)) => names.iter().filter_map(|name| name.fits(asked)).max(),
+        (_, None) => None,
+    };
+    let best = chains.iter().filter_map(|it| fits(it)).max();
+    chains.retain(|it| fits(it).is_some() && fits(it) == best);
+    chains
 }
 
 fn for_port(listener: &Listener, port: u16) -> impl Iterator<Item = &FilterChain> {

@@ -8,7 +8,7 @@ use mesh_common::names::{is_virtual, outbound_listener};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::config::{HttpManager, Listener, NetworkFilter, TcpProxy};
-use crate::detect::{self, Detected};
+use crate::detect::{self, Detected, Hello};
 use crate::error::{Error, Kind};
 use crate::listen::{self, Connections, Context, Direction, Downstream, Phase};
 use crate::snapshot::Found;
@@ -94,13 +94,22 @@ async fn pick(
     } else {
         Detected::Raw
     };
-    let chain = detect::chain(listener, port, &detected)
-        .ok_or_else(|| Error::because(Kind::NoRoute, "no filter chain for what the client speaks"))?;
+    let chain = detect::chain(listener, port, &detected).ok_or_else(|| no_chain(&detected))?;
     downstream.alpn = detected.plaintext_protocol().map(<[u8]>::to_vec);
     Ok(match &chain.filter {
         NetworkFilter::Http(manager) => Path::Http(manager.clone()),
         NetworkFilter::Tcp(filter) => Path::Tcp(filter.clone()),
     })
+}
+
+fn no_chain(detected: &Detected) -> Error {
+    match detected {
+        Detected::Tls(Hello { server_name: Some(name), .. }) => {
+            Error::because(Kind::NoRoute, format_args!("no route for TLS with the server name {name}"))
+        }
+        Detected::Tls(_) => Error::because(Kind::NoRoute, "no route for TLS without a server name"),
+        _ => Error::because(Kind::NoRoute, "no filter chain for what the client speaks"),
+    }
 }
 
 /// A connection that was not redirected was made to the proxy itself; passing it on would come back here for ever.

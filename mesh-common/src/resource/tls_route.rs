@@ -7,7 +7,7 @@ use super::{BackendRef, NoFilter, ParentReference};
 pub struct TlsRouteSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parent_refs: Vec<ParentReference>,
-    /// Server names (SNI) that it is for.
+    /// Server names (SNI) that it is for, in lower case; `*.example.com` stands for all that end so.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hostnames: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

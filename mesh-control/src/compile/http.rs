@@ -73,13 +73,16 @@ pub(super) fn manager(routes: Routes, codec: CodecType, faults: bool) -> Filter 
     network("envoy.filters.network.http_connection_manager", any(manager))
 }
 
-/// Clusters with weights; weights of zero are left out.
+/// Clusters with weights; weights of zero are left out. With nothing left, streams are refused.
 pub(super) fn tcp_proxy(stat_prefix: &str, clusters: &[(String, u32)]) -> Filter {
-    let weighted = clusters.iter().filter(|(_, weight)| *weight > 0);
-    let specifier = match clusters {
+    let weighted: Vec<_> = clusters.iter().filter(|(_, weight)| *weight > 0).collect();
+    let specifier = match weighted.as_slice() {
+        // Envoy takes no empty list.
+        [] => ClusterSpecifier::Cluster(names::unresolved_cluster(stat_prefix)),
         [(name, _)] => ClusterSpecifier::Cluster(name.clone()),
         _ => ClusterSpecifier::WeightedClusters(WeightedCluster {
             clusters: weighted
+                .into_iter()
                 .map(|(name, weight)| ClusterWeight { name: name.clone(), weight: *weight, metadata_match: None })
                 .collect(),
         }),

@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::config::listener::v3::{
     ApiListener, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, listener_filter,
 };
 use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
+use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::CodecType;
 use envoy_types::pb::google::protobuf::Any;
 use mesh_common::names;
@@ -35,16 +36,15 @@ pub(super) fn listener(model: &Model, scope: &Scope, name: &str) -> Option<Liste
 }
 
 fn outbound(model: &Model, scope: &Scope, at: SocketAddr) -> Option<Listener> {
-    let (http, stream) = match model.destination(at.ip(), at.port())? {
+    let filters = match model.destination(at.ip(), at.port())? {
         Destination::Service(service, number) => {
             let (service, port) = model.port(service, *number)?;
             of_port(model, scope, service, port)
         }
         Destination::Workload { service, service_port, .. } => {
             let (service, port) = model.port(service, *service_port)?;
-            let routed = port.routes_for(&scope.namespace).http.is_some();
             // A headless service is called at its workloads' addresses, so that is where its routes are needed.
-            if service.headless && routed {
+            if service.headless && !port.routes_for(&scope.namespace).is_empty() {
                 of_port(model, scope, service, port)
             } else {
                 direct(scope, service, port, at)
@@ -58,47 +58,100 @@ fn outbound(model: &Model, scope: &Scope, at: SocketAddr) -> Option<Listener> {
         traffic_direction: TrafficDirection::Outbound as i32,
         ..Listener::default()
     };
-    Some(match (http, stream) {
-        (Some(http), Some(stream)) => Listener {
-            listener_filters: vec![inspector("envoy.filters.listener.http_inspector", any(HttpInspector::default()))],
-            listener_filters_timeout: duration(DETECTION),
-            continue_on_listener_filters_timeout: true,
-            filter_chains: vec![FilterChain {
-                filter_chain_match: Some(FilterChainMatch {
-                    application_protocols: vec!["http/1.1".to_owned(), "h2c".to_owned()],
-                    ..FilterChainMatch::default()
-                }),
-                ..chain("http", vec![http])
-            }],
-            default_filter_chain: Some(chain("tcp", stream)),
-            ..base
-        },
-        (Some(http), None) => Listener { filter_chains: vec![chain("http", vec![http])], ..base },
-        (None, stream) => Listener { filter_chains: vec![chain("tcp", stream?)], ..base },
-    })
+    Some(listening(base, filters))
 }
 
 /// The filters for HTTP and for byte streams, as far as the port may carry them.
-type Filters = (Option<Filter>, Option<Vec<Filter>>);
+#[derive(Default)]
+struct Filters {
+    http: Option<Filter>,
+    /// For streams of TLS with these server names.
+    tls: Vec<(Vec<String>, Vec<Filter>)>,
+    streams: Option<Vec<Filter>>,
+    /// Streams of TLS that ask for no name of those in `tls` are refused, instead of being like other streams.
+    only_named_tls: bool,
+}
+
+/// The listener with a chain for each of these filters.
+fn listening(base: Listener, filters: Filters) -> Listener {
+    let Filters { http, tls, streams, only_named_tls } = filters;
+    let plaintext = |matched: FilterChainMatch| match tls.is_empty() {
+        true => matched,
+        // Where TLS is told by its names, what it says it carries must not lead it to the chain for HTTP.
+        false => FilterChainMatch { transport_protocol: "raw_buffer".to_owned(), ..matched },
+    };
+    let of_http = |filter: Filter| {
+        let matched = FilterChainMatch {
+            application_protocols: vec!["http/1.1".to_owned(), "h2c".to_owned()],
+            ..FilterChainMatch::default()
+        };
+        FilterChain { filter_chain_match: Some(plaintext(matched)), ..chain("http", vec![filter]) }
+    };
+    let of_names = |(server_names, filters): &(Vec<String>, Vec<Filter>)| FilterChain {
+        filter_chain_match: Some(FilterChainMatch {
+            transport_protocol: "tls".to_owned(),
+            server_names: server_names.clone(),
+            ..FilterChainMatch::default()
+        }),
+        // Every name is in one chain only.
+        ..chain(&format!("tls:{}", server_names.first().map_or("", String::as_str)), filters.clone())
+    };
+    let tls_inspector =
+        (!tls.is_empty()).then(|| inspector("envoy.filters.listener.tls_inspector", any(TlsInspector::default())));
+    let named: Vec<FilterChain> = tls.iter().map(of_names).collect();
+    match (http, streams) {
+        (Some(http), None) => Listener { filter_chains: vec![chain("http", vec![http])], ..base },
+        (None, streams) if named.is_empty() => {
+            Listener { filter_chains: streams.map(|filters| chain("tcp", filters)).into_iter().collect(), ..base }
+        }
+        (http, streams) => {
+            let http_inspector = http
+                .is_some()
+                .then(|| inspector("envoy.filters.listener.http_inspector", any(HttpInspector::default())));
+            let streams = streams.map(|filters| chain("tcp", filters));
+            let (rest, default_filter_chain) = match streams {
+                Some(streams) if only_named_tls => {
+                    let matched = Some(plaintext(FilterChainMatch::default()));
+                    (Some(FilterChain { filter_chain_match: matched, ..streams }), None)
+                }
+                streams => (None, streams),
+            };
+            Listener {
+                listener_filters: tls_inspector.into_iter().chain(http_inspector).collect(),
+                listener_filters_timeout: duration(DETECTION),
+                continue_on_listener_filters_timeout: true,
+                filter_chains: named.into_iter().chain(http.map(of_http)).chain(rest).collect(),
+                default_filter_chain,
+                ..base
+            }
+        }
+    }
+}
 
 fn of_port(model: &Model, scope: &Scope, service: &Service, port: &Port) -> Filters {
     let name = names::service_port(&service.name.name, &service.name.namespace, port.number);
     let routes = port.routes_for(&scope.namespace);
     let http = || http::manager(Routes::Named(name.clone()), CodecType::Auto, true);
-    let stream = || {
-        let clusters = match &routes.tcp {
-            Some(backends) => backends.iter().map(|backend| (stream_cluster(model, backend), backend.weight)).collect(),
-            None if port.protocol == Protocol::Tcp => vec![(name.clone(), 1)],
-            None => vec![(names::tcp_cluster(&name), 1)],
-        };
+    let to = |backends: &[Backend]| {
+        let clusters: Vec<_> = backends.iter().map(|to| (stream_cluster(model, to), to.weight)).collect();
         streams(scope, port, &name, &clusters)
     };
+    let of_streams = || Filters {
+        tls: routes.tls.iter().map(|streams| (streams.server_names.clone(), to(&streams.backends))).collect(),
+        streams: Some(match &routes.tcp {
+            Some(backends) => to(backends),
+            None if port.protocol == Protocol::Tcp => streams(scope, port, &name, &[(name.clone(), 1)]),
+            None => streams(scope, port, &name, &[(names::tcp_cluster(&name), 1)]),
+        }),
+        only_named_tls: !routes.tls.is_empty() && routes.tcp.is_none(),
+        http: None,
+    };
     match port.protocol {
-        Protocol::Tcp => (None, Some(stream())),
+        Protocol::Tcp => of_streams(),
         // Only a TCPRoute is attached: that is what somebody knows of the port.
-        Protocol::Detect if routes.tcp.is_some() && routes.http.is_none() => (None, Some(stream())),
-        Protocol::Detect => (Some(http()), Some(stream())),
-        Protocol::Http | Protocol::Http2 | Protocol::Grpc => (Some(http()), None),
+        Protocol::Detect if routes.tcp.is_some() && routes.http.is_none() => of_streams(),
+        Protocol::Detect => Filters { http: Some(http()), ..of_streams() },
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc => Filters { http: Some(http()), ..Filters::default() },
     }
 }
 
@@ -109,10 +162,13 @@ fn direct(scope: &Scope, service: &Service, port: &Port, at: SocketAddr) -> Filt
         let config = route::to_cluster(scope, service, port, &cluster);
         http::manager(Routes::Inline(Box::new(config)), CodecType::Auto, true)
     };
+    let streams = |to: String| Some(streams(scope, port, &cluster, &[(to, 1)]));
     match port.protocol {
-        Protocol::Tcp => (None, Some(streams(scope, port, &cluster, &[(cluster.clone(), 1)]))),
-        Protocol::Detect => (Some(http()), Some(streams(scope, port, &cluster, &[(names::tcp_cluster(&cluster), 1)]))),
-        Protocol::Http | Protocol::Http2 | Protocol::Grpc => (Some(http()), None),
+        Protocol::Tcp => Filters { streams: streams(cluster.clone()), ..Filters::default() },
+        Protocol::Detect => {
+            Filters { http: Some(http()), streams: streams(names::tcp_cluster(&cluster)), ..Filters::default() }
+        }
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc => Filters { http: Some(http()), ..Filters::default() },
     }
 }
 
@@ -121,9 +177,12 @@ fn streams(scope: &Scope, port: &Port, stat_prefix: &str, clusters: &[(String, u
     fault.into_iter().chain([http::tcp_proxy(stat_prefix, clusters)]).collect()
 }
 
-/// The cluster of a TCPRoute's backend.
+/// The cluster of a TCPRoute's or TLSRoute's backend.
 fn stream_cluster(model: &Model, backend: &Backend) -> String {
     let name = names::service_port(&backend.service.name, &backend.service.namespace, backend.port);
+    if !backend.found {
+        return names::unresolved_cluster(&name);
+    }
     match model.port(&backend.service, backend.port) {
         Some((_, port)) if port.protocol != Protocol::Tcp => names::tcp_cluster(&name),
         _ => name,

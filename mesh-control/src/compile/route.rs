@@ -189,7 +189,10 @@ fn forward(scope: &Scope, to: &Forward, path: &PathMatch, base: RouteAction) -> 
 }
 
 fn clusters(backends: &[Backend]) -> ClusterSpecifier {
-    let name = |backend: &Backend| names::service_port(&backend.service.name, &backend.service.namespace, backend.port);
+    let name = |backend: &Backend| {
+        let name = names::service_port(&backend.service.name, &backend.service.namespace, backend.port);
+        if backend.found { name } else { names::unresolved_cluster(&name) }
+    };
     if let [backend] = backends
         && backend.request_headers == Default::default()
         && backend.response_headers == Default::default()

@@ -1,12 +1,13 @@
 //! Attaches route objects to service ports, and resolves their backends.
 
-use std::collections::btree_map::Entry;
+mod streams;
+
 use std::collections::{BTreeMap, HashMap};
 
 use mesh_common::resource::{
     BackendObjectReference, BackendRef, GrpcRoute, GrpcRouteFilter, GrpcRouteRule, HeaderFilter, HttpRoute,
     HttpRouteFilter, HttpRouteRule, Key, Kind, Metadata, ParentReference, PathModifierType, ReferenceGrant,
-    RequestMirrorFilter, TcpRoute, TlsRoute,
+    RequestMirrorFilter,
 };
 
 use super::fault::Faults;
@@ -14,6 +15,7 @@ use super::policy::Policies;
 use super::route::{Age, Precedence};
 use super::{
     Action, Backend, Condition, Forward, Mirror, Name, PathRewrite, Port, Protocol, Route, RouteMatch, Service, Status,
+    TlsStreams,
 };
 
 /// A service port, for callers of one namespace only if their routes are their own.
@@ -26,12 +28,14 @@ pub(super) struct Attacher<'a> {
     grants: &'a [&'a ReferenceGrant],
     pub statuses: &'a mut BTreeMap<Key, Status>,
     http: BTreeMap<Place, Vec<(Precedence, Key, Route)>>,
+    tls: BTreeMap<Place, Vec<(Key, TlsStreams)>>,
     tcp: BTreeMap<Place, Vec<Backend>>,
 }
 
 /// What was attached, by place.
 pub(super) struct Attached {
     pub http: BTreeMap<Place, Vec<Route>>,
+    pub tls: BTreeMap<Place, Vec<TlsStreams>>,
     pub tcp: BTreeMap<Place, Vec<Backend>>,
 }
 
@@ -53,7 +57,8 @@ impl<'a> Attacher<'a> {
         grants: &'a [&'a ReferenceGrant],
         statuses: &'a mut BTreeMap<Key, Status>,
     ) -> Self {
-        Self { services, policies, faults, grants, statuses, http: BTreeMap::new(), tcp: BTreeMap::new() }
+        let (http, tls, tcp) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { services, policies, faults, grants, statuses, http, tls, tcp }
     }
 
     pub fn http_route(&mut self, route: &HttpRoute) {
@@ -80,45 +85,6 @@ impl<'a> Attacher<'a> {
             self.attach_http(&key, parent, &rules, refs);
         }
         self.common(&key, &route.spec.parent_refs, &route.spec.hostnames);
-    }
-
-    /// Call with the oldest first.
-    pub fn tcp_route(&mut self, route: &TcpRoute) {
-        let key = key(Kind::TcpRoute, &route.metadata);
-        for parent in &route.spec.parent_refs {
-            let mut refs = Refs::new(self.services, self.grants, &key, parent);
-            refs.streams = true;
-            let backends: Vec<_> =
-                route.spec.rules.iter().take(1).flat_map(|rule| refs.backends(&rule.backend_refs, |_| None)).collect();
-            let accepted = match ports(self.services, &key, parent) {
-                Ok((service, ports)) => self.attach_tcp(&key, service, &ports, &backends),
-                Err(condition) => condition,
-            };
-            self.parent_status(&key, parent, vec![accepted, refs.condition()]);
-        }
-        self.common(&key, &route.spec.parent_refs, &[]);
-    }
-
-    /// What the proxy can't do yet is said, and changes nothing.
-    pub fn tls_route(&mut self, route: &TlsRoute) {
-        let key = key(Kind::TlsRoute, &route.metadata);
-        for parent in &route.spec.parent_refs {
-            let mut refs = Refs::new(self.services, self.grants, &key, parent);
-            refs.streams = true;
-            for rule in &route.spec.rules {
-                refs.backends(&rule.backend_refs, |_| None);
-            }
-            let accepted = match ports(self.services, &key, parent) {
-                Ok(_) => {
-                    let message =
-                        "streams are not told apart by their server name yet; a TCPRoute routes all of a port";
-                    Condition::not_accepted("UnsupportedValue", message)
-                }
-                Err(condition) => condition,
-            };
-            self.parent_status(&key, parent, vec![accepted, refs.condition()]);
-        }
-        self.common(&key, &route.spec.parent_refs, &[]);
     }
 
     fn attach_http(&mut self, key: &Key, parent: &ParentReference, rules: &[Rule], refs: Refs) {
@@ -165,29 +131,6 @@ impl<'a> Attacher<'a> {
         rule.matches.iter().map(route).collect()
     }
 
-    fn attach_tcp(&mut self, key: &Key, service: &Service, ports: &[&Port], backends: &[Backend]) -> Condition {
-        let mut free = 0;
-        let mut http = 0;
-        for port in ports {
-            if !matches!(port.protocol, Protocol::Tcp | Protocol::Detect) {
-                http += 1;
-                continue;
-            }
-            if let Entry::Vacant(entry) = self.tcp.entry(place(key, service, port)) {
-                entry.insert(backends.to_vec());
-                free += 1;
-            }
-        }
-        match (free, http == ports.len()) {
-            (0, true) => {
-                let message = format!("every port of {} that this names speaks HTTP; use an HTTPRoute", service.fqdn);
-                Condition::not_accepted("UnsupportedProtocol", message)
-            }
-            (0, false) => Condition::not_accepted("Conflicted", "an older TCPRoute has the same parent"),
-            _ => Condition::accepted(),
-        }
-    }
-
     fn parent_status(&mut self, key: &Key, parent: &ParentReference, conditions: Vec<Condition>) {
         self.statuses.entry(key.clone()).or_default().parents.push((parent.clone(), conditions));
     }
@@ -223,7 +166,10 @@ impl<'a> Attacher<'a> {
             }
             http.insert(place, routes.into_iter().map(|(_, _, route)| route).collect());
         }
-        Attached { http, tcp: self.tcp }
+        let only_streams = |(place, streams): (Place, Vec<(Key, TlsStreams)>)| {
+            (place, streams.into_iter().map(|(_, streams)| streams).collect())
+        };
+        Attached { http, tls: self.tls.into_iter().map(only_streams).collect(), tcp: self.tcp }
     }
 }
 
@@ -408,12 +354,13 @@ impl<'a> Refs<'a> {
                 format!("the backend {name} is in another namespace, and no ReferenceGrant there allows that");
             return Some(("RefNotPermitted", message));
         }
+        let fate = if self.streams { "streams to it are refused" } else { "requests for it are answered 500" };
         let Some(service) = self.services.get(name) else {
-            return Some(("BackendNotFound", format!("there is no Service {name}; requests for it are answered 500")));
+            return Some(("BackendNotFound", format!("there is no Service {name}; {fate}")));
         };
         let number = reference.port.unwrap_or_default();
         let Some(port) = service.ports.get(&number) else {
-            let message = format!("the Service {name} has no port {number}; requests for it are answered 500");
+            let message = format!("the Service {name} has no port {number}; {fate}");
             return Some(("BackendNotFound", message));
         };
         (!self.streams && port.protocol == Protocol::Tcp)

@@ -26,7 +26,7 @@ pub use address::Addresses;
 pub use condition::Condition;
 pub use fault::{Caller, CallerName, FaultKind, FaultRule};
 pub use policy::Policy;
-pub use route::{Action, Backend, Forward, Mirror, PathMatch, PathRewrite, Route, RouteMatch, Routes};
+pub use route::{Action, Backend, Forward, Mirror, PathMatch, PathRewrite, Route, RouteMatch, Routes, TlsStreams};
 pub use service::{Endpoint, Port, Protocol, Service};
 pub(crate) use workload::selectable_labels;
 pub use workload::{Workload, WorkloadPort};
@@ -133,8 +133,9 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
     sorted.tcp_routes.iter().for_each(|route| attacher.tcp_route(route));
     sorted.tls_routes.iter().for_each(|route| attacher.tls_route(route));
     let attached = attacher.finish();
-    let stream_backends = attached.tcp.values().flatten().filter(|b| b.found).map(|b| (b.service.clone(), b.port));
-    let stream_backends = stream_backends.collect();
+    let of_names = attached.tls.values().flatten().flat_map(|streams| &streams.backends);
+    let stream_backends = attached.tcp.values().flatten().chain(of_names).filter(|backend| backend.found);
+    let stream_backends = stream_backends.map(|backend| (backend.service.clone(), backend.port)).collect();
     place_routes(&mut services, attached);
 
     statuses.retain(|key, status| objects.contains_key(key) && *status != Status::default());
@@ -190,6 +191,9 @@ fn place_routes(services: &mut BTreeMap<Name, Service>, attached: Attached) {
     for (place, routes) in attached.http {
         let mut routes = Some(routes);
         port_routes(place, &mut |to| to.http = routes.take());
+    }
+    for (place, streams) in attached.tls {
+        port_routes(place, &mut |to| to.tls = streams.clone());
     }
     for (place, backends) in attached.tcp {
         port_routes(place, &mut |to| to.tcp = Some(backends.clone()));
@@ -290,7 +294,7 @@ impl Model {
         ports.filter_map(target).collect()
     }
 
-    /// Whether a TCPRoute sends byte streams to this port.
+    /// Whether a TCPRoute or TLSRoute sends byte streams to this port.
     pub fn takes_streams(&self, service: &Name, port: u16) -> bool {
         self.stream_backends.contains(&(service.clone(), port))
     }

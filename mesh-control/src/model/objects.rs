@@ -44,6 +44,7 @@ impl<'a> Sorted<'a> {
             }
         }
         sorted.tcp_routes.sort_by_cached_key(|route| Age::of(&route.metadata));
+        sorted.tls_routes.sort_by_cached_key(|route| Age::of(&route.metadata));
         sorted
     }
 

@@ -17,8 +17,26 @@ use super::{FaultRule, Name};
 pub struct Routes {
     /// In order: the first that matches decides. `None`: no object is attached, so requests go to the service itself.
     pub http: Option<Vec<Route>>,
+    /// Where streams of TLS go by their server name, those of the oldest object first; no name is in two of them. Empty: no
+    /// object is attached, so such streams are as others.
+    pub tls: Vec<TlsStreams>,
     /// Where byte streams go. `None`: to the service itself.
     pub tcp: Option<Vec<Backend>>,
+}
+
+impl Routes {
+    /// No object is attached.
+    pub fn is_empty(&self) -> bool {
+        self.http.is_none() && self.tls.is_empty() && self.tcp.is_none()
+    }
+}
+
+/// Streams of TLS that ask for one of these server names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsStreams {
+    /// In lower case; `*.example.com` stands for every name that ends so.
+    pub server_names: Vec<String>,
+    pub backends: Vec<Backend>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -80,7 +98,7 @@ pub struct Backend {
     pub service: Name,
     pub port: u16,
     pub weight: u32,
-    /// The service and the port exist. What is sent to one that doesn't is answered 500.
+    /// The service and the port exist, and the route may use them. Else what would go there fails.
     pub found: bool,
     pub request_headers: HeaderFilter,
     pub response_headers: HeaderFilter,

@@ -206,11 +206,50 @@ fn a_backend_of_another_namespace_needs_a_grant_there() {
     }
 }
 
+fn tls_route(name: &str, created: &str, parents: &str, hostnames: &str, backend: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: TLSRoute\nmetadata: {{name: {name}, creationTimestamp: '{created}'}}\nspec: {{parentRefs: [{parents}], hostnames: [{hostnames}], rules: [{{backendRefs: [{backend}]}}]}}\n---\n"
+    )
+}
+
 #[test]
-fn a_tls_route_says_that_it_has_no_effect() {
-    let text = entry("a", "db", "", "addresses: [10.0.0.1], ports: [{port: 5432, protocol: tcp}]")
-        + "apiVersion: gateway.networking.k8s.io/v1\nkind: TLSRoute\nmetadata: {name: r}\nspec: {parentRefs: [{group: '', kind: Service, name: db}], hostnames: [db.example], rules: [{backendRefs: [{name: gone, port: 1}]}]}\n";
-    assert_eq!(reasons(&model(&text), Kind::TlsRoute, "r"), ["UnsupportedValue", "BackendNotFound"]);
+fn a_server_name_belongs_to_the_oldest_tls_route() {
+    let db = "{group: '', kind: Service, name: db}";
+    let (old, new) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
+    let text =
+        entry("a", "db", "", "addresses: [10.0.0.1], ports: [{port: 5432, protocol: tcp}, {port: 80, protocol: http}]")
+            + &tls_route("young", new, db, "a.example.com, '*.example.com'", "{name: db, port: 5432}")
+            + &tls_route(
+                "old",
+                old,
+                &format!("{db}, {{group: '', kind: Service, name: db, port: 5432}}"),
+                "a.example.com, a.example.com",
+                "{name: gone, port: 1}",
+            )
+            + &tls_route("late", new, db, "a.example.com", "{name: db, port: 5432}")
+            + &tls_route(
+                "http",
+                new,
+                "{group: '', kind: Service, name: db, port: 80}",
+                "b.example.com",
+                "{name: db, port: 5432}",
+            );
+    let model = model(&text);
+    let routes = &model.service("default", "db").unwrap().ports[&5432].routes;
+    let names: Vec<_> = routes.tls.iter().map(|streams| streams.server_names.join(" ")).collect();
+    assert_eq!(names, ["a.example.com", "*.example.com"]);
+    assert!(!routes.tls[0].backends[0].found);
+    // Both parent references of the same route name the port; its backend is missing for both.
+    assert_eq!(reasons(&model, Kind::TlsRoute, "old"), ["BackendNotFound", "BackendNotFound"]);
+    let key = Key::new(Kind::TlsRoute, "default", "young");
+    let conditions: Vec<_> = model.conditions(&key).iter().map(|c| (c.condition_type, c.reason)).collect();
+    assert!(
+        conditions.contains(&("Accepted", "Accepted")) && conditions.contains(&("FullyApplied", "Conflicted")),
+        "{conditions:?}"
+    );
+    assert_eq!(reasons(&model, Kind::TlsRoute, "late"), ["Conflicted"]);
+    assert_eq!(reasons(&model, Kind::TlsRoute, "http"), ["UnsupportedProtocol"]);
+    assert!(model.service("default", "db").unwrap().ports[&80].routes.is_empty());
 }
 
 #[test]

@@ -25,8 +25,28 @@ pub struct FilterChain {
 pub struct ChainMatch {
     pub destination_port: Option<u16>,
     pub transport: Option<Transport>,
+    /// What the TLS client hello must ask for one of.
+    pub server_names: Vec<ServerName>,
     /// ALPN protocols of the TLS client hello, or for plaintext `http/1.1` or `h2c` as detected.
     pub application_protocols: Vec<String>,
+}
+
+/// A server name, or all that end alike; in lower case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerName {
+    Exact(String),
+    /// Begins with a dot.
+    Suffix(String),
+}
+
+impl ServerName {
+    /// How exactly it stands for `name`, which is in lower case; `None` if it does not.
+    pub fn fits(&self, name: &str) -> Option<usize> {
+        match self {
+            Self::Exact(exact) => (exact == name).then_some(usize::MAX),
+            Self::Suffix(suffix) => (name.len() > suffix.len() && name.ends_with(suffix)).then_some(suffix.len()),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::config::{DownstreamTls, NetworkFilter, TcpProxy, WeightedClusters};
+use crate::config::{DownstreamTls, NetworkFilter, ServerName, TcpProxy, WeightedClusters};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -206,7 +206,8 @@ fn listener(chains: &[Chain<'_>], default: Option<&str>) -> Listener {
     };
     let of = |(name, destination_port, transport, protocols): &Chain<'_>| {
         let application_protocols = protocols.iter().map(|it| (*it).to_owned()).collect();
-        chain(name, ChainMatch { destination_port: *destination_port, transport: *transport, application_protocols })
+        let (destination_port, transport) = (*destination_port, *transport);
+        chain(name, ChainMatch { destination_port, transport, application_protocols, ..ChainMatch::default() })
     };
     Listener {
         name: "l".into(),
@@ -277,4 +278,72 @@ fn unknown_outbound_ports_are_http_only_when_the_wire_says_so() {
     assert_eq!(chosen(&outbound, 80, &Detected::Raw).as_deref(), Some("tcp"));
     // HTTP inside the application's own TLS is not for us to read.
     assert_eq!(chosen(&outbound, 80, &tls(&[b"http/1.1"])).as_deref(), Some("tcp"));
+}
+
+/// The listener of a port with TLSRoutes: as the control plane makes it, `rest` being where what they are not for may go.
+fn routed(names: &[(&str, &[&str])], rest: &[Chain<'_>], default: Option<&str>) -> Listener {
+    let mut listener = listener(rest, default);
+    for (name, server_names) in names {
+        let mut made = self::listener(&[(name, None, Some(Transport::Tls), &[])], None).chains.remove(0);
+        let parse = |name: &&str| match name.strip_prefix('*') {
+            Some(suffix) => ServerName::Suffix(suffix.to_owned()),
+            None => ServerName::Exact((*name).to_owned()),
+        };
+        made.matches.server_names = server_names.iter().map(parse).collect();
+        listener.chains.insert(0, made);
+    }
+    listener
+}
+
+fn asking(server_name: &str) -> Detected {
+    Detected::Tls(Hello { alpn: vec![b"http/1.1".to_vec()], server_name: Some(server_name.to_owned()) })
+}
+
+#[test]
+fn the_longest_server_name_decides() {
+    let names: &[(&str, &[&str])] = &[
+        ("any", &["*.example.com"]),
+        ("deep", &["*.b.example.com"]),
+        ("exact", &["a.example.com", "a.b.example.com"]),
+    ];
+    let http: Chain<'_> = ("http", None, Some(Transport::Raw), &["http/1.1", "h2c"]);
+    let listener = routed(names, &[http, ("tcp", None, Some(Transport::Raw), &[])], None);
+    assert!(is_needed(&listener, 443));
+    for (asked, expected) in [
+        ("a.example.com", Some("exact")),
+        ("A.Example.COM", Some("exact")),
+        ("b.example.com", Some("any")),
+        ("x.b.example.com", Some("deep")),
+        ("a.b.example.com", Some("exact")),
+        ("x.y.example.com", Some("any")),
+        ("example.com", None),
+        ("aexample.com", None),
+        ("example.org", None),
+        ("", None),
+    ] {
+        assert_eq!(chosen(&listener, 443, &asking(asked)).as_deref(), expected, "{asked}");
+    }
+    assert_eq!(chosen(&listener, 443, &tls(&[b"http/1.1"])), None);
+    assert_eq!(chosen(&listener, 443, &Detected::Http1).as_deref(), Some("http"));
+    assert_eq!(chosen(&listener, 443, &Detected::Raw).as_deref(), Some("tcp"));
+}
+
+#[test]
+fn tls_without_a_route_is_as_other_streams_where_those_have_one() {
+    let http: Chain<'_> = ("http", None, Some(Transport::Raw), &["http/1.1", "h2c"]);
+    let listener = routed(&[("a", &["a.example.com"])], &[http], Some("tcp"));
+    assert_eq!(chosen(&listener, 443, &asking("a.example.com")).as_deref(), Some("a"));
+    assert_eq!(chosen(&listener, 443, &asking("b.example.com")).as_deref(), Some("tcp"));
+    assert_eq!(chosen(&listener, 443, &tls(&[b"http/1.1"])).as_deref(), Some("tcp"));
+    assert_eq!(chosen(&listener, 443, &Detected::Http1).as_deref(), Some("http"));
+}
+
+/// A server name never makes up for the transport or for the port: it can't lead around the policy of a port.
+#[test]
+fn a_server_name_opens_no_port() {
+    let mut listener = listener(&[("mesh", Some(9080), Some(Transport::Tls), &["mesh-h2"])], Some("rest"));
+    listener.chains[0].matches.server_names = vec![ServerName::Exact("a.example.com".into())];
+    assert_eq!(chosen(&listener, 9080, &asking("a.example.com")), None);
+    assert_eq!(chosen(&listener, 9080, &asking("b.example.com")), None);
+    assert_eq!(chosen(&listener, 9081, &asking("a.example.com")).as_deref(), Some("rest"));
 }

@@ -61,6 +61,7 @@ fn chain(transport: Transport, protocols: &[&str]) -> FilterChain {
             destination_port: Some(PORT),
             transport: Some(transport),
             application_protocols: protocols.iter().map(|it| (*it).to_owned()).collect(),
+            ..ChainMatch::default()
         },
         tls: (transport == Transport::Tls).then(|| DownstreamTls {
             require_client_certificate: true,

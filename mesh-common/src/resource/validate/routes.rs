@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::super::{
     BackendRef, GATEWAY_GROUP, GrpcFilterType, GrpcMethodMatch, GrpcRouteFilter, GrpcRouteSpec, HttpFilterType,
@@ -14,6 +15,7 @@ const MAX_MATCHES: usize = 64;
 const MAX_MATCHES_TOGETHER: usize = 128;
 const MAX_WEIGHT: u32 = 1_000_000;
 const MAX_ATTEMPTS: u32 = 100;
+const MAX_SERVER_NAMES: usize = 1024;
 
 pub(super) fn http(spec: &HttpRouteSpec, errors: &mut Errors) {
     parents(errors, &spec.parent_refs);
@@ -113,10 +115,24 @@ pub(super) fn tcp(spec: &TcpRouteSpec, errors: &mut Errors) {
 
 pub(super) fn tls(spec: &TlsRouteSpec, errors: &mut Errors) {
     parents(errors, &spec.parent_refs);
-    hostnames(errors, &spec.hostnames);
+    errors.add_if(spec.hostnames.is_empty(), "spec.hostnames", "a TLSRoute needs the server names that it is for");
+    at_most(errors, "spec.hostnames", spec.hostnames.len(), MAX_SERVER_NAMES);
+    for (i, name) in spec.hostnames.iter().enumerate() {
+        let path = format!("spec.hostnames[{i}]");
+        hostname(errors, &path, name, true);
+        // RFC 6066 section 3.
+        errors.add_if(name.parse::<IpAddr>().is_ok(), path, "a server name is never an IP address");
+    }
     rules(errors, spec.rules.iter().map(|r| (r.name.as_deref(), 0)));
+    errors.add_if(
+        spec.rules.len() != 1,
+        "spec.rules",
+        "a TLSRoute needs exactly one rule, as only `hostnames` tells its streams from others",
+    );
     for (i, rule) in spec.rules.iter().enumerate() {
-        backends(errors, &format!("spec.rules[{i}]"), &rule.backend_refs);
+        let path = format!("spec.rules[{i}]");
+        errors.add_if(rule.backend_refs.is_empty(), format!("{path}.backendRefs"), "a TLS rule needs a backend");
+        backends(errors, &path, &rule.backend_refs);
     }
 }
 

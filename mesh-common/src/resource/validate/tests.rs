@@ -142,3 +142,23 @@ fn positions_of_what_is_refused() {
         "r.yaml:9:14: HTTPRoute r: spec.rules[0].matches[0].path.value: a path begins with `/`"
     );
 }
+
+#[test]
+fn a_tls_route_names_servers_and_has_one_rule() {
+    let route = |hostnames: &str, rules: &str| {
+        paths(&format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: TLSRoute\nmetadata: {{name: r}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: s}}], hostnames: [{hostnames}], rules: [{rules}]}}"
+        ))
+    };
+    let rule = "{backendRefs: [{name: s, port: 443}]}";
+    assert_eq!(route("a.example.com, '*.example.com'", rule), [] as [&str; 0]);
+    assert_eq!(route("", rule), ["spec.hostnames"]);
+    for wrong in ["A.example.com", "'*'", "'*a.example.com'", "a.*.com", "10.0.0.1", "'fd00::1'", "'a.example.com:443'"]
+    {
+        assert!(route(wrong, rule).iter().all(|path| path == "spec.hostnames[0]"), "{wrong}");
+        assert!(!route(wrong, rule).is_empty(), "{wrong}");
+    }
+    assert_eq!(route("a", ""), ["spec.rules"]);
+    assert_eq!(route("a", &format!("{rule}, {rule}")), ["spec.rules"]);
+    assert_eq!(route("a", "{}"), ["spec.rules[0].backendRefs"]);
+}

@@ -35,6 +35,22 @@ spec:
   parentRefs: [{group: '', kind: Service, name: db}]
   rules: [{backendRefs: [{name: db, port: 5432, weight: 3}, {name: misc, port: 7000}]}]
 ---
+apiVersion: gateway.networking.k8s.io/v1
+kind: TLSRoute
+metadata: {name: t}
+spec:
+  parentRefs: [{group: '', kind: Service, name: misc}, {group: '', kind: Service, name: db}]
+  hostnames: [a.example.com, '*.example.com']
+  rules: [{backendRefs: [{name: db, port: 5432, weight: 3}, {name: misc, port: 7000}, {name: nobody, port: 1}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: TLSRoute
+metadata: {name: zero}
+spec:
+  parentRefs: [{group: '', kind: Service, name: misc}]
+  hostnames: [zero.example.org]
+  rules: [{backendRefs: [{name: db, port: 5432, weight: 0}]}]
+---
 apiVersion: meshctl.dev/v1alpha1
 kind: FaultInjection
 metadata: {name: f}

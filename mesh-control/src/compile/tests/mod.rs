@@ -5,6 +5,7 @@ mod inbound;
 mod outbound;
 mod precedence;
 mod rules;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -33,8 +33,8 @@ use super::{
     unsupported_type,
 };
 use crate::config::{
-    ChainMatch, Fault, FilterChain, HeaderMutation, HttpManager, Listener, NetworkFilter, RouteSource, TcpProxy,
-    Transport, WeightedCluster, WeightedClusters,
+    ChainMatch, Fault, FilterChain, HeaderMutation, HttpManager, Listener, NetworkFilter, RouteSource, ServerName,
+    TcpProxy, Transport, WeightedCluster, WeightedClusters,
 };
 
 /// Envoy's defaults.
@@ -85,7 +85,6 @@ fn chain_match(pb: FilterChainMatch) -> Decoded<ChainMatch> {
     unless(pb.source_type != 0, "source_type", "is not supported")?;
     unless(!pb.source_prefix_ranges.is_empty(), "source_prefix_ranges", "is not supported")?;
     unless(!pb.source_ports.is_empty(), "source_ports", "is not supported")?;
-    unless(!pb.server_names.is_empty(), "server_names", "is not supported")?;
     let destination_port = match &pb.destination_port {
         None => None,
         Some(port) => match u16::try_from(port.value) {
@@ -99,7 +98,23 @@ fn chain_match(pb: FilterChainMatch) -> Decoded<ChainMatch> {
         "tls" => Some(Transport::Tls),
         other => return Err(Rejected::field("transport_protocol", format_args!("{other:?} is not supported"))),
     };
-    Ok(ChainMatch { destination_port, transport, application_protocols: pb.application_protocols })
+    let server_names = each("server_names", pb.server_names, server_name)?;
+    Ok(ChainMatch { destination_port, transport, server_names, application_protocols: pb.application_protocols })
+}
+
+/// `www.example.com`, or `*.example.com` for every name under it.
+fn server_name(name: String) -> Decoded<ServerName> {
+    let name = name.to_ascii_lowercase();
+    let rest = name.strip_prefix('*');
+    let bare = rest.unwrap_or(&name);
+    let partial = rest.is_some_and(|rest| !rest.starts_with('.') || rest.len() < 2);
+    if bare.is_empty() || bare.contains('*') || partial {
+        return Err(Rejected::new("must be a name, or a name after \"*.\""));
+    }
+    Ok(match rest {
+        Some(suffix) => ServerName::Suffix(suffix.to_owned()),
+        None => ServerName::Exact(name),
+    })
 }
 
 /// Faults, then one HTTP connection manager or TCP proxy.

@@ -621,3 +621,19 @@ proptest! {
         let _ = decode(Type::Routes, &table);
     }
 }
+
+#[test]
+fn server_names_are_whole_or_begin_with_a_wildcard() {
+    let named = |names: &[&str]| {
+        let mut listener = inbound();
+        let matched = listener.filter_chains[0].filter_chain_match.as_mut().unwrap();
+        matched.server_names = names.iter().map(|name| (*name).to_owned()).collect();
+        listener
+    };
+    let decoded = decoded!(Listener, named(&["WWW.example.com", "*.example.com"]));
+    let expected = [ServerName::Exact("www.example.com".into()), ServerName::Suffix(".example.com".into())];
+    assert_eq!(decoded.chains[0].matches.server_names, expected);
+    for wrong in ["", "*", "*.", "*w.example.com", "a.*.com"] {
+        assert!(refused(Type::Listener, named(&[wrong])).contains("server_names[0]"), "{wrong}");
+    }
+}
