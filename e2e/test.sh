@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Installs what the tests need (Debian and Ubuntu; elsewhere it says what is missing), then runs all of them:
 # formatting, lints, licences, unit tests, and the whole-system tests against real parts.
-# `bash e2e/test.sh STAGE...` runs only the named stages: format lint deny unit build system bench kubernetes.
+# `bash e2e/test.sh STAGE...` runs only the named stages: format lint deny unit build system bench kubernetes conformance.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(format lint deny unit build system bench kubernetes)
+[ ${#stages[@]} -gt 0 ] || stages=(format lint deny unit build system bench kubernetes conformance)
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 tools=$CARGO_TARGET_DIR/tools
@@ -54,7 +54,7 @@ P
 
 # What a local Kubernetes runs on, beside what is built for it.
 install_kubernetes() {
-  command -v go >/dev/null || fail "Go 1.24 or later is missing: see https://go.dev/dl, then run this again"
+  command -v go >/dev/null || fail "Go 1.26 or later is missing: see https://go.dev/dl, then run this again"
   [ "${E2E_CLUSTER:-local}" = local ] || return 0
   install_packages <<'P'
 etcd etcd-server
@@ -116,8 +116,12 @@ for name in "${stages[@]}"; do
       ;;
     kubernetes)
       stage install_kubernetes install_kubernetes
-      MESH_E2E_PROGRAMS=$CARGO_TARGET_DIR/release \
-        stage kubernetes cargo test -q --locked -p mesh-e2e --test kubernetes -- --nocapture
+      MESH_E2E_PROGRAMS=$programs stage kubernetes cargo test -q --locked -p mesh-e2e --test kubernetes -- --nocapture
+      ;;
+    conformance)
+      stage install_kubernetes install_kubernetes
+      stage install_conformance e2e/kubernetes/cluster build-conformance
+      MESH_E2E_PROGRAMS=$programs stage conformance e2e/kubernetes/conformance --check
       ;;
     *) fail "unknown stage $name" ;;
   esac

@@ -3,18 +3,23 @@
 kubernetes_version=1.34.4
 coredns_image=registry.k8s.io/coredns/coredns:e2e
 pause_image=registry.k8s.io/pause:3.10
+# What the pods of the conformance suite ask for.
+echo_image=registry.k8s.io/gateway-api/echo-advanced:v1.5.1
 
-# go_build NAME LDFLAGS: builds go/NAME into $tools/NAME, unless what is there came of the same sources.
+# go_build NAME LDFLAGS [COMMAND...]: runs COMMAND (`go build .` if none is given) in go/NAME so that it writes to
+# $tools/NAME, unless what is there came of the same sources.
 go_build() {
   local name=$1 flags=$2 source=$here/go/$1 stamp
+  shift 2
+  [ $# -gt 0 ] || set -- build .
   stamp=$(cat "$source"/* | sha256sum | cut -d' ' -f1)-$flags
-  [ -x "$tools/$name" ] && [ "$(cat "$tools/$name.stamp" 2>/dev/null)" = "$stamp" ] && return 0
-  command -v go >/dev/null || fail "Go 1.24 or later is missing: see https://go.dev/dl"
+  [ -e "$tools/$name" ] && [ "$(cat "$tools/$name.stamp" 2>/dev/null)" = "$stamp" ] && return 0
+  command -v go >/dev/null || fail "Go 1.26 or later is missing: see https://go.dev/dl"
   mkdir -p "$tools"
   local start=$SECONDS
   say "building $name (once)"
-  (cd "$source" && CGO_ENABLED=0 GOFLAGS="-buildvcs=false -mod=readonly" nice go build -trimpath -ldflags "-s -w $flags" -o "$tools/$name" .) ||
-    fail "cannot build $name"
+  (cd "$source" && CGO_ENABLED=0 GOFLAGS="-buildvcs=false -mod=readonly -trimpath" \
+    nice go "$1" -ldflags "-s -w $flags" -o "$tools/$name" "${@:2}") || fail "cannot build $name"
   echo "$stamp" >"$tools/$name.stamp"
   say "built $name in $((SECONDS - start)) s"
 }
@@ -30,4 +35,19 @@ build_all() {
   local image=$repository/deploy/images/mesh-image
   "$image" build --name "$pause_image" --out "$tools/pause.tar" --entrypoint /pause "$tools/pause:/pause" >/dev/null
   "$image" build --name "$coredns_image" --out "$tools/coredns.tar" --entrypoint /coredns "$tools/coredns:/coredns" >/dev/null
+}
+
+# What the conformance suite runs: itself, and the image of its pods.
+build_conformance() {
+  local echo=istio.io/istio/pkg/test/echo/cmd
+  go_build conformance "" test -c .
+  mkdir -p "$tools/echo"
+  go_build echo "" build "$echo/server" "$echo/client"
+  [ "$tools/echo.tar" -nt "$tools/echo.stamp" ] && return 0
+  # As public as the key in the image that this one stands for.
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj /CN=echo \
+    -addext subjectAltName=DNS:echo -keyout "$tools/echo/cert.key" -out "$tools/echo/cert.crt" 2>/dev/null
+  "$repository/deploy/images/mesh-image" build --name "$echo_image" --out "$tools/echo.tar" \
+    --entrypoint /usr/local/bin/server "$tools/echo/server:/usr/local/bin/server" \
+    "$tools/echo/client:/usr/local/bin/client" "$tools/echo/cert.crt:/cert.crt" "$tools/echo/cert.key:/cert.key" >/dev/null
 }
