@@ -27,9 +27,10 @@ Exit codes:
 
 /// Runs and inspects a service mesh
 ///
-/// meshctl talks to mesh-control over the unix socket in its data folder. Without --control (or MESH_CONTROL) it takes the
-/// first that answers of $MESH_DATA/control.sock, ~/.mesh/control.sock and ~/.mesh/demo/control.sock. The commands that
-/// install the mesh in Kubernetes take the cluster of the kubeconfig, as kubectl does.
+/// meshctl works on a mesh on this machine, over the unix socket in mesh-control's data folder, or on one in Kubernetes,
+/// through the API server and with the rights of the kubeconfig's user. --control (or MESH_CONTROL) names a socket,
+/// --context or --kubeconfig a cluster. Without any of these it takes the first that answers of $MESH_DATA/control.sock,
+/// ~/.mesh/control.sock and ~/.mesh/demo/control.sock, or else the kubeconfig's current context, as kubectl does.
 #[derive(Debug, Parser)]
 #[command(name = "meshctl", version, styles = STYLES, max_term_width = 110, after_long_help = EXIT_CODES)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
@@ -46,13 +47,13 @@ pub struct Global {
     /// The control plane's socket
     #[arg(long, global = true, env = "MESH_CONTROL", hide_env_values = true, value_name = "unix:PATH")]
     pub control: Option<ControlAddress>,
-    /// The context of the kubeconfig, for install, upgrade and uninstall
+    /// The context of the kubeconfig
     #[arg(long, global = true, value_name = "NAME", conflicts_with = "control")]
     pub context: Option<String>,
-    /// The kubeconfig file, for install, upgrade and uninstall
+    /// The kubeconfig file [default: $KUBECONFIG, or ~/.kube/config]
     #[arg(long, global = true, value_name = "FILE", conflicts_with = "control")]
     pub kubeconfig: Option<PathBuf>,
-    /// Namespace of the objects [default: default]
+    /// Namespace of the objects [default: that of the context, or default]
     #[arg(short, long, global = true, value_name = "NAME")]
     pub namespace: Option<String>,
     /// How results are written

@@ -1,19 +1,22 @@
-//! The connection to mesh-control: a unix socket, found by flag, environment or in the usual places.
+//! The connection to the control plane: a unix socket, found by flag, environment or in the usual places, or a cluster.
 
 use std::env;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use envoy_types::pb::envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient;
 use hyper_util::rt::TokioIo;
 use mesh_common::proto::control::mesh_client::MeshClient;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::failure::{Exit, Failure};
+use crate::kubernetes::{self, Access, Cluster};
 
 /// Answers hold whole configurations; the peer is trusted with this much of our memory.
-const MAX_MESSAGE: usize = 256 << 20;
+pub const MAX_MESSAGE: usize = 256 << 20;
 
 /// Where to look for the control plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +25,8 @@ pub enum Location {
     Given(ControlAddress),
     /// The usual places, in order.
     Search(Vec<PathBuf>),
+    /// The mesh of a Kubernetes cluster.
+    Cluster(Access),
 }
 
 /// `unix:PATH`, or just a path.
@@ -44,17 +49,23 @@ impl FromStr for ControlAddress {
 }
 
 impl Location {
-    pub fn new(given: Option<ControlAddress>) -> Self {
-        match given {
-            Some(address) => Self::Given(address),
-            None => Self::Search(usual_places(env::var_os("MESH_DATA"), env::var_os("HOME"))),
+    /// What the command line names; or else a control plane that answers on this machine; or else the kubeconfig's cluster.
+    pub async fn find(given: Option<ControlAddress>, access: &Access) -> Self {
+        if let Some(address) = given {
+            return Self::Given(address);
         }
-    }
-
-    fn candidates(&self) -> Vec<&Path> {
-        match self {
-            Self::Given(ControlAddress(path)) => vec![path],
-            Self::Search(paths) => paths.iter().map(PathBuf::as_path).collect(),
+        if access.is_given() {
+            return Self::Cluster(access.clone());
+        }
+        let places = usual_places(env::var_os("MESH_DATA"), env::var_os("HOME"));
+        for place in &places {
+            if UnixStream::connect(place).await.is_ok() {
+                return Self::Search(places);
+            }
+        }
+        match access.files().iter().any(|file| file.exists()) {
+            true => Self::Cluster(access.clone()),
+            false => Self::Search(places),
         }
     }
 }
@@ -67,25 +78,58 @@ fn usual_places(data: Option<std::ffi::OsString>, home: Option<std::ffi::OsStrin
     data.into_iter().chain(homes).collect()
 }
 
+/// gRPC over one connection that is there already: when it breaks, whatever uses it has failed.
+pub async fn channel_over<S>(stream: S) -> Result<Channel, tonic::transport::Error>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut stream = Some(stream);
+    let connector = tower::service_fn(move |_: Uri| {
+        let stream = stream.take().map(TokioIo::new);
+        async move { stream.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::BrokenPipe)) }
+    });
+    Endpoint::from_static("http://mesh-control").connect_with_connector(connector).await
+}
+
 /// A connected control plane. Clones share the connection.
 #[derive(Clone)]
 pub struct Control {
-    pub socket: PathBuf,
+    pub place: Place,
     channel: Channel,
+}
+
+#[derive(Clone)]
+pub enum Place {
+    Socket(PathBuf),
+    Cluster(Cluster),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(path) => path.display().fmt(f),
+            Self::Cluster(cluster) => write!(f, "the cluster {}", cluster.context),
+        }
+    }
 }
 
 impl Control {
     /// Connects to the first place that answers; the failure says what was tried and what came of it.
     pub async fn connect(location: &Location) -> Result<Self, Failure> {
         let mut tried = Vec::new();
-        for path in location.candidates() {
+        let candidates = match location {
+            Location::Cluster(access) => return Self::cluster(access.connect().await?).await,
+            Location::Given(ControlAddress(path)) => std::slice::from_ref(path),
+            Location::Search(paths) => paths,
+        };
+        for path in candidates {
             match UnixStream::connect(path).await {
                 Ok(_) => return Self::open(path).await,
                 Err(error) => tried.push(format!("  {}: {}", path.display(), reason(&error))),
             }
         }
         let message = match location {
-            Location::Given(_) => {
+            Location::Given(_) | Location::Cluster(_) => {
                 let why = tried.first().map(|line| line.trim_start()).unwrap_or_default();
                 format!("No control plane answers at {why}.")
             }
@@ -96,7 +140,8 @@ impl Control {
         };
         Err(Failure::with(Exit::Unreachable, message).hint(
             "Start one with `meshctl demo`, or with `mesh-control --mode standalone --data DIR` and then pass \
-             `--control unix:DIR/control.sock` (or set MESH_CONTROL).",
+             `--control unix:DIR/control.sock` (or set MESH_CONTROL). For a mesh in Kubernetes, pass --kubeconfig (or set \
+             KUBECONFIG).",
         ))
     }
 
@@ -112,7 +157,13 @@ impl Control {
             let message = format!("What listens at {} does not speak gRPC: {error}.", path.display());
             Failure::with(Exit::Unreachable, message).hint("Is it the control.sock of a mesh-control?")
         })?;
-        Ok(Self { socket: path.to_owned(), channel })
+        Ok(Self { place: Place::Socket(path.to_owned()), channel })
+    }
+
+    /// Nothing of the cluster is asked before the first request.
+    async fn cluster(cluster: Cluster) -> Result<Self, Failure> {
+        let channel = kubernetes::plane::open(cluster.clone()).await?;
+        Ok(Self { place: Place::Cluster(cluster), channel })
     }
 
     pub fn mesh(&self) -> MeshClient<Channel> {

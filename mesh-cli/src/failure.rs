@@ -20,6 +20,10 @@ pub enum Exit {
     Application(u8),
 }
 
+/// Metadata of a status that is a failure of this program itself, made behind the control plane's interface.
+const METADATA_EXIT: &str = "meshctl-exit";
+const METADATA_HINT: &str = "meshctl-hint-bin";
+
 impl Exit {
     pub fn code(self) -> u8 {
         match self {
@@ -32,6 +36,11 @@ impl Exit {
             Self::TimedOut => 6,
             Self::Application(code) => code,
         }
+    }
+
+    fn from_code(code: &str) -> Option<Self> {
+        let all = [Self::Failed, Self::Usage, Self::NotFound, Self::Refused, Self::Unreachable, Self::TimedOut];
+        all.into_iter().find(|exit| exit.code().to_string() == code)
     }
 }
 
@@ -118,6 +127,11 @@ impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
         use tonic::Code;
         let message = sentence(status.message());
+        let own = status.metadata().get(METADATA_EXIT).and_then(|code| Exit::from_code(code.to_str().ok()?));
+        if let Some(exit) = own {
+            let hint = status.metadata().get_bin(METADATA_HINT).and_then(|hint| hint.to_bytes().ok());
+            return Self { exit, message, hint: hint.map(|hint| String::from_utf8_lossy(&hint).into_owned()) };
+        }
         match status.code() {
             Code::NotFound => Self::not_found(message),
             Code::Aborted => Self::refused(message)
@@ -136,6 +150,21 @@ impl From<tonic::Status> for Failure {
             }
             code => Self::new(format!("mesh-control answered {code:?}: {message}")),
         }
+    }
+}
+
+/// Keeps the exit code and the hint for when it becomes a failure again.
+impl From<Failure> for tonic::Status {
+    fn from(failure: Failure) -> Self {
+        let mut status = Self::unknown(failure.message);
+        if let Ok(code) = failure.exit.code().to_string().parse() {
+            status.metadata_mut().insert(METADATA_EXIT, code);
+        }
+        if let Some(hint) = failure.hint {
+            let hint = tonic::metadata::MetadataValue::from_bytes(hint.as_bytes());
+            status.metadata_mut().insert_bin(METADATA_HINT, hint);
+        }
+        status
     }
 }
 
@@ -179,6 +208,14 @@ mod tests {
         assert_eq!(code(tonic::Code::Unavailable), 5);
         assert_eq!(code(tonic::Code::DeadlineExceeded), 6);
         assert_eq!(code(tonic::Code::Internal), 1);
+    }
+
+    #[test]
+    fn a_failure_comes_through_a_status_as_it_was() {
+        let failure = Failure::refused("It is owned by \"kubectl\".").hint("Take it \u{2013} over.");
+        let back = Failure::from(tonic::Status::from(failure));
+        assert_eq!((back.exit, back.message.as_str()), (Exit::Refused, "It is owned by \"kubectl\"."));
+        assert_eq!(back.hint.as_deref(), Some("Take it \u{2013} over."));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Proxies on this machine: their admin socket, in the control plane's data folder.
+//! A proxy itself, asked for what only it knows: on this machine over its admin socket in the control plane's data folder, in
+//! a cluster over its ready port, forwarded from its pod.
 
 use std::path::{Path, PathBuf};
 
@@ -6,12 +7,15 @@ use http::{Method, Request};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use mesh_common::names::kubernetes::CONTAINER_PROXY;
 use mesh_common::names::{ADMIN_SOCKET, port};
 use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 
-use crate::client::Control;
+use crate::client::{Control, Place};
 use crate::failure::{Failure, sentence};
+use crate::kubernetes::{Cluster, replicas};
 
 /// What a proxy says of itself.
 #[derive(Debug, Deserialize)]
@@ -20,25 +24,38 @@ pub struct State {
     pub certificate_expires: Option<String>,
 }
 
-/// A proxy that was started with `meshctl run` on this machine.
-#[derive(Clone, Debug)]
-pub struct LocalProxy {
+/// A mesh-proxy that can be reached.
+#[derive(Clone)]
+pub struct AdminProxy {
     id: String,
-    socket: PathBuf,
+    way: Way,
 }
 
-impl LocalProxy {
+#[derive(Clone)]
+enum Way {
+    Socket(PathBuf),
+    Pod { cluster: Cluster, namespace: String, name: String },
+}
+
+impl AdminProxy {
     /// `None`: it is somewhere else, or no mesh-proxy.
     pub fn find(control: &Control, id: &str) -> Option<Self> {
-        let data = control.socket.parent()?;
-        let (workload, _namespace) = id.split_once('.')?;
-        let socket = socket(data, workload);
-        socket.exists().then(|| Self { id: id.to_owned(), socket })
+        let (workload, namespace) = id.rsplit_once('.')?;
+        let way = match &control.place {
+            Place::Socket(path) => {
+                Way::Socket(Some(socket(path.parent()?, workload)).filter(|socket| socket.exists())?)
+            }
+            Place::Cluster(cluster) => {
+                let (cluster, namespace, name) = (cluster.clone(), namespace.to_owned(), workload.to_owned());
+                Way::Pod { cluster, namespace, name }
+            }
+        };
+        Some(Self { id: id.to_owned(), way })
     }
 
     /// The proxy of a workload that this program runs.
     pub fn of(data: &Path, workload: &str) -> Self {
-        Self { id: workload.to_owned(), socket: socket(data, workload) }
+        Self { id: workload.to_owned(), way: Way::Socket(socket(data, workload)) }
     }
 
     /// Takes its workload out of the mesh, and returns when no peer calls it any more.
@@ -58,11 +75,33 @@ impl LocalProxy {
     }
 
     async fn ask(&self, method: Method, path: &str) -> Result<String, Failure> {
-        let gone = |error: &dyn std::fmt::Display| {
-            Failure::new(format!("The proxy {} does not answer: {error}.", self.id))
-                .hint("See its log below the data folder, in logs/.")
+        match &self.way {
+            Way::Socket(socket) => {
+                let stream = UnixStream::connect(socket).await.map_err(|error| self.gone(&error))?;
+                self.ask_over(stream, method, path).await
+            }
+            Way::Pod { cluster, namespace, name } => {
+                let stream = replicas::forward(cluster, namespace, name, port::READY).await?;
+                self.ask_over(stream, method, path).await
+            }
+        }
+    }
+
+    fn gone(&self, error: &dyn std::fmt::Display) -> Failure {
+        let hint = match &self.way {
+            Way::Socket(_) => "See its log below the data folder, in logs/.".to_owned(),
+            Way::Pod { namespace, name, .. } => {
+                format!("See `kubectl -n {namespace} logs {name} -c {CONTAINER_PROXY}`.")
+            }
         };
-        let stream = UnixStream::connect(&self.socket).await.map_err(|e| gone(&e))?;
+        Failure::new(format!("The proxy {} does not answer: {error}.", self.id)).hint(hint)
+    }
+
+    async fn ask_over<S>(&self, stream: S, method: Method, path: &str) -> Result<String, Failure>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let gone = |error: &dyn std::fmt::Display| self.gone(error);
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| gone(&e))?;
         tokio::spawn(connection);
@@ -112,7 +151,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join(ADMIN_SOCKET);
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-        let proxy = LocalProxy { id: "web-1.default".into(), socket };
+        let proxy = AdminProxy { id: "web-1.default".into(), way: Way::Socket(socket) };
         let serve = async {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = [0; 1024];

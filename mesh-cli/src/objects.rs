@@ -64,7 +64,10 @@ pub fn read(text: &str) -> Result<Stored, Failure> {
         Failure::new(format!("The control plane sent an object that cannot be read: {error}"))
             .hint("It is probably newer than this meshctl; `meshctl version` shows both.")
     };
-    let object = Object::from_json(text).map_err(|e| newer(e.to_string()))?;
+    let (object, left_out) = Object::from_newer_json(text).map_err(|e| newer(e.to_string()))?;
+    if let Some(field) = left_out.first() {
+        return Err(newer(format!("{field} is not a field of a {}.", object.kind())));
+    }
     let json = serde_json::from_str(text).map_err(|e| newer(e.to_string()))?;
     Ok(Stored { object, json })
 }

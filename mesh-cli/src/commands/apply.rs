@@ -14,7 +14,9 @@ use crate::objects;
 
 /// Create or change objects from files
 ///
-/// Everything is read and checked before anything is sent, and the control plane takes all of it or nothing. Errors name
+/// Everything is read and checked before anything is sent, and the control plane takes all of it or nothing; in Kubernetes,
+/// where there are no transactions, the API server first tries all of it. There it is a server-side apply: fields that others
+/// have set are theirs. Errors name
 /// file, line, column and field.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -59,7 +61,7 @@ struct ReportedObject {
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
-    let objects = args.files.read(context.namespace.as_deref())?;
+    let objects = args.files.read(context)?;
     let control = context.connect().await?;
     let texts = objects.iter().map(|object| object.to_json().to_string()).collect();
     let request = ApplyRequest { objects: texts, dry_run: args.dry_run };
@@ -78,7 +80,11 @@ impl Files {
     }
 
     /// All objects of all files, in a namespace each.
-    pub fn read(&self, namespace: Option<&str>) -> Result<Vec<Object>, Failure> {
+    pub fn read(&self, context: &Context) -> Result<Vec<Object>, Failure> {
+        self.read_into(context.namespace.as_deref(), &context.default_namespace)
+    }
+
+    fn read_into(&self, namespace: Option<&str>, default: &str) -> Result<Vec<Object>, Failure> {
         let mut objects = Vec::new();
         let mut problems = Vec::new();
         for (name, text) in self.texts()? {
@@ -98,7 +104,7 @@ impl Files {
         if objects.is_empty() {
             return Err(Failure::refused("There is no object in what was given."));
         }
-        objects.iter_mut().try_for_each(|object| place(object, namespace))?;
+        objects.iter_mut().try_for_each(|object| place(object, namespace, default))?;
         Ok(objects)
     }
 
@@ -151,7 +157,7 @@ fn unreadable(name: &str, error: &std::io::Error) -> Failure {
 }
 
 /// Puts the object in the namespace of the command line, and refuses one that says it is elsewhere.
-fn place(object: &mut Object, namespace: Option<&str>) -> Result<(), Failure> {
+fn place(object: &mut Object, namespace: Option<&str>, default: &str) -> Result<(), Failure> {
     let own = object.metadata().namespace.clone();
     let mesh_wide = object.kind() == Kind::MeshConfig;
     match namespace {
@@ -162,7 +168,7 @@ fn place(object: &mut Object, namespace: Option<&str>) -> Result<(), Failure> {
             ))
             .hint("Leave out -n, or metadata.namespace."));
         }
-        _ => object.set_default_namespace(namespace.unwrap_or("default")),
+        _ => object.set_default_namespace(namespace.unwrap_or(default)),
     }
     Ok(())
 }
@@ -207,7 +213,7 @@ mod tests {
         for (name, text) in files {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        Files { filename: vec![folder.path().to_owned()] }.read(namespace)
+        Files { filename: vec![folder.path().to_owned()] }.read_into(namespace, "default")
     }
 
     #[test]
@@ -238,7 +244,7 @@ mod tests {
     #[test]
     fn what_is_not_there_is_said_to_be_missing() {
         let files = Files { filename: vec!["/nonexistent/x.yaml".into()] };
-        assert_eq!(files.read(None).unwrap_err().exit, Exit::NotFound);
+        assert_eq!(files.read_into(None, "default").unwrap_err().exit, Exit::NotFound);
         assert_eq!(read(&[], None).unwrap_err().exit, Exit::NotFound);
     }
 }

@@ -2,7 +2,7 @@
 
 use mesh_common::proto::control::{GetStatusRequest, ListProxiesRequest, finding};
 
-use crate::client::Control;
+use crate::client::{Control, Place};
 use crate::commands::Context;
 use crate::failure::{Exit, Failure};
 use crate::kubernetes::{self, Cluster};
@@ -37,6 +37,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
     let mut unreachable = None;
     if !args.host {
         match context.connect().await {
+            Ok(Control { place: Place::Cluster(cluster), .. }) => return in_cluster(context, &cluster).await,
             Ok(control) => found.extend(mesh(&control).await?),
             Err(failure) => {
                 let remedy = failure.hint.clone().unwrap_or_default();
@@ -51,6 +52,23 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
         (Some(exit), _) => Err(Failure::silent(exit)),
         (None, true) => Err(Failure::silent(Exit::Failed)),
         (None, false) => Ok(()),
+    }
+}
+
+/// What the API server has, and then what the replicas say: these may be what is wrong.
+async fn in_cluster(context: &Context, cluster: &Cluster) -> Result<(), Failure> {
+    let mut found = kubernetes::check::now(cluster).await?;
+    let asked = async { mesh(&context.connect().await?).await };
+    match asked.await {
+        Ok(more) => found.extend(more),
+        Err(failure) => {
+            found.push(Finding::error("control plane", failure.message, failure.hint.unwrap_or_default()));
+        }
+    }
+    report(context, &found)?;
+    match found.iter().any(|f| f.level == Level::Error) {
+        true => Err(Failure::silent(Exit::Failed)),
+        false => Ok(()),
     }
 }
 
@@ -81,10 +99,7 @@ async fn mesh(control: &Control) -> Result<Vec<Finding>, Failure> {
     let status = control.mesh().get_status(GetStatusRequest {}).await?.into_inner();
     let answer = format!(
         "version {} answers at {}, trust domain {}, revision {}",
-        status.version,
-        control.socket.display(),
-        status.trust_domain,
-        status.revision
+        status.version, control.place, status.trust_domain, status.revision
     );
     let mut found = vec![Finding::ok("control plane", answer)];
     if status.version != env!("CARGO_PKG_VERSION") {

@@ -40,7 +40,7 @@ pub struct Args {
 pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
     if !args.filename.is_empty() {
         let files = Files::new(args.filename.clone());
-        let keys = files.read(context.namespace.as_deref())?.iter().map(Object::key).collect();
+        let keys = files.read(context)?.iter().map(Object::key).collect();
         return delete(context, &context.connect().await?, keys, &args).await;
     }
     let keys = kinds::keys(&args.words, context.namespace())?;

@@ -41,11 +41,16 @@ pub struct Context {
 impl Context {
     async fn new(global: Global) -> Self {
         let access = Access { kubeconfig: global.kubeconfig, context: global.context };
+        let location = Location::find(global.control, &access).await;
+        let default_namespace = match &location {
+            Location::Cluster(access) => access.namespace(),
+            Location::Given(_) | Location::Search(_) => None,
+        };
         Self {
-            location: Location::new(global.control),
+            location,
             access,
             namespace: global.namespace,
-            default_namespace: DEFAULT_NAMESPACE.to_owned(),
+            default_namespace: default_namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
             out: Output::stdout(global.output),
         }
     }

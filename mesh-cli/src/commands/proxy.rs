@@ -11,7 +11,7 @@ use crate::client::Control;
 use crate::commands::Context;
 use crate::dump::{self, Part, Types};
 use crate::failure::Failure;
-use crate::local::{self, LocalProxy};
+use crate::local::{self, AdminProxy};
 use crate::output::Format;
 use crate::views::proxies;
 
@@ -79,7 +79,7 @@ struct Config {
 
 /// Change what a proxy logs
 ///
-/// For proxies that were started with `meshctl run` (or the demo) on this machine. The filter has the syntax of RUST_LOG: a
+/// For proxies in Kubernetes, and for those that were started with `meshctl run` (or the demo) on this machine. The filter has the syntax of RUST_LOG: a
 /// level (error, warn, info, debug, trace), or levels for parts of the program. It holds until the proxy ends.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -180,14 +180,14 @@ async fn log_level(context: &Context, args: &LogLevel) -> Result<(), Failure> {
     let control = context.connect().await?;
     let listed = control.mesh().list_proxies(ListProxiesRequest {}).await?.into_inner();
     let id = &find(&listed.proxies, &args.proxy, context.namespace())?.id;
-    let proxy = LocalProxy::find(&control, id).ok_or_else(|| local::elsewhere(id, "/logging?filter=FILTER"))?;
+    let proxy = AdminProxy::find(&control, id).ok_or_else(|| local::elsewhere(id, "/logging?filter=FILTER"))?;
     let said = proxy.set_log_filter(&args.filter).await?;
     context.out.line(&format!("{id} logs by {said}"))
 }
 
 /// A mesh-proxy makes its own key, so its certificate does not come with its configuration; it says itself what it has.
 async fn own_certificate(control: &Control, id: &str) -> Option<dump::Entry> {
-    let state = LocalProxy::find(control, id)?.state().await.ok()?;
+    let state = AdminProxy::find(control, id)?.state().await.ok()?;
     Some(dump::own_certificate(state.identity?, state.certificate_expires.unwrap_or_default()))
 }
 

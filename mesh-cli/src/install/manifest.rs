@@ -118,7 +118,7 @@ impl fmt::Display for Difference {
 }
 
 /// Without what the API server keeps for itself.
-fn plain(object: &DynamicObject) -> Value {
+pub fn plain(object: &DynamicObject) -> Value {
     let mut value = serde_json::to_value(object).unwrap_or_default();
     if let Some(map) = value.as_object_mut() {
         map.remove("status");

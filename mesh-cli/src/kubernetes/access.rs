@@ -27,6 +27,19 @@ impl Access {
         }
     }
 
+    /// Whether the user says that it is to be a cluster.
+    pub fn is_given(&self) -> bool {
+        *self != Self::default()
+    }
+
+    /// The namespace that the context says, if it can be read and says one.
+    pub fn namespace(&self) -> Option<String> {
+        let kubeconfig = self.read().ok()?;
+        let name = self.context.as_ref().or(kubeconfig.current_context.as_ref())?;
+        let context = kubeconfig.contexts.iter().find(|context| context.name == *name)?;
+        context.context.as_ref()?.namespace.clone().filter(|namespace| !namespace.is_empty())
+    }
+
     pub async fn connect(&self) -> Result<Cluster, Failure> {
         let kubeconfig = self.read().map_err(|error| self.unusable(&error))?;
         let context = self.context.clone().or_else(|| kubeconfig.current_context.clone()).unwrap_or_default();
@@ -131,6 +144,14 @@ contexts:
         let Err(failure) = access(folder.path(), Some("z")).connect().await else { panic!("connected to nothing") };
         assert_eq!(failure.exit, Exit::Unreachable);
         assert!(failure.message.contains("config cannot be used"), "{failure}");
+    }
+
+    #[test]
+    fn the_namespace_is_the_contexts() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(access(folder.path(), Some("a")).namespace().as_deref(), Some("shop"));
+        assert_eq!(access(folder.path(), None).namespace(), None);
+        assert_eq!(access(folder.path(), Some("z")).namespace(), None);
     }
 
     #[test]

@@ -3,6 +3,10 @@
 
 pub mod access;
 pub mod check;
+mod merge;
+mod objects;
+pub mod plane;
+pub mod replicas;
 pub mod resource;
 
 use kube::api::{Api, DynamicObject};

@@ -16,7 +16,7 @@ use std::str::FromStr;
 
 use mesh_common::names;
 
-use crate::client::{Control, Location};
+use crate::client::{Control, Location, Place};
 use crate::commands::Context;
 use crate::failure::{Exit, Failure};
 use sidecar::{Forward, Plan, Port, Sidecar};
@@ -131,7 +131,11 @@ pub async fn execute(context: &Context, args: Args) -> Result<(), Failure> {
 /// network.
 async fn data_folder(location: &Location) -> Result<PathBuf, Failure> {
     let control = Control::connect(location).await?;
-    let socket = control.socket.canonicalize().unwrap_or(control.socket);
+    let Place::Socket(socket) = control.place else {
+        return Err(Failure::usage("`meshctl run` is for a mesh on this machine; in Kubernetes, applications run in pods.")
+            .hint("Label the namespace mesh-injection=enabled, or use `meshctl inject`; for a mesh on this machine, --control."));
+    };
+    let socket = socket.canonicalize().unwrap_or(socket);
     Ok(socket.parent().map(PathBuf::from).unwrap_or_default())
 }
 

@@ -18,7 +18,7 @@ use tokio::process::Child;
 use super::dns;
 use super::programs;
 use crate::failure::{Exit, Failure};
-use crate::local::LocalProxy;
+use crate::local::AdminProxy;
 use crate::netns::{self, Lease, Who};
 
 /// How long a proxy may take to be ready: it needs its certificate and its first configuration.
@@ -99,7 +99,7 @@ pub struct Sidecar {
     pub log: PathBuf,
     lease: Lease,
     proxy: Child,
-    admin: LocalProxy,
+    admin: AdminProxy,
     state: PathBuf,
 }
 
@@ -114,7 +114,7 @@ impl Sidecar {
         intercept(&lease, &program).await?;
         let metrics = plan.metrics.local_addr()?;
         let proxy = spawn_proxy(&lease, &program, &plan, &log, &state)?;
-        let admin = LocalProxy::of(&plan.data, &plan.workload);
+        let admin = AdminProxy::of(&plan.data, &plan.workload);
         let mut sidecar = Self { metrics, log, lease, proxy, admin, state };
         sidecar.wait_until_ready().await?;
         Ok(sidecar)

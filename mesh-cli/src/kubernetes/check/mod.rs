@@ -19,7 +19,7 @@ const POLL: Duration = Duration::from_millis(500);
 pub async fn settled(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
     let deadline = Instant::now() + SETTLE;
     loop {
-        let found = run(cluster).await?;
+        let found = now(cluster).await?;
         if found.iter().all(|finding| finding.level != Level::Error) || Instant::now() > deadline {
             return Ok(found);
         }
@@ -27,7 +27,7 @@ pub async fn settled(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
     }
 }
 
-async fn run(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
+pub async fn now(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
     let mut found = control::definitions(cluster).await?;
     let Some(deployment) = control::deployment(cluster).await? else {
         found.push(Finding::error(

@@ -1,0 +1,108 @@
+//! What several replicas say, made into what one would say. Pure.
+
+use std::collections::BTreeSet;
+
+use mesh_common::proto::control::{Finding, GetStatusResponse, ServiceView, WaitProgress};
+
+/// Every replica sees all services; each knows only of its own proxies whether they are connected.
+pub fn services(mut answers: Vec<Vec<ServiceView>>) -> Vec<ServiceView> {
+    let Some(mut merged) = answers.pop() else { return Vec::new() };
+    let connected: BTreeSet<(String, String)> = answers
+        .into_iter()
+        .flatten()
+        .flat_map(|s| s.workloads.into_iter().map(move |w| (s.namespace.clone(), w)))
+        .filter(|(_, workload)| workload.connected)
+        .map(|(namespace, workload)| (namespace, workload.name))
+        .collect();
+    for service in &mut merged {
+        for workload in &mut service.workloads {
+            workload.connected |= connected.contains(&(service.namespace.clone(), workload.name.clone()));
+        }
+    }
+    merged
+}
+
+/// How far all of them are, from how far each is; `None`: it has not said yet.
+pub fn progress(each: &[Option<WaitProgress>]) -> WaitProgress {
+    let mut merged = WaitProgress { done: true, ..WaitProgress::default() };
+    for progress in each {
+        let Some(progress) = progress else {
+            merged.done = false;
+            continue;
+        };
+        merged.proxies += progress.proxies;
+        merged.synced += progress.synced;
+        merged.done &= progress.done;
+        merged.pending.extend(progress.pending.iter().cloned());
+        merged.rejected.extend(progress.rejected.iter().cloned());
+        merged.elapsed_ms = merged.elapsed_ms.max(progress.elapsed_ms);
+    }
+    merged
+}
+
+/// Findings that all of them have are told once, those of one alone with its name.
+pub fn status(answers: Vec<(String, GetStatusResponse)>) -> GetStatusResponse {
+    let all = answers.len();
+    let mut counted: Vec<(Finding, Vec<String>)> = Vec::new();
+    for (name, status) in &answers {
+        for finding in &status.findings {
+            match counted.iter_mut().find(|(known, _)| known == finding) {
+                Some((_, names)) => names.push(name.clone()),
+                None => counted.push((finding.clone(), vec![name.clone()])),
+            }
+        }
+    }
+    let mut findings: Vec<Finding> = counted
+        .into_iter()
+        .map(|(finding, names)| match names.len() == all {
+            true => finding,
+            false => Finding { subject: format!("{} ({})", finding.subject, names.join(", ")), ..finding },
+        })
+        .collect();
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
+    let first = answers.into_iter().next().map(|(_, status)| status).unwrap_or_default();
+    GetStatusResponse { findings, ..first }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_common::proto::control::WorkloadView;
+
+    use super::*;
+
+    #[test]
+    fn a_workload_is_connected_if_one_replica_says_so() {
+        let view = |connected: bool| {
+            let workload = WorkloadView { name: "web-1".into(), connected, ..WorkloadView::default() };
+            vec![ServiceView {
+                namespace: "shop".into(),
+                name: "web".into(),
+                workloads: vec![workload],
+                ..Default::default()
+            }]
+        };
+        assert!(services(vec![view(true), view(false)])[0].workloads[0].connected);
+        assert!(services(vec![view(false), view(true)])[0].workloads[0].connected);
+        assert!(!services(vec![view(false), view(false)])[0].workloads[0].connected);
+    }
+
+    #[test]
+    fn all_are_done_when_each_is() {
+        let of = |proxies: u32, synced: u32, elapsed_ms: u64| {
+            Some(WaitProgress { proxies, synced, done: proxies == synced, elapsed_ms, ..WaitProgress::default() })
+        };
+        let merged = progress(&[of(2, 2, 10), of(3, 3, 40)]);
+        assert_eq!((merged.proxies, merged.synced, merged.done, merged.elapsed_ms), (5, 5, true, 40));
+        assert!(!progress(&[of(2, 2, 10), of(3, 2, 40)]).done);
+        assert!(!progress(&[of(2, 2, 10), None]).done);
+    }
+
+    #[test]
+    fn what_one_replica_alone_finds_has_its_name() {
+        let finding = |subject: &str| Finding { subject: subject.into(), ..Finding::default() };
+        let of = |name: &str, findings| (name.to_owned(), GetStatusResponse { findings, ..Default::default() });
+        let merged = status(vec![of("a", vec![finding("root")]), of("b", vec![finding("root"), finding("proxy x")])]);
+        let subjects: Vec<&str> = merged.findings.iter().map(|f| f.subject.as_str()).collect();
+        assert_eq!(subjects, ["root", "proxy x (b)"]);
+    }
+}

@@ -1,0 +1,303 @@
+//! Objects of the mesh in the API server, in the form in which the standalone mesh gives them.
+
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PartialObjectMeta, Patch, PatchParams, PostParams};
+use mesh_common::proto::control::ObjectVersion;
+use mesh_common::resource::{Key, Kind, Object};
+use serde_json::Value;
+
+use super::{Cluster, resource};
+use crate::failure::Failure;
+use crate::install::FIELD_MANAGER;
+use crate::install::manifest::{Outcome, plain};
+
+/// Objects of one answer of the API server.
+const PAGE: u32 = 500;
+
+/// What became of an object, and its version now.
+pub struct Taken {
+    pub outcome: Outcome,
+    pub version: ObjectVersion,
+}
+
+/// Why an object was not taken.
+pub enum Refused {
+    /// It has another version by now.
+    Conflict(String),
+    Failed(Failure),
+}
+
+impl<E: Into<Failure>> From<E> for Refused {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Those of a kind (or of all), in a namespace (or in all), with a name (or with any): as JSON that the mesh's own types have
+/// room for, with the status. What cannot be read is told, beside the rest.
+pub async fn list(
+    cluster: &Cluster,
+    kind: Option<Kind>,
+    namespace: &str,
+    name: &str,
+) -> Result<(Vec<Value>, Vec<String>), Failure> {
+    let (mut found, mut unreadable) = (Vec::new(), Vec::new());
+    for each in Kind::ALL.into_iter().filter(|each| kind.is_none_or(|kind| kind == *each)) {
+        let api = cluster.dynamic(&resource::of_kind(each), Some(namespace).filter(|n| !n.is_empty()));
+        let listed = match pages(&api, name).await {
+            Ok(listed) => listed,
+            Err(kube::Error::Api(status)) if status.code == 404 && kind.is_none() => continue,
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                return Err(Failure::not_found(format!("This cluster does not know the kind {each}."))
+                    .hint("`meshctl install` brings the kinds of the mesh; `meshctl check` tells what is missing."));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for object in listed {
+            match readable(each, &object) {
+                Ok(json) => found.extend(json),
+                Err(problem) => unreadable.push(problem),
+            }
+        }
+    }
+    Ok((found, unreadable))
+}
+
+async fn pages(api: &Api<DynamicObject>, name: &str) -> kube::Result<Vec<DynamicObject>> {
+    let mut params = ListParams::default().limit(PAGE);
+    if !name.is_empty() {
+        params = params.fields(&format!("metadata.name={name}"));
+    }
+    let mut found = Vec::new();
+    loop {
+        let page = api.list(&params).await?;
+        found.extend(page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(found),
+        }
+    }
+}
+
+/// Nothing for a Service that is a name in DNS only; ports that are not TCP are not the mesh's.
+fn readable(kind: Kind, live: &DynamicObject) -> Result<Option<Value>, String> {
+    let (object, _) = typed(kind, live)?;
+    let Some(object) = object else { return Ok(None) };
+    let mut json = object.to_json();
+    if let Some(status) = live.data.get("status").filter(|_| kind != Kind::Service) {
+        json["status"] = status.clone();
+    }
+    Ok(Some(json))
+}
+
+/// With the paths of fields that our types do not have.
+fn typed(kind: Kind, live: &DynamicObject) -> Result<(Option<Object>, Vec<String>), String> {
+    let problem = |error: &dyn std::fmt::Display| {
+        let metadata = &live.metadata;
+        let place = metadata.namespace.as_deref().unwrap_or_default();
+        format!("{kind} {place}/{}: {error}", metadata.name.as_deref().unwrap_or_default())
+    };
+    let mut json = serde_json::to_value(live).map_err(|error| problem(&error))?;
+    json["apiVersion"] = kind.api_version().into();
+    json["kind"] = kind.as_str().into();
+    if kind == Kind::Service {
+        if json.pointer("/spec/type").and_then(Value::as_str) == Some("ExternalName") {
+            return Ok((None, Vec::new()));
+        }
+        if let Some(ports) = json.pointer_mut("/spec/ports").and_then(Value::as_array_mut) {
+            ports.retain(|port| port.get("protocol").is_none_or(|protocol| protocol == "TCP"));
+        }
+    }
+    let (object, left_out) = Object::from_newer_json(&json.to_string()).map_err(|error| problem(&error))?;
+    Ok((Some(object), left_out))
+}
+
+/// Creates or changes one object as its user, by server-side apply; or, if it says which version of it was changed, in the
+/// place of that version.
+pub async fn write(cluster: &Cluster, object: &Object, dry_run: bool) -> Result<Taken, Refused> {
+    let key = object.key();
+    let resource = resource::of_kind(key.kind);
+    let api = cluster.dynamic(&resource, Some(&key.namespace));
+    let before = api.get_opt(&key.name).await?;
+    let mut json = object.to_json();
+    json["apiVersion"] = resource.api_version.clone().into();
+    let after = match (&object.metadata().resource_version, &before) {
+        (Some(version), Some(before)) => {
+            if before.metadata.resource_version.as_ref() != Some(version) {
+                return Err(Refused::Conflict(format!("{key} was changed meanwhile")));
+            }
+            let params = PostParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()) };
+            let replaced = api.replace(&key.name, &params, &with_changes(before, object)?).await;
+            replaced.map_err(|error| conflict(&key, error))?
+        }
+        (Some(_), None) => return Err(Refused::Conflict(format!("{key} was deleted meanwhile"))),
+        (None, _) => {
+            if let Some(metadata) = json["metadata"].as_object_mut() {
+                for field in ["generation", "creationTimestamp", "uid"] {
+                    metadata.remove(field);
+                }
+            }
+            let params = PatchParams { dry_run, ..PatchParams::apply(FIELD_MANAGER) };
+            let applied = api.patch(&key.name, &params, &Patch::Apply(&json)).await;
+            applied.map_err(|error| not_ours(&key, error))?
+        }
+    };
+    let outcome = match &before {
+        None => Outcome::Created,
+        Some(before) if plain(before) == plain(&after) => Outcome::Unchanged,
+        Some(_) => Outcome::Configured,
+    };
+    let resource_version = after.metadata.resource_version.unwrap_or_default();
+    Ok(Taken { outcome, version: version(&key, resource_version) })
+}
+
+/// The live object with what we know of it changed. Fields that we do not know would be lost, so then it is not touched.
+fn with_changes(live: &DynamicObject, object: &Object) -> Result<DynamicObject, Failure> {
+    let (_, left_out) = typed(object.kind(), live).map_err(Failure::refused)?;
+    if !left_out.is_empty() {
+        let message = format!("{} has fields that meshctl does not know: {}.", object.key(), left_out.join(", "));
+        return Err(Failure::refused(message).hint("Change it with `kubectl edit`, which keeps them."));
+    }
+    let mut changed = live.clone();
+    changed.metadata.labels = Some(object.metadata().labels.clone());
+    changed.metadata.annotations = Some(object.metadata().annotations.clone());
+    changed.data["spec"] = object.to_json()["spec"].clone();
+    Ok(changed)
+}
+
+fn conflict(key: &Key, error: kube::Error) -> Refused {
+    match error {
+        kube::Error::Api(status) if status.code == 409 => Refused::Conflict(format!("{key} was changed meanwhile")),
+        error => named(key, error.into()).into(),
+    }
+}
+
+/// Server-side apply takes no field from whoever else has set it.
+fn not_ours(key: &Key, error: kube::Error) -> Failure {
+    let owned = matches!(&error, kube::Error::Api(status) if status.code == 409);
+    let failure = named(key, error.into());
+    match owned {
+        true => failure.hint(
+            "Change these fields with the program that owns them, or `meshctl edit` the object; \
+             `kubectl apply --server-side --force-conflicts` takes them over.",
+        ),
+        false => failure,
+    }
+}
+
+fn named(key: &Key, failure: Failure) -> Failure {
+    Failure { message: format!("{key}: {}", failure.message), ..failure }
+}
+
+/// Deletes those that are there; fails before it touches anything if one is missing and that is not meant.
+pub async fn delete(cluster: &Cluster, keys: &[Key], ignore_missing: bool) -> Result<Vec<Key>, Failure> {
+    let api = |key: &Key| cluster.dynamic(&resource::of_kind(key.kind), Some(&key.namespace));
+    let mut there = Vec::new();
+    for key in keys {
+        match api(key).get_metadata_opt(&key.name).await.map_err(|error| named(key, error.into()))? {
+            Some(_) => there.push(key.clone()),
+            None if ignore_missing => {}
+            None => return Err(Failure::not_found(format!("{key} does not exist; nothing was deleted."))),
+        }
+    }
+    for key in &there {
+        api(key).delete(&key.name, &DeleteParams::default()).await.map_err(|error| named(key, error.into()))?;
+    }
+    Ok(there)
+}
+
+/// The newest version that the API server has of a kind.
+pub async fn newest(cluster: &Cluster, kind: Kind) -> Result<u64, Failure> {
+    let list = cluster.dynamic(&resource::of_kind(kind), None).list_metadata(&ListParams::default().limit(1)).await?;
+    Ok(number(&list.metadata.resource_version.unwrap_or_default()))
+}
+
+/// The versions of all objects of the mesh, as they are now.
+pub async fn versions(cluster: &Cluster) -> Result<Vec<ObjectVersion>, Failure> {
+    let mut found = Vec::new();
+    for kind in Kind::ALL {
+        match cluster.dynamic(&resource::of_kind(kind), None).list_metadata(&ListParams::default()).await {
+            Ok(list) => found.extend(list.items.into_iter().map(|object| of_metadata(kind, object))),
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(found)
+}
+
+fn of_metadata(kind: Kind, object: PartialObjectMeta<DynamicObject>) -> ObjectVersion {
+    let metadata = object.metadata;
+    let key = Key::new(kind, &metadata.namespace.unwrap_or_default(), &metadata.name.unwrap_or_default());
+    version(&key, metadata.resource_version.unwrap_or_default())
+}
+
+/// Without a version: it is gone.
+pub fn version(key: &Key, resource_version: String) -> ObjectVersion {
+    let Key { kind, namespace, name } = key.clone();
+    ObjectVersion { kind: kind.as_str().to_owned(), namespace, name, resource_version }
+}
+
+/// The API server's versions are numbers of one sequence.
+pub fn number(version: &str) -> u64 {
+    version.parse().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn live(json: Value) -> DynamicObject {
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn route(extra: Value) -> DynamicObject {
+        let mut json = json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": {"name": "r", "namespace": "shop", "resourceVersion": "7", "managedFields": [{"manager": "kubectl"}],
+                         "finalizers": ["example.com/keep"]},
+            "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "web"}], "rules": [{}]},
+            "status": {"parents": []},
+        });
+        json["spec"]["rules"][0] = extra;
+        live(json)
+    }
+
+    #[test]
+    fn a_route_is_read_with_its_status_and_without_what_is_the_api_servers() {
+        let json = readable(Kind::HttpRoute, &route(json!({"novel": 1}))).unwrap().unwrap();
+        assert_eq!((&json["status"], &json["metadata"]["resourceVersion"]), (&json!({"parents": []}), &json!("7")));
+        assert!(json["metadata"].get("managedFields").is_none() && json["spec"]["rules"][0].get("novel").is_none());
+        assert!(crate::objects::read(&json.to_string()).is_ok());
+    }
+
+    #[test]
+    fn a_change_keeps_what_it_is_not_about_and_loses_nothing_unknown() {
+        let before = route(json!({}));
+        let (Some(object), _) = typed(Kind::HttpRoute, &before).unwrap() else { panic!() };
+        let Object::HttpRoute(mut changed) = object.clone() else { panic!() };
+        changed.spec.rules.clear();
+        let after = with_changes(&before, &Object::HttpRoute(changed)).unwrap();
+        assert_eq!(after.metadata.finalizers, before.metadata.finalizers);
+        assert_eq!(after.data["status"], before.data["status"]);
+        assert_ne!(after.data["spec"], before.data["spec"]);
+        let failure = with_changes(&route(json!({"novel": 1})), &object).unwrap_err();
+        assert!(failure.message.contains("spec.rules[0].novel"), "{failure}");
+    }
+
+    #[test]
+    fn services_of_all_kinds_can_be_read() {
+        let service = |spec: Value| {
+            let json = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "namespace": "shop"},
+                "spec": spec, "status": {"loadBalancer": {}}});
+            readable(Kind::Service, &live(json)).unwrap()
+        };
+        let dns = json!({"type": "ClusterIP", "clusterIP": "10.96.0.10", "sessionAffinity": "None", "ports": [
+            {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
+            {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53, "nodePort": 30053}]});
+        let read = service(dns).unwrap();
+        assert_eq!(read["spec"]["ports"].as_array().unwrap().len(), 1);
+        assert!(read.get("status").is_none());
+        assert_eq!(service(json!({"type": "ExternalName", "externalName": "db.example.com"})), None);
+    }
+}
