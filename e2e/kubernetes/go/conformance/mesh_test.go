@@ -2,10 +2,12 @@
 // KUBECONFIG: everything that it has for meshes, with the suite's own timeouts.
 //
 // A test that passes proves little by itself: some pass without any mesh. So a test counts here only if it ran, passed,
-// and the proxies of the pods counted requests meanwhile, by each of the routes that the test brought.
+// and the proxies of the pods counted requests meanwhile, some for each of the routes that the test brought, and none that
+// reached a Service's workload in plain text.
 package conformance
 
 import (
+	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -14,6 +16,7 @@ import (
 	"strings"
 	"testing"
 
+	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	corev1 "k8s.io/api/core/v1"
@@ -59,7 +62,7 @@ func TestMesh(t *testing.T) {
 		Version:      *version,
 		Contact:      []string{"https://meshctl.dev/docs"},
 	}
-	seen := &observer{clients: options.Clientset, counted: map[string]float64{}}
+	seen := &observer{clients: options.Clientset, counted: map[traffic]float64{}}
 	options.Hook = seen.after
 	t.Run("suite", func(t *testing.T) { conformance.RunConformanceWithOptions(t, options) })
 	seen.judge(t)
@@ -68,9 +71,17 @@ func TestMesh(t *testing.T) {
 // observer keeps what became of each mesh test.
 type observer struct {
 	clients clientset.Interface
-	// Requests by route, as the callers' proxies have counted them up to the last test.
-	counted map[string]float64
+	// What the callers' proxies have counted up to the last test.
+	counted map[traffic]float64
 	results []result
+}
+
+// traffic is what is told apart of requests.
+type traffic struct {
+	// As the mesh names it: kind/namespace/name/rule.
+	route string
+	// It reached a workload of a Service, and was not encrypted on the way.
+	plain bool
 }
 
 type result struct {
@@ -87,7 +98,7 @@ func (o *observer) after(t *testing.T, test suite.ConformanceTest, _ *suite.Conf
 	}
 	result := result{test: test}
 	defer func() { o.results = append(o.results, result) }()
-	counted, err := requestsByRoute(o.clients)
+	counted, err := count(o.clients)
 	if err != nil {
 		result.problem = fmt.Sprintf("no counters: %v", err)
 		return
@@ -97,12 +108,15 @@ func (o *observer) after(t *testing.T, test suite.ConformanceTest, _ *suite.Conf
 		result.problem = fmt.Sprintf("no routes: %v", err)
 		return
 	}
-	for route, requests := range counted {
-		more := requests - o.counted[route]
+	var plain float64
+	for of, requests := range counted {
+		more := requests - o.counted[of]
 		result.requests += more
+		if of.plain {
+			plain += more
+		}
 		if more > 0 {
-			// A route is labelled by kind, namespace and name, and then its rule.
-			missing = slices.DeleteFunc(missing, func(name string) bool { return strings.HasPrefix(route, name+"/") })
+			missing = slices.DeleteFunc(missing, func(name string) bool { return strings.HasPrefix(of.route, name+"/") })
 		}
 	}
 	o.counted = counted
@@ -115,6 +129,8 @@ func (o *observer) after(t *testing.T, test suite.ConformanceTest, _ *suite.Conf
 		result.problem = "no request went through a proxy"
 	case len(missing) > 0:
 		result.problem = "no request was decided by " + strings.Join(missing, ", ")
+	case plain > 0:
+		result.problem = fmt.Sprintf("%.0f requests were not encrypted", plain)
 	}
 }
 
@@ -169,7 +185,7 @@ func describe(test suite.ConformanceTest) (others, counted string) {
 	return strings.Join(names, ", "), counted
 }
 
-// routes returns what the test's manifests have, each as the proxies call it: kind/namespace/name.
+// routes returns what the test's manifests have, each as the proxies name it, without the rule.
 func routes(test suite.ConformanceTest) ([]string, error) {
 	var names []string
 	for _, path := range test.Manifests {
@@ -188,10 +204,10 @@ func routes(test suite.ConformanceTest) ([]string, error) {
 	return names, nil
 }
 
-// requestsByRoute sums what the proxies of all pods of the suite have counted for their own applications. A pod without
-// a proxy counts nothing.
-func requestsByRoute(clients clientset.Interface) (map[string]float64, error) {
-	sums := map[string]float64{}
+// count sums what the proxies of the suite's pods have counted for their own applications. A pod without a proxy counts
+// nothing.
+func count(clients clientset.Interface) (map[traffic]float64, error) {
+	sums := map[traffic]float64{}
 	for _, namespace := range []string{suite.MeshNamespace, suite.MeshConsumerNamespace} {
 		pods, err := clients.CoreV1().Pods(namespace).List(context.Background(), metav1.ListOptions{})
 		if err != nil {
@@ -201,28 +217,36 @@ func requestsByRoute(clients clientset.Interface) (map[string]float64, error) {
 			if !hasProxy(pod) {
 				continue
 			}
-			body, err := clients.CoreV1().Pods(namespace).
-				ProxyGet("http", pod.Name, "15090", "metrics", nil).DoRaw(context.Background())
+			metrics, err := scrape(clients, pod)
 			if err != nil {
 				return nil, fmt.Errorf("metrics of %s/%s: %w", namespace, pod.Name, err)
 			}
-			parser := expfmt.NewTextParser(model.UTF8Validation)
-			families, err := parser.TextToMetricFamilies(strings.NewReader(string(body)))
-			if err != nil {
-				return nil, fmt.Errorf("metrics of %s/%s: %w", namespace, pod.Name, err)
-			}
-			for _, metric := range families["mesh_requests_total"].GetMetric() {
+			for _, metric := range metrics["mesh_requests_total"].GetMetric() {
 				labels := map[string]string{}
 				for _, label := range metric.GetLabel() {
 					labels[label.GetName()] = label.GetValue()
 				}
-				if labels["direction"] == "outbound" {
-					sums[labels["route"]] += metric.GetCounter().GetValue()
+				if labels["direction"] != "outbound" {
+					continue
 				}
+				arrived := labels["destination_service"] != "passthrough" && labels["destination_workload"] != "unknown"
+				plain := arrived && labels["security"] != "mutual_tls"
+				sums[traffic{labels["route"], plain}] += metric.GetCounter().GetValue()
 			}
 		}
 	}
 	return sums, nil
+}
+
+// scrape goes through the API server, so that it works wherever the pods are.
+func scrape(clients clientset.Interface, pod corev1.Pod) (map[string]*dto.MetricFamily, error) {
+	proxy := clients.CoreV1().Pods(pod.Namespace).ProxyGet("http", pod.Name, "15090", "metrics", nil)
+	body, err := proxy.DoRaw(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	return parser.TextToMetricFamilies(bytes.NewReader(body))
 }
 
 func hasProxy(pod corev1.Pod) bool {
