@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod canary;
+mod commands;
 mod faults;
 mod install;
 mod matching;
@@ -17,8 +18,12 @@ use mesh_e2e::cluster::Cluster;
 type Check = fn(&Cluster) -> anyhow::Result<()>;
 
 /// In this order, between the installation and the removal.
-const CHECKS: [(&str, Check); 3] =
-    [("canary", canary::check), ("matching", matching::check), ("faults", faults::check)];
+const CHECKS: [(&str, Check); 4] = [
+    ("canary", canary::check),
+    ("matching", matching::check),
+    ("faults", faults::check),
+    ("commands", commands::check),
+];
 
 #[test]
 fn the_mesh_in_a_real_cluster() {

@@ -1,0 +1,118 @@
+//! `meshctl` on a cluster does what it does on a standalone mesh: it reads and writes through the API server, and `--wait`
+//! returns when a change is in force at all proxies.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, ensure};
+use mesh_e2e::app::load::Report;
+use mesh_e2e::cluster::{Cluster, Namespace, apps};
+use serde_json::{Value, json};
+
+pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
+    let namespace = cluster.meshed("commands")?;
+    namespace.shop(&["web"])?;
+    weights(&namespace)?;
+    faults(&namespace)?;
+    objects(&namespace)?;
+    proxies(&namespace)?;
+    cluster.meshctl(&["check"])?;
+    let refused = meshctl(&namespace, &["token", "create", "--service-account", "web"]).unwrap_err().to_string();
+    ensure!(refused.contains("token of its service account"), "{refused}");
+    Ok(())
+}
+
+/// Versions are labels of one Service's pods, or Services of their own; the route is made, or somebody has made it.
+fn weights(namespace: &Namespace) -> anyhow::Result<()> {
+    let set = |v1: u32, v2: u32| {
+        meshctl(namespace, &["route", "set-weight", "reviews", &format!("v1={v1}"), &format!("v2={v2}"), "--wait"])?;
+        let report = namespace.load("web", &LOAD)?;
+        let expected = [("v1", v1), ("v2", v2)].into_iter().filter(|(_, weight)| *weight > 0);
+        let expected: BTreeMap<String, u64> =
+            expected.map(|(version, weight)| (version.to_owned(), u64::from(weight) * 10)).collect();
+        ensure!((&report.by_version, report.good()) == (&expected, 1000), "{v1}/{v2}: {report:?}");
+        Ok(())
+    };
+    set(90, 10)?;
+    meshctl(namespace, &["route", "reset", "reviews"])?;
+    ensure!(namespace.get(&["httproutes"])?["items"] == json!([]), "the route is still there");
+
+    let of_version = |version: &str| {
+        let mut service = apps::service(&format!("reviews-{version}"));
+        service["spec"]["selector"] = json!({"app": "reviews", "version": version});
+        service
+    };
+    namespace.apply(&[of_version("v1"), of_version("v2")])?;
+    let header = json!({"matches": [{"headers": [{"name": "end-user", "value": "jason"}]}],
+        "backendRefs": apps::backends(&[("reviews-v2", 1)])});
+    let all = json!({"backendRefs": apps::backends(&[("reviews-v1", 1)])});
+    namespace.apply(&[apps::http_route("reviews", json!([header, all]))])?;
+    set(50, 50)?;
+    let route = namespace.get(&["httproute/reviews"])?;
+    ensure!(route["spec"]["rules"][0]["matches"][0]["headers"][0]["value"] == "jason", "the other rule is lost: {route}");
+    set(0, 100)
+}
+
+fn faults(namespace: &Namespace) -> anyhow::Result<()> {
+    meshctl(namespace, &["fault", "abort", "reviews", "--percent", "50", "--status", "503", "--from", "web", "--wait"])?;
+    let report = namespace.load("web", &LOAD)?;
+    ensure!((report.by_status.get(&503), report.good()) == (Some(&500), 500), "{report:?}");
+    let listed: Value = serde_json::from_str(&meshctl(namespace, &["fault", "list", "-o", "json"])?)?;
+    ensure!(listed.as_array().is_some_and(|faults| faults.len() == 1), "{listed}");
+    meshctl(namespace, &["fault", "clear", "reviews", "--wait"])?;
+    let report: Report = namespace.load("web", &LOAD)?;
+    ensure!(report.good() == 1000, "{report:?}");
+    Ok(())
+}
+
+/// What `get` gives can be applied; what is not valid, is somebody else's or is not there is told as such.
+fn objects(namespace: &Namespace) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("route.yaml");
+    let path = file.display().to_string();
+    let route = meshctl(namespace, &["get", "httproute", "reviews", "-o", "yaml"])?;
+    ensure!(route.contains("ResolvedRefs"), "without its status: {route}");
+    std::fs::write(&file, &route)?;
+    let applied = meshctl(namespace, &["apply", "-f", &path])?;
+    ensure!(applied.contains("unchanged"), "{applied}");
+
+    let refusal = |object: &Value| -> anyhow::Result<String> {
+        std::fs::write(&file, object.to_string())?;
+        let refused = meshctl(namespace, &["apply", "-f", &path]).err().context("it was taken")?;
+        Ok(refused.to_string())
+    };
+    let mut other = apps::http_route("reviews", json!([{"backendRefs": apps::backends(&[("reviews-v1", 1)])}]));
+    let owned = refusal(&other)?;
+    ensure!(owned.contains("kubectl") && owned.contains(".spec.rules"), "whose field it is: {owned}");
+    other["metadata"]["name"] = "other".into();
+    other["spec"]["rules"][0]["backendRefs"][0]["weight"] = (-1).into();
+    ensure!(refusal(&other)?.contains("weight"), "which field is wrong");
+
+    let missing = meshctl(namespace, &["delete", "httproute", "nowhere"]).err().context("it was deleted")?;
+    ensure!(missing.to_string().contains("does not exist"), "{missing}");
+    meshctl(namespace, &["delete", "httproute", "reviews", "--wait"])?;
+    let report = namespace.load("web", &LOAD)?;
+    ensure!(report.good() == 1000 && report.by_version.len() == 2, "without a route, all versions serve: {report:?}");
+    Ok(())
+}
+
+fn proxies(namespace: &Namespace) -> anyhow::Result<()> {
+    let status: Value = serde_json::from_str(&meshctl(namespace, &["proxy", "status", "-o", "json"])?)?;
+    let ids: Vec<&str> = status.as_array().into_iter().flatten().filter_map(|proxy| proxy["id"].as_str()).collect();
+    let web = ids.iter().find(|id| id.starts_with("web-")).with_context(|| format!("web is not among {ids:?}"))?;
+    ensure!(ids.len() == 3, "{ids:?}");
+    let routes = meshctl(namespace, &["proxy", "config", "routes", web])?;
+    ensure!(routes.contains("reviews"), "{routes}");
+    let secrets = meshctl(namespace, &["proxy", "config", "secrets", web])?;
+    ensure!(secrets.contains(&format!("ns/{}/sa/web", namespace.name)), "{secrets}");
+    meshctl(namespace, &["proxy", "log-level", web, "debug"])?;
+    meshctl(namespace, &["log-level", "info"])?;
+    let services = meshctl(namespace, &["get", "services"])?;
+    ensure!(services.contains("reviews"), "{services}");
+    Ok(())
+}
+
+const LOAD: [&str; 6] = ["--url", "http://reviews:9080/", "--connections", "4", "--requests", "1000"];
+
+fn meshctl(namespace: &Namespace, args: &[&str]) -> anyhow::Result<String> {
+    namespace.cluster.meshctl(&[&["-n", &namespace.name], args].concat())
+}
