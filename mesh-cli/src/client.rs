@@ -205,6 +205,14 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_the_command_line_names_goes_first() {
+        let address: ControlAddress = "/m.sock".parse().unwrap();
+        let context = Access { context: Some("prod".to_owned()), kubeconfig: None };
+        assert!(matches!(Location::find(Some(address), &Access::default()).await, Location::Given(_)));
+        assert!(matches!(Location::find(None, &context).await, Location::Cluster(access) if access == context));
+    }
+
+    #[tokio::test]
     async fn the_failure_names_what_was_tried() {
         let folder = tempfile::tempdir().unwrap();
         let paths = vec![folder.path().join("a.sock"), folder.path().join("b.sock")];

@@ -48,12 +48,18 @@ fn weights(namespace: &Namespace) -> anyhow::Result<()> {
     namespace.apply(&[apps::http_route("reviews", json!([header, all]))])?;
     set(50, 50)?;
     let route = namespace.get(&["httproute/reviews"])?;
-    ensure!(route["spec"]["rules"][0]["matches"][0]["headers"][0]["value"] == "jason", "the other rule is lost: {route}");
+    ensure!(
+        route["spec"]["rules"][0]["matches"][0]["headers"][0]["value"] == "jason",
+        "the other rule is lost: {route}"
+    );
     set(0, 100)
 }
 
 fn faults(namespace: &Namespace) -> anyhow::Result<()> {
-    meshctl(namespace, &["fault", "abort", "reviews", "--percent", "50", "--status", "503", "--from", "web", "--wait"])?;
+    meshctl(
+        namespace,
+        &["fault", "abort", "reviews", "--percent", "50", "--status", "503", "--from", "web", "--wait"],
+    )?;
     let report = namespace.load("web", &LOAD)?;
     ensure!((report.by_status.get(&503), report.good()) == (Some(&500), 500), "{report:?}");
     let listed: Value = serde_json::from_str(&meshctl(namespace, &["fault", "list", "-o", "json"])?)?;
