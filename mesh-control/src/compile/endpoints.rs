@@ -18,10 +18,13 @@ use crate::model::{Endpoint, Workload};
 
 pub(super) fn endpoints(name: &str, upstream: &Upstream) -> ClusterLoadAssignment {
     let mut localities: BTreeMap<[String; 3], Vec<LbEndpoint>> = BTreeMap::new();
-    for endpoint in upstream.endpoints() {
+    let endpoints = upstream.endpoints();
+    let somebody = endpoints.iter().any(|endpoint| endpoint.workload.healthy);
+    for endpoint in endpoints {
+        let workload = &endpoint.workload;
         // Who calls one workload wants that one, well or not.
         let called_anyway = upstream.only.is_some() || upstream.service.ready_or_not;
-        let healthy = called_anyway || endpoint.workload.healthy;
+        let healthy = called_anyway || workload.healthy || workload.lingers && !somebody;
         let made = of_workload(&endpoint, upstream.address(&endpoint), healthy);
         localities.entry(endpoint.workload.locality.clone()).or_default().extend(made);
     }

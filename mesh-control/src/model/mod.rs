@@ -274,6 +274,14 @@ impl Model {
         self.served.contains_key(workload)
     }
 
+    /// Whether a service has nobody to call but workloads that are going to end, and this is one of them.
+    pub fn needs(&self, workload: &Name) -> bool {
+        let served = self.served.get(workload).into_iter().flatten();
+        let mut services = served.filter_map(|name| self.service(&workload.namespace, name));
+        self.workload(&workload.namespace, &workload.name).is_some_and(|it| it.lingers)
+            && services.any(|service| !service.workloads.iter().any(|other| other.healthy))
+    }
+
     pub fn destination(&self, address: IpAddr, port: u16) -> Option<&Destination> {
         self.destinations.get(&(address, port))
     }

@@ -19,7 +19,10 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// `None` for one without a proxy.
     pub identity: Option<Identity>,
+    /// It is ready, and is not going to end.
     pub healthy: bool,
+    /// It is ready, and is going to end: it is called only while a service has nobody else.
+    pub lingers: bool,
     pub registered: bool,
     pub weight: u32,
     /// Region, zone, sub-zone.
@@ -49,6 +52,8 @@ impl Workload {
                 }
             },
         };
+        let ready = spec.healthy.unwrap_or(true);
+        let terminating = entry.metadata.labels.get(LABEL_TERMINATING).is_some_and(|value| value == "true");
         let mut locality = spec.locality.as_deref().unwrap_or_default().split('/').map(str::to_owned);
         let mut part = || locality.next().unwrap_or_default();
         Some(Self {
@@ -58,7 +63,8 @@ impl Workload {
             ports: spec.ports.iter().map(WorkloadPort::new).collect(),
             labels: selectable_labels(entry),
             identity,
-            healthy: spec.healthy.unwrap_or(true),
+            healthy: ready && !terminating,
+            lingers: ready && terminating,
             registered: entry.registered(),
             weight: spec.weight.unwrap_or(1).max(1),
             locality: [part(), part(), part()],

@@ -14,24 +14,44 @@ use crate::snapshot::Snapshot;
 /// How much earlier than this control plane others, such as a kubelet, may have heard that a workload is to end.
 const PLATFORM_LAG: Duration = Duration::from_secs(3);
 
-/// Waits until the platform takes the workload out. Gives the revision that is without it, or `None` when a proxy that
-/// ends anyway has waited until `until` for nothing.
+/// How things stand with a workload that is to end.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Nobody is told to call it any more, from this revision on.
+    Out(u64),
+    /// Its services have nobody else yet.
+    Last,
+    /// Its proxy ends anyway, and the platform does not know of it.
+    Unknown,
+}
+
+/// Waits until the platform takes the workload out and, unless its proxy ends anyway, until it is not the last one; not
+/// longer than `until`.
 pub(super) async fn seen(
     snapshots: &watch::Receiver<Arc<Snapshot>>,
     identity: &Identity,
     request: &DepartRequest,
     until: Instant,
-) -> Result<Option<u64>, Status> {
+) -> Result<Standing, Status> {
     let name = Name::new(&identity.namespace, &request.name);
     let mut snapshots = snapshots.clone();
     check_owner(&snapshots.borrow().model, identity, &name)?;
     let deadline = if request.ending { until } else { Instant::now() + PLATFORM_LAG };
     let leaving = snapshots.wait_for(|snapshot| leaves(&snapshot.model, &name, request.ending));
     match tokio::time::timeout_at(deadline.into(), leaving).await {
-        Ok(Ok(snapshot)) => Ok(Some(snapshot.revision)),
+        Ok(Ok(snapshot)) if request.ending => return Ok(Standing::Out(snapshot.revision)),
+        Ok(Ok(_)) => {}
+        Ok(Err(_)) => return Err(Status::unavailable("mesh-control is stopping")),
+        Err(_) if request.ending => return Ok(Standing::Unknown),
+        Err(_) => {
+            return Err(Status::failed_precondition(format!("{name} is not being ended by the platform: it stays")));
+        }
+    }
+    let replaced = snapshots.wait_for(|snapshot| !snapshot.model.needs(&name));
+    match tokio::time::timeout_at(until.into(), replaced).await {
+        Ok(Ok(snapshot)) => Ok(Standing::Out(snapshot.revision)),
         Ok(Err(_)) => Err(Status::unavailable("mesh-control is stopping")),
-        Err(_) if request.ending => Ok(None),
-        Err(_) => Err(Status::failed_precondition(format!("{name} is not being ended by the platform: it stays"))),
+        Err(_) => Ok(Standing::Last),
     }
 }
 
@@ -64,12 +84,21 @@ mod tests {
 
     const SERVING: &str = "service: reviews, serviceAccount: reviews, addresses: [10.0.0.1], ports: [{port: 9080}]";
 
+    const TERMINATING: &str = "meshctl.dev/terminating: 'true'";
+
     /// A snapshot with one pod, if `spec` is not empty.
     fn snapshot(revision: u64, labels: &str, spec: &str) -> Arc<Snapshot> {
-        let text = format!(
-            "apiVersion: meshctl.dev/v1alpha1\nkind: WorkloadEntry\nmetadata: {{name: pod, namespace: shop, labels: {{{labels}}}}}\nspec: {{{spec}, mesh: true}}\n"
-        );
-        let objects = if spec.is_empty() { Vec::new() } else { parse_yaml("test", &text).unwrap() };
+        if spec.is_empty() { pods(revision, &[]) } else { pods(revision, &[("pod", labels, spec)]) }
+    }
+
+    /// A snapshot with pods: name, labels, spec.
+    fn pods(revision: u64, pods: &[(&str, &str, &str)]) -> Arc<Snapshot> {
+        let pod = |(name, labels, spec): &(&str, &str, &str)| {
+            format!(
+                "---\napiVersion: meshctl.dev/v1alpha1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: shop, labels: {{{labels}}}}}\nspec: {{{spec}, mesh: true}}\n"
+            )
+        };
+        let objects = parse_yaml("test", &pods.iter().map(pod).collect::<String>()).unwrap();
         let objects = objects.into_iter().map(|object: Object| (object.key(), Arc::new(object))).collect();
         let settings = Settings { trust_domain: "mesh.local".to_owned() };
         let model = build(&objects, &settings, &Addresses::default());
@@ -81,7 +110,7 @@ mod tests {
         Identity::new("mesh.local", "shop", account).unwrap()
     }
 
-    async fn ask(snapshots: &watch::Receiver<Arc<Snapshot>>, ending: bool) -> Result<Option<u64>, Status> {
+    async fn ask(snapshots: &watch::Receiver<Arc<Snapshot>>, ending: bool) -> Result<Standing, Status> {
         let request = DepartRequest { name: "pod".to_owned(), wait_ms: 0, ending };
         seen(snapshots, &identity("reviews"), &request, Instant::now() + Duration::from_millis(20)).await
     }
@@ -103,20 +132,32 @@ mod tests {
         let waiting = tokio::spawn(async move { ask(&snapshots, false).await });
         tokio::task::yield_now().await;
         let spec = format!("{SERVING}, healthy: false");
-        sender.send_replace(snapshot(2, "meshctl.dev/terminating: 'true'", &spec));
-        assert_eq!(waiting.await.unwrap().unwrap(), Some(2));
+        sender.send_replace(snapshot(2, TERMINATING, &spec));
+        assert_eq!(waiting.await.unwrap().unwrap(), Standing::Out(2));
+    }
+
+    #[tokio::test]
+    async fn the_last_one_of_a_service_waits_for_another() {
+        let (sender, snapshots) = watch::channel(snapshot(1, TERMINATING, SERVING));
+        assert_eq!(ask(&snapshots, false).await.unwrap(), Standing::Last);
+        // A proxy that ends anyway does not.
+        assert_eq!(ask(&snapshots, true).await.unwrap(), Standing::Out(1));
+        let waiting = tokio::spawn(async move { ask(&snapshots, false).await });
+        tokio::task::yield_now().await;
+        sender.send_replace(pods(2, &[("pod", TERMINATING, SERVING), ("other", "", SERVING)]));
+        assert_eq!(waiting.await.unwrap().unwrap(), Standing::Out(2));
     }
 
     #[tokio::test]
     async fn a_proxy_that_ends_waits_only_while_somebody_may_call() {
         let (sender, snapshots) = watch::channel(snapshot(1, "", SERVING));
-        assert_eq!(ask(&snapshots, true).await.unwrap(), None);
+        assert_eq!(ask(&snapshots, true).await.unwrap(), Standing::Unknown);
         sender.send_replace(snapshot(2, "", &format!("{SERVING}, healthy: false")));
-        assert_eq!(ask(&snapshots, true).await.unwrap(), Some(2));
+        assert_eq!(ask(&snapshots, true).await.unwrap(), Standing::Out(2));
         // A job, which serves nothing.
         sender.send_replace(snapshot(3, "", "serviceAccount: reviews, addresses: [10.0.0.1]"));
-        assert_eq!(ask(&snapshots, true).await.unwrap(), Some(3));
+        assert_eq!(ask(&snapshots, true).await.unwrap(), Standing::Out(3));
         sender.send_replace(snapshot(4, "", ""));
-        assert_eq!(ask(&snapshots, true).await.unwrap(), Some(4));
+        assert_eq!(ask(&snapshots, true).await.unwrap(), Standing::Out(4));
     }
 }

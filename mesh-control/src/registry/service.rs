@@ -10,7 +10,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Claim, GRACE, Registry, depart};
+use super::depart::{self, Standing};
+use super::{Claim, GRACE, Registry};
 use crate::auth::{Authenticator, Proof};
 use crate::snapshot::Snapshot;
 use crate::xds::Xds;
@@ -90,18 +91,20 @@ impl WorkloadRegistry for RegistryService {
         let revision = match &self.workloads {
             Workloads::Registered(registry) => registry.depart(&identity, &request.name).await?,
             Workloads::Discovered => match depart::seen(&self.snapshots, &identity, &request, until).await? {
-                Some(revision) => revision,
-                None => {
-                    let waiting_for = vec!["the platform".to_owned()];
-                    return Ok(Response::new(DepartResponse { gone: false, waiting_for }));
-                }
+                Standing::Out(revision) => revision,
+                Standing::Last => return Ok(waits("another workload of its service", true)),
+                Standing::Unknown => return Ok(waits("the platform", false)),
             },
         };
         let mut waiting_for = self.xds.endpoints_told(revision, until.saturating_duration_since(Instant::now())).await;
         let gone = waiting_for.is_empty();
         waiting_for.truncate(NAMED);
-        Ok(Response::new(DepartResponse { gone, waiting_for }))
+        Ok(Response::new(DepartResponse { gone, waiting_for, last: false }))
     }
+}
+
+fn waits(r#for: &str, last: bool) -> Response<DepartResponse> {
+    Response::new(DepartResponse { gone: false, waiting_for: vec![r#for.to_owned()], last })
 }
 
 struct Session {

@@ -22,6 +22,8 @@ use crate::listen::{InFlight, Phase};
 const WAITING: usize = 16;
 /// How long an application that is to end is kept waiting for peers that do not acknowledge.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// How long the last one of a service is kept waiting for another to become ready.
+const REPLACEMENT_LIMIT: Duration = Duration::from_secs(10);
 /// The same for a proxy that is to end.
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// How long a control plane is tried that cannot be reached. Peers that have connections have been told by then.
@@ -129,27 +131,27 @@ where
 {
     /// Answers what is asked for as long as anybody may ask.
     pub async fn run(self, mut asks: Asks) {
-        loop {
+        let told = loop {
             if !asks.next().await {
                 return;
             }
             if !asks.ends.is_empty() {
-                break;
+                break true;
             }
             match self.confirm(&mut asks).await {
-                Ok(()) => break,
+                Ok(replaced) => break replaced,
                 Err(stays) => {
                     tracing::info!(%stays, "asked to drain, and the workload stays");
                     asks.answer(&Err(stays));
                 }
             }
-        }
+        };
         let began = Instant::now();
         Phase::advance(&self.phase, Phase::Draining);
         if let Some(leaving) = &self.leaving {
             leaving.send_replace(true);
         }
-        if self.known {
+        if self.known && told {
             self.wait_for_peers(&mut asks, began).await;
         }
         self.finish(&mut asks).await;
@@ -160,20 +162,38 @@ where
     }
 
     /// The control plane says that the workload is to end, or the proxy is told to end meanwhile.
-    async fn confirm(&self, asks: &mut Asks) -> Result<(), Stays> {
-        let mut confirming = std::pin::pin!(self.ask(Duration::ZERO, false));
+    /// False: peers go on calling it, since its service has nobody else.
+    async fn confirm(&self, asks: &mut Asks) -> Result<bool, Stays> {
+        let mut confirming = std::pin::pin!(self.confirmed());
         loop {
             tokio::select! {
-                answer = &mut confirming => return match answer {
-                    Ok(_) => Ok(()),
-                    Err(Unanswered::Refused(reason)) => Err(Stays::Refused(reason)),
-                    Err(Unanswered::Failed(reason)) => Err(Stays::Unconfirmed(reason)),
-                },
+                answer = &mut confirming => return answer,
                 true = asks.next() => if !asks.ends.is_empty() {
-                    return Ok(());
+                    return Ok(true);
                 },
             }
         }
+    }
+
+    /// While a service has nobody else, peers are not told to go elsewhere; another one has some time to become ready.
+    async fn confirmed(&self) -> Result<bool, Stays> {
+        let deadline = Instant::now() + REPLACEMENT_LIMIT;
+        let mut answer = self.ask(Duration::ZERO, false).await.map_err(|unanswered| match unanswered {
+            Unanswered::Refused(reason) => Stays::Refused(reason),
+            Unanswered::Failed(reason) => Stays::Unconfirmed(reason),
+        })?;
+        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+        while answer.last && Instant::now() < deadline {
+            match self.ask(deadline.saturating_duration_since(Instant::now()), false).await {
+                Ok(next) => answer = next,
+                // Perhaps another replica knows.
+                Err(_) => tokio::time::sleep(backoff.next(fastrand::f64())).await,
+            }
+        }
+        if answer.last {
+            tracing::warn!(waited = ?REPLACEMENT_LIMIT, "the application is to end, and its service has nobody else");
+        }
+        Ok(!answer.last)
     }
 
     /// Until all peers have acknowledged that the workload is gone, or time is up.

@@ -40,7 +40,11 @@ struct Question(DepartRequest, oneshot::Sender<Result<DepartResponse, Status>>);
 impl Question {
     fn gone(self, gone: bool) {
         let waiting_for = if gone { vec![] } else { vec!["web".to_owned()] };
-        self.1.send(Ok(DepartResponse { gone, waiting_for })).unwrap();
+        self.1.send(Ok(DepartResponse { gone, waiting_for, last: false })).unwrap();
+    }
+
+    fn last(self) {
+        self.1.send(Ok(DepartResponse { gone: false, waiting_for: vec![], last: true })).unwrap();
     }
 }
 
@@ -226,6 +230,21 @@ async fn nothing_happens_unless_the_control_plane_confirms_that_the_application_
     leaver.end().await.unwrap();
     assert_eq!(leaver.drain().await.unwrap(), Ok(()));
     assert!(leaver.questions.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn the_last_one_of_a_service_serves_on_until_there_is_another() {
+    let mut leaver = Leaver::start(true).await;
+    let drain = leaver.drain();
+    leaver.question().await.last();
+    let question = leaver.question().await;
+    assert!(question.0.wait_ms > 1000 && !question.0.ending);
+    assert_eq!(*leaver.phase.borrow(), Phase::Serving);
+    question.gone(true);
+    let question = leaver.question().await;
+    assert_eq!(*leaver.phase.borrow(), Phase::Draining);
+    question.gone(true);
+    assert_eq!(drain.await.unwrap(), Ok(()));
 }
 
 #[tokio::test]

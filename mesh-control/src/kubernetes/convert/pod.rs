@@ -23,8 +23,7 @@ pub(in crate::kubernetes) fn pod(pod: &core::Pod) -> Option<Fact> {
     let mut labels = metadata.labels.clone().unwrap_or_default();
     labels.remove(LABEL_REGISTERED);
     labels.remove(LABEL_TERMINATING);
-    let terminating = metadata.deletion_timestamp.is_some();
-    if terminating {
+    if metadata.deletion_timestamp.is_some() {
         labels.insert(LABEL_TERMINATING.to_owned(), "true".to_owned());
     }
     let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
@@ -37,7 +36,7 @@ pub(in crate::kubernetes) fn pod(pod: &core::Pod) -> Option<Fact> {
         addresses: addresses(status),
         ports: ports(spec),
         service_account: account.unwrap_or_else(|| "default".to_owned()),
-        healthy: Some(ready && !terminating),
+        healthy: Some(ready),
         mesh: Some(labels.get(LABEL_PROXY).is_some_and(|value| value == "true")),
         ..WorkloadEntrySpec::default()
     };
@@ -127,11 +126,11 @@ mod tests {
     }
 
     #[test]
-    fn one_that_ends_is_not_called_and_one_that_has_ended_is_not_there() {
+    fn one_that_ends_says_so_and_one_that_has_ended_is_not_there() {
         let mut pod = reviews();
         pod["metadata"]["deletionTimestamp"] = json!("2030-01-01T00:00:00Z");
         let entry = convert(pod).unwrap().entry;
-        assert_eq!((entry.spec.healthy, entry.metadata.labels[LABEL_TERMINATING].as_str()), (Some(false), "true"));
+        assert_eq!((entry.spec.healthy, entry.metadata.labels[LABEL_TERMINATING].as_str()), (Some(true), "true"));
         for (path, value) in [("/status/phase", json!("Succeeded")), ("/spec/hostNetwork", json!(true))] {
             let mut pod = reviews();
             pod["spec"]["hostNetwork"] = json!(false);
