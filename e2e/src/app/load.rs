@@ -60,7 +60,7 @@ pub struct Report {
     pub by_status: BTreeMap<u16, u64>,
     /// By the reply's `x-version`.
     pub by_version: BTreeMap<String, u64>,
-    /// The first few, and replies of 500 and above, with the second in which they came.
+    /// What went wrong, replies of 500 and above included: the first in each second, of the first few.
     pub errors: Vec<String>,
     /// Replies that took longer than `--slow`.
     pub slow: u64,
@@ -84,8 +84,9 @@ impl Report {
     }
 
     fn note(&mut self, started: Instant, what: std::fmt::Arguments) {
-        if self.errors.len() < 10 {
-            self.errors.push(format!("{:.1} s: {what}", started.elapsed().as_secs_f64()));
+        let second = format!("{} s: ", started.elapsed().as_secs());
+        if self.errors.len() < 10 && !self.errors.last().is_some_and(|last| last.starts_with(&second)) {
+            self.errors.push(format!("{second}{what}"));
         }
     }
 

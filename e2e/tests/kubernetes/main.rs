@@ -7,8 +7,14 @@
 mod canary;
 mod commands;
 mod faults;
+mod identity;
 mod install;
 mod matching;
+mod prometheus;
+mod refusals;
+mod restarts;
+mod startup;
+mod webhook;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -18,11 +24,17 @@ use mesh_e2e::cluster::Cluster;
 type Check = fn(&Cluster) -> anyhow::Result<()>;
 
 /// In this order, between the installation and the removal.
-const CHECKS: [(&str, Check); 4] = [
+const CHECKS: &[(&str, Check)] = &[
     ("canary", canary::check),
     ("matching", matching::check),
     ("faults", faults::check),
     ("commands", commands::check),
+    ("prometheus", prometheus::check),
+    ("refusals", refusals::check),
+    ("identity", identity::check),
+    ("startup", startup::check),
+    ("restarts", restarts::check),
+    ("webhook", webhook::check),
 ];
 
 #[test]

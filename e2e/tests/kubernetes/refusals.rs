@@ -1,0 +1,109 @@
+//! What is wrong is refused, or said in its status, with what a person can do about it.
+
+use anyhow::ensure;
+use mesh_e2e::cluster::{Cluster, Namespace, apps};
+use serde_json::{Value, json};
+
+pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
+    let namespace = cluster.meshed("refusals")?;
+    namespace.apply(&[apps::service("reviews"), apps::service("ratings")])?;
+    objects(&namespace)?;
+    annotations(&namespace)?;
+    missing(&namespace)?;
+    other_namespace(cluster, &namespace)?;
+    conflict(&namespace)
+}
+
+/// By the schema, its rules in CEL, or the webhook: before the object is stored.
+fn objects(namespace: &Namespace) -> anyhow::Result<()> {
+    let targets = json!([{"group": "", "kind": "Service", "name": "reviews"}]);
+    let fault = |fault: Value| json!({"targetRefs": targets, "faults": [fault]});
+    let cases = [
+        ("FaultInjection", fault(json!({"percent": 101, "reset": {}})), "less than or equal to 100"),
+        (
+            "FaultInjection",
+            fault(json!({"percent": 10, "reset": {}, "delay": {"duration": "1s"}})),
+            "exactly one of `delay`",
+        ),
+        ("FaultInjection", fault(json!({"percent": 10})), "exactly one of `delay`"),
+        ("FaultInjection", fault(json!({"percent": 10, "delay": {"duration": "0s"}})), "longer than zero"),
+        ("FaultInjection", json!({"targetRefs": [], "faults": [{"percent": 1, "reset": {}}]}), "at least 1 items"),
+        ("PeerAuthentication", json!({"targetRefs": targets}), "`mode` or `ports` is needed"),
+        ("PeerAuthentication", json!({"mode": "OFF"}), "\"STRICT\", \"PERMISSIVE\""),
+        ("TrafficPolicy", json!({"targetRefs": targets, "loadBalancer": {"policy": "Best"}}), "LeastRequest"),
+        ("TrafficPolicy", json!({"targetRefs": targets, "timeout": {"request": "1s"}}), "timeout"),
+    ];
+    for (kind, spec, reason) in cases {
+        let object =
+            json!({"apiVersion": "meshctl.dev/v1alpha1", "kind": kind, "metadata": {"name": "wrong"}, "spec": spec});
+        refused(namespace, &object, reason)?;
+    }
+    Ok(())
+}
+
+/// A pod that asks for something that there is not.
+fn annotations(namespace: &Namespace) -> anyhow::Result<()> {
+    let mut pod = apps::load("wrong", &[]);
+    pod["metadata"]["annotations"] = json!({"meshctl.dev/exclude-inbound-port": "22"});
+    refused(namespace, &pod, "there are exclude-inbound-ports")
+}
+
+fn refused(namespace: &Namespace, object: &Value, reason: &str) -> anyhow::Result<()> {
+    match namespace.apply(std::slice::from_ref(object)) {
+        Ok(()) => anyhow::bail!("taken: {object}"),
+        Err(error) => {
+            let text = error.to_string();
+            ensure!(text.contains(reason), "{object} is refused, but without {reason:?}: {text}");
+            Ok(())
+        }
+    }
+}
+
+/// What depends on other objects is stored, and its status says what is missing.
+fn missing(namespace: &Namespace) -> anyhow::Result<()> {
+    let rules = json!([{"backendRefs": apps::backends(&[("nowhere", 1)])}]);
+    namespace.apply(&[apps::http_route("reviews", rules.clone())])?;
+    let (reason, message) = namespace.condition("httproute/reviews", "ResolvedRefs", "False")?;
+    ensure!(reason == "BackendNotFound" && message.contains("no Service refusals/nowhere"), "{reason}: {message}");
+    let mut orphan = apps::http_route("nobody", rules);
+    orphan["metadata"]["name"] = "orphan".into();
+    namespace.apply(&[orphan])?;
+    let (reason, message) = namespace.condition("httproute/orphan", "Accepted", "False")?;
+    ensure!(message.contains("nobody"), "{reason}: {message}");
+    Ok(())
+}
+
+/// A backend in another namespace needs that namespace's consent.
+fn other_namespace(cluster: &Cluster, namespace: &Namespace) -> anyhow::Result<()> {
+    let other = cluster.meshed("refusals-other")?;
+    other.apply(&[apps::service("stock")])?;
+    let mut backends = apps::backends(&[("stock", 1)]);
+    backends[0]["namespace"] = "refusals-other".into();
+    namespace.apply(&[apps::http_route("reviews", json!([{"backendRefs": backends}]))])?;
+    let (reason, message) = namespace.condition("httproute/reviews", "ResolvedRefs", "False")?;
+    ensure!(reason == "RefNotPermitted" && message.contains("ReferenceGrant"), "{reason}: {message}");
+    other.apply(&[json!({
+        "apiVersion": "gateway.networking.k8s.io/v1beta1", "kind": "ReferenceGrant", "metadata": {"name": "stock"},
+        "spec": {
+            "from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "refusals"}],
+            "to": [{"group": "", "kind": "Service", "name": "stock"}],
+        },
+    })])?;
+    namespace.condition("httproute/reviews", "ResolvedRefs", "True").map(drop)
+}
+
+/// Of two routes for the same requests the older one wins, and the other one says so.
+fn conflict(namespace: &Namespace) -> anyhow::Result<()> {
+    let rules = json!([{"backendRefs": apps::backends(&[("ratings", 1)])}]);
+    namespace.apply(&[apps::http_route("ratings", rules.clone())])?;
+    namespace.condition("httproute/ratings", "Accepted", "True")?;
+    // Creation times are whole seconds; within one the name decides.
+    let mut later = apps::http_route("ratings", rules);
+    later["metadata"]["name"] = "ratings-later".into();
+    namespace.apply(&[later])?;
+    let (reason, message) = namespace.condition("httproute/ratings-later", "FullyApplied", "False")?;
+    ensure!(reason == "Conflicted" && message.contains("refusals/ratings, which is older"), "{reason}: {message}");
+    let first = namespace.get(&["httproute/ratings"])?;
+    ensure!(!first.to_string().contains("Conflicted"), "{first}");
+    Ok(())
+}
