@@ -14,10 +14,11 @@ use hyper_util::rt::TokioExecutor;
 use mesh_common::names::{ALPN_H2, ALPN_HTTP1};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::drain::Drain;
+use super::drain::{Drain, reached};
 use super::io::{DownstreamIo, Io, Signals};
 use super::pipeline::handle;
 use super::timer::{Timer, Timers};
+use super::unused::unused;
 use crate::config::HttpManager;
 use crate::listen::{Context, Direction, Downstream, Flight, Phase};
 
@@ -82,7 +83,7 @@ async fn serve_until_end<IO: DownstreamIo>(
         Direction::Outbound => Phase::Ending,
     };
     let early = downstream.direction == Direction::Inbound && *ctx.phase.borrow() < Phase::Draining;
-    let goaway = Drain::new(ctx.phase.clone(), if early { Phase::Draining } else { last });
+    let goaway = if early { Phase::Draining } else { last };
     let mut close = Drain::new(ctx.phase.clone(), last);
     let detected = tokio::select! {
         biased;
@@ -135,7 +136,15 @@ async fn serve_http1<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, mut cl
     .await
 }
 
-async fn serve_http2<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, mut goaway: Drain) -> hyper::Result<()> {
+async fn serve_http2<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, goaway: Phase) -> hyper::Result<()> {
+    let (phase, holders) = (conn.ctx.phase.clone(), Arc::strong_count(&conn));
+    let is_unused = unused(conn.clone(), holders);
+    let mut goaway = Drain::when(async move {
+        tokio::select! {
+            () = reached(phase, goaway) => (),
+            () = is_unused => (),
+        }
+    });
     let mut served = pin!(
         http2::Builder::new(TokioExecutor::new())
             .timer(hyper_util::rt::TokioTimer::new())

@@ -1,4 +1,4 @@
-//! Waiting for a phase of the proxy without asking about it at each wake-up of the connection.
+//! Waiting for what ends a connection without asking about it at each wake-up of the connection.
 //!
 //! The receiver of a watch channel takes a lock whenever it is polled, one that all connections share. So it is polled
 //! with a waker of its own, and again only after that waker was called.
@@ -34,18 +34,16 @@ impl Wake for Called {
 }
 
 impl Drain {
-    pub(crate) fn new(mut phase: watch::Receiver<Phase>, wanted: Phase) -> Self {
-        let called = Arc::new(Called { flag: AtomicBool::new(true), task: AtomicWaker::new() });
-        let reached = Box::pin(async move {
-            // A sender that is gone will never say so: then there is nothing to wait for.
-            if phase.wait_for(|phase| *phase >= wanted).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        });
-        Self { reached, waker: called.clone().into(), called, done: false }
+    pub(crate) fn new(phase: watch::Receiver<Phase>, wanted: Phase) -> Self {
+        Self::when(reached(phase, wanted))
     }
 
-    /// Ready once, when the proxy has come that far.
+    pub(crate) fn when(reached: impl Future<Output = ()> + Send + 'static) -> Self {
+        let called = Arc::new(Called { flag: AtomicBool::new(true), task: AtomicWaker::new() });
+        Self { reached: Box::pin(reached), waker: called.clone().into(), called, done: false }
+    }
+
+    /// Ready once, when it is so.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.called.task.register(cx.waker());
         if self.done || !self.called.flag.swap(false, Ordering::AcqRel) {
@@ -54,6 +52,14 @@ impl Drain {
         let ready = self.reached.as_mut().poll(&mut Context::from_waker(&self.waker));
         self.done = ready.is_ready();
         ready
+    }
+}
+
+/// Ends when the proxy has come that far.
+pub(crate) async fn reached(mut phase: watch::Receiver<Phase>, wanted: Phase) {
+    // A sender that is gone will never say so: then there is nothing to wait for.
+    if phase.wait_for(|phase| *phase >= wanted).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! One request and its response, from the head of the one to the last byte of the other, and the record that it leaves.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use hyper::body::Incoming;
@@ -10,7 +10,7 @@ use super::connection::Connection;
 use super::deadline::Deadline;
 use super::head::{Head, text};
 use super::request_body::Upload;
-use crate::config::Route;
+use crate::config::{Action, Route};
 use crate::error::{Error, Kind};
 use crate::listen::{Direction, Security};
 use crate::retry::grpc_status;
@@ -48,6 +48,14 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     /// Boxed, because it goes along with the request and then with the response.
+    /// How long nothing may move, in either direction; zero: for ever.
+    pub(crate) fn idle_timeout(&self) -> Duration {
+        match self.route.as_deref().map(|route| &route.action) {
+            Some(Action::Forward(it)) => it.idle_timeout.unwrap_or(self.conn.manager.stream_idle_timeout),
+            _ => Duration::ZERO,
+        }
+    }
+
     pub(crate) fn begin(conn: Arc<Connection>, request: Request<Incoming>) -> Box<Self> {
         let start = Instant::now();
         if conn.downstream.direction == Direction::Inbound {

@@ -115,6 +115,11 @@ impl Signals {
         }
     }
 
+    /// Whether a request head was complete since this was last asked.
+    pub(crate) fn has_served(&self) -> bool {
+        self.head.swap(IDLE, Ordering::Relaxed) == SERVING
+    }
+
     /// The response is complete.
     pub(crate) fn served(&self) {
         self.head.store(IDLE, Ordering::Relaxed);

@@ -16,6 +16,7 @@ mod response_body;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod unused;
 mod upgrade;
 
 pub(crate) use connection::Connection;

@@ -132,11 +132,11 @@ fn find_in(table: &RouteTable, head: &Head) -> Result<Arc<Route>, Error> {
 
 fn deadline(exchange: &Exchange, route: &Route) -> Deadline {
     let Exchange { conn, start, head, .. } = exchange;
-    let (timeout, idle) = match &route.action {
-        Action::Forward(it) => (it.timeout, it.idle_timeout.unwrap_or(conn.manager.stream_idle_timeout)),
-        Action::Direct { .. } | Action::Redirect(_) => (Duration::ZERO, Duration::ZERO),
+    let timeout = match &route.action {
+        Action::Forward(it) => it.timeout,
+        Action::Direct { .. } | Action::Redirect(_) => Duration::ZERO,
     };
-    Deadline::new(&conn.timers, *start, timeout, idle, head.grpc_deadline(*start))
+    Deadline::new(&conn.timers, *start, timeout, exchange.idle_timeout(), head.grpc_deadline(*start))
 }
 
 async fn inject(fault: &Fault, exchange: &mut Exchange) -> Result<(), Ended> {

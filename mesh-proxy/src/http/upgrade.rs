@@ -22,7 +22,7 @@ pub(crate) fn tunnel(downstream: OnUpgrade, upstream: OnUpgrade, mut exchange: B
 async fn carry(downstream: OnUpgrade, upstream: OnUpgrade, exchange: &mut Exchange) -> Result<(), Error> {
     let upstream = upstream.await.map_err(|e| Error::because(Kind::UpstreamReset, e))?;
     let downstream = downstream.await.map_err(|e| Error::because(Kind::Downstream, e))?;
-    let idle = exchange.conn.manager.stream_idle_timeout;
+    let idle = exchange.idle_timeout();
     let idle = (!idle.is_zero()).then_some(idle);
     let copied = copy(&mut TokioIo::new(downstream), &mut TokioIo::new(upstream), idle, exchange).await;
     copied.map_err(|broken| match broken {

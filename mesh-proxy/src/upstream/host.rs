@@ -1,6 +1,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{http1, http2};
@@ -17,6 +17,8 @@ pub(crate) struct Host {
     pub(super) secure: bool,
     pub(super) http1: http1::Pool,
     pub(super) http2: http2::Pool,
+    /// Connections of these pools that are open or being made.
+    pub(super) connections: Arc<AtomicU32>,
     /// Requests and byte streams that it serves now.
     load: AtomicUsize,
     /// It is not an endpoint any more: what is in flight ends in peace, and no connection is kept.
@@ -33,6 +35,7 @@ impl Host {
             secure,
             http1: http1::Pool::default(),
             http2: http2::Pool::default(),
+            connections: Arc::default(),
             load: AtomicUsize::new(0),
             retired: AtomicBool::new(false),
             created: Instant::now(),

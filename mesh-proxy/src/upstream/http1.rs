@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use super::cluster::View;
 use super::host::Host;
-use super::usage::InUse;
+use super::usage::Connection;
 use super::{Failed, UpstreamStream};
 use crate::error::{Error, Kind};
 use crate::http::RequestBody;
@@ -44,11 +44,11 @@ pub(super) struct Conn {
     /// It has served a request before.
     used: bool,
     idle_since: Instant,
-    in_use: InUse,
+    in_use: Connection,
 }
 
 impl Conn {
-    async fn handshake(io: UpstreamStream, in_use: InUse) -> Result<Self, Error> {
+    async fn handshake(io: UpstreamStream, in_use: Connection) -> Result<Self, Error> {
         let (send, connection) =
             Builder::new().handshake(TokioIo::new(io)).await.map_err(|e| Error::because(Kind::UpstreamConnect, e))?;
         let driver = Box::pin(connection.with_upgrades());
@@ -169,10 +169,10 @@ async fn open(host: Arc<Host>, view: Arc<View>) {
 }
 
 /// Waits until the cluster may have one more connection, as long as somebody waits for it.
-async fn room(host: &Host, view: &View) -> Option<InUse> {
+async fn room(host: &Host, view: &View) -> Option<Connection> {
     loop {
         let freed = view.usage.connection_freed();
-        if let Some(in_use) = view.usage.connection(&view.cluster.limits) {
+        if let Some(in_use) = view.usage.connection_to(&host.connections, &view.cluster.limits) {
             return Some(in_use);
         }
         freed.await;

@@ -21,7 +21,7 @@ use tokio::task::AbortHandle;
 
 use super::cluster::View;
 use super::host::Host;
-use super::usage::InUse;
+use super::usage;
 use super::{Failed, UpstreamStream};
 use crate::error::{Error, Kind};
 use crate::http::{BodyError, RequestBody};
@@ -47,6 +47,8 @@ pub(super) struct Conn {
     streams: AtomicUsize,
     /// It takes no more requests.
     closed: AtomicBool,
+    /// It has answered a request before.
+    answered: AtomicBool,
     idle_since: Mutex<Instant>,
 }
 
@@ -106,21 +108,27 @@ pub(super) async fn send(
         match pump.as_mut().map(|pump| pump.poll(cx)) {
             Some(Poll::Ready(Ok(()))) => pump = None,
             Some(Poll::Ready(Err(Broken::Body(error)))) => {
-                return Poll::Ready(Err(Error::because(Kind::Downstream, error)));
+                return Poll::Ready(Err(Failed::from(Error::because(Kind::Downstream, error))));
             }
             // The upstream has ended the stream: the response says why.
             Some(Poll::Ready(Err(Broken::Stream))) => pump = None,
             Some(Poll::Pending) | None => (),
         }
-        Pin::new(&mut response).poll(cx).map_err(of_stream)
+        Pin::new(&mut response).poll(cx).map_err(|error| of_stream(error, &place.0))
     });
     let response = answer.await?;
+    if !place.0.answered.load(Ordering::Relaxed) {
+        place.0.answered.store(true, Ordering::Relaxed);
+    }
     let pump = pump.map(|pump| tokio::spawn(pump.finish()).abort_handle());
     Ok(response.map(|recv| Http2Body { recv, data_ended: false, pump, _place: place }))
 }
 
-/// What went wrong on a stream.
-fn of_stream(error: h2::Error) -> Error {
+/// What went wrong on a stream before its response.
+fn of_stream(error: h2::Error, conn: &Conn) -> Failed {
+    // A connection that lay in the pool may have died while the request was on its way.
+    let ended = error.is_io() || error.is_go_away() && error.is_remote();
+    let stale = ended && conn.answered.load(Ordering::Relaxed);
     let kind = match error.reason() {
         Some(Reason::REFUSED_STREAM) => Kind::UpstreamRefused,
         // Streams that the peer has processed go on after its GOAWAY; this one was not among them.
@@ -128,7 +136,7 @@ fn of_stream(error: h2::Error) -> Error {
         Some(_) if error.is_library() => Kind::UpstreamProtocol,
         _ => Kind::UpstreamReset,
     };
-    Error::because(kind, error)
+    Failed { stale, ..Error::because(kind, error).into() }
 }
 
 /// Sends a request's body as the stream can take it.
@@ -220,7 +228,7 @@ async fn acquire(host: &Arc<Host>, view: &Arc<View>) -> Result<Place, Error> {
 }
 
 async fn open(host: Arc<Host>, view: Arc<View>) {
-    let opened = match view.usage.connection(&view.cluster.limits) {
+    let opened = match view.usage.connection_to(&host.connections, &view.cluster.limits) {
         Some(in_use) => handshake(&host, &view, in_use).await,
         None => Err(Error::because(Kind::Overflow, "the cluster's limit of connections is reached")),
     };
@@ -243,7 +251,7 @@ async fn open(host: Arc<Host>, view: Arc<View>) {
     }
 }
 
-async fn handshake(host: &Arc<Host>, view: &View, in_use: InUse) -> Result<Arc<Conn>, Error> {
+async fn handshake(host: &Arc<Host>, view: &View, in_use: usage::Connection) -> Result<Arc<Conn>, Error> {
     let io = view.connector.connect(host.address, host.secure, ALPN_H2).await?;
     let (send, mut connection) = Builder::new()
         .initial_window_size(STREAM_WINDOW)
@@ -260,6 +268,7 @@ async fn handshake(host: &Arc<Host>, view: &View, in_use: InUse) -> Result<Arc<C
         send,
         streams: AtomicUsize::new(0),
         closed: AtomicBool::new(false),
+        answered: AtomicBool::new(false),
         idle_since: Mutex::new(Instant::now()),
     });
     tokio::spawn(drive(connection, pings, Arc::downgrade(&conn), Arc::downgrade(host), in_use));
@@ -272,7 +281,7 @@ async fn drive(
     pings: Option<PingPong>,
     conn: std::sync::Weak<Conn>,
     host: std::sync::Weak<Host>,
-    in_use: InUse,
+    in_use: usage::Connection,
 ) {
     tokio::select! {
         biased;

@@ -44,6 +44,20 @@ impl Drop for InUse {
     }
 }
 
+/// A connection of a cluster to one of its endpoints, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    _in_use: InUse,
+    of_endpoint: Arc<AtomicU32>,
+}
+
+impl Drop for Connection {
+    /// Before whoever waits for it is told.
+    fn drop(&mut self) {
+        self.of_endpoint.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl Usage {
     fn count(&self, what: What) -> &AtomicU32 {
         match what {
@@ -88,6 +102,23 @@ impl Usage {
         self.take(What::Connections, limits.max_connections)
     }
 
+    /// Where `of_endpoint` counts the connections to the endpoint. It may always have one, as with Envoy: idle connections to
+    /// the others must not keep it from serving.
+    pub(super) fn connection_to(self: &Arc<Self>, of_endpoint: &Arc<AtomicU32>, limits: &Limits) -> Option<Connection> {
+        let in_use = match self.connection(limits) {
+            Some(in_use) => {
+                of_endpoint.fetch_add(1, Ordering::AcqRel);
+                in_use
+            }
+            None => {
+                of_endpoint.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).ok()?;
+                self.connections.fetch_add(1, Ordering::AcqRel);
+                InUse { usage: self.clone(), what: What::Connections }
+            }
+        };
+        Some(Connection { _in_use: in_use, of_endpoint: of_endpoint.clone() })
+    }
+
     /// Ready when a connection of the cluster has been closed since the last time.
     pub(super) fn connection_freed(&self) -> Notified<'_> {
         self.freed.notified()
@@ -115,6 +146,21 @@ mod tests {
         assert_eq!(usage.request(&LIMITS).unwrap_err().kind, Kind::Overflow);
         drop(first);
         assert!(usage.request(&LIMITS).is_ok());
+    }
+
+    #[test]
+    fn an_endpoint_may_always_have_one_connection() {
+        let usage = Arc::new(Usage::default());
+        let [a, b] = [Arc::default(), Arc::default()];
+        let first = usage.connection_to(&a, &LIMITS).unwrap();
+        assert!(usage.connection_to(&a, &LIMITS).is_none());
+        let second = usage.connection_to(&b, &LIMITS).unwrap();
+        assert!(usage.connection_to(&b, &LIMITS).is_none());
+        drop(second);
+        assert!(usage.connection_to(&a, &LIMITS).is_none(), "the limit is used up by the first");
+        drop(first);
+        assert!(usage.connection_to(&a, &LIMITS).is_some());
+        assert_eq!((usage.connections.load(Ordering::Relaxed), a.load(Ordering::Relaxed)), (0, 0));
     }
 
     #[test]

@@ -150,3 +150,52 @@ async fn circuit_breakers_refuse_at_once_and_queues_are_served_in_turn() {
     assert_eq!(proxy.recorded(&["response_flags=\"UO\""]), 13);
     assert!(app.connections() <= 3, "{}", app.connections());
 }
+
+/// More endpoints than connections: each has one, whatever the others do with theirs.
+#[tokio::test]
+async fn idle_connections_to_some_endpoints_keep_no_other_from_serving() {
+    for http in [UpstreamHttp::Http1, UpstreamHttp::Http2] {
+        let mut apps = Vec::new();
+        for _ in 0..4 {
+            let slow = |_| async {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                reply("ok")
+            };
+            apps.push(match http {
+                UpstreamHttp::Http2 => App::http2(slow).await,
+                _ => App::http1(slow).await,
+            });
+        }
+        let proxy = Proxy::simple(http, &apps.iter().map(|app| app.address).collect::<Vec<_>>()).await;
+        let limits = Limits { max_connections: 2, ..cluster("app", http).limits };
+        proxy.put(Resource::Cluster(Arc::new(Cluster { limits, ..cluster("app", http) }))).await;
+        let clients = (0..8).map(|_| async {
+            let mut client = proxy.http1().await;
+            for _ in 0..20 {
+                assert_eq!(soon(client.get("/")).await.status, 200, "{http:?}");
+            }
+        });
+        futures_util::future::join_all(clients).await;
+        let opened: Vec<_> = apps.iter().map(App::connections).collect();
+        assert!(opened.iter().all(|opened| *opened >= 1) && opened.iter().sum::<usize>() <= 5, "{http:?}: {opened:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_shared_connection_that_dies_is_no_error_for_what_may_be_repeated() {
+    // Answers the first request of each connection, and drops the connection at the second.
+    let app = App::raw(|stream, _| async move {
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        let (_, mut respond) = connection.accept().await.unwrap().unwrap();
+        respond.send_response(http::Response::new(()), true).unwrap();
+        let _ = connection.accept().await;
+    })
+    .await;
+    let proxy = Proxy::simple(UpstreamHttp::Http2, &[app.address]).await;
+    let mut client = proxy.http1().await;
+    for i in 0..10 {
+        assert_eq!(client.get("/").await.status, 200, "request {i}");
+    }
+    // What may have been processed is not repeated.
+    assert_eq!(client.answer(post("/", "x")).await.status, 503);
+}

@@ -122,6 +122,32 @@ async fn an_idle_connection_is_closed_after_its_time() {
 }
 
 #[tokio::test]
+async fn an_idle_http2_connection_is_asked_to_end() {
+    let app = App::http1(|_| async {
+        tokio::time::sleep(SHORT * 3).await;
+        reply("ok")
+    })
+    .await;
+    let resources = [
+        Resource::Cluster(Arc::new(cluster("app", UpstreamHttp::Http1))),
+        Resource::Endpoints(endpoints("app", vec![endpoint(app.address)])),
+        Resource::Routes(Arc::new(to(forward(&[("app", 1)])))),
+    ];
+    let proxy = Proxy::new(resources, ProxyOptions { idle_timeout: SHORT, ..ProxyOptions::default() }).await;
+    let (mut client, connection) = h2::client::handshake(proxy.raw().await).await.unwrap();
+    let ended = tokio::spawn(connection);
+    // A request that takes longer than the timeout keeps it.
+    let request = Request::get("http://a/").body(()).unwrap();
+    let (response, _) = client.send_request(request, true).unwrap();
+    let response = soon(response).await.unwrap();
+    assert_eq!(response.status(), 200);
+    drop(response);
+    let start = Instant::now();
+    soon(ended).await.unwrap().unwrap();
+    assert!(start.elapsed() >= SHORT / 2, "{:?}", start.elapsed());
+}
+
+#[tokio::test]
 async fn a_client_that_goes_away_ends_the_request_upstream() {
     let (gone, mut is_gone) = tokio::sync::mpsc::unbounded_channel();
     let app = App::raw(move |mut stream, _| {
