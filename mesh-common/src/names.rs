@@ -60,6 +60,10 @@ pub const PROXY_UID: u32 = 1337;
 /// The mark of the proxy's own sockets, which the redirect leaves alone.
 pub const SOCKET_MARK: u32 = 0x6d65_7368;
 
+/// The priority (SO_PRIORITY, which needs no right) of what the proxy sends to the application on its own machine, and of
+/// nothing else that it sends: the redirect lets it through.
+pub const PRIORITY_TO_APPLICATION: u32 = 5;
+
 /// Whether the control plane gives addresses like this one to services: 240.240.0.0/16 and fd00:6d65:7368::/64. They
 /// exist only inside the mesh.
 pub fn is_virtual(address: IpAddr) -> bool {

@@ -31,11 +31,21 @@ pub async fn serve(listener: TcpListener, connections: Connections, ctx: Arc<Con
 async fn connection(stream: TcpStream, peer: SocketAddr, ctx: Arc<Context>) {
     let local = stream.local_addr().map(listen::plain);
     match (local, Downstream::redirected(&stream, peer, Direction::Inbound)) {
+        (Ok(_), Ok(downstream)) if is_own(&downstream) => {
+            let error = Error::because(Kind::Denied, "what goes to the application came back to the proxy");
+            tcp::refuse(stream, &downstream, "", Instant::now(), &error, &ctx);
+        }
         (Ok(local), Ok(downstream)) => take(stream, local, downstream, ctx).await,
         (Err(error), _) | (_, Err(error)) => {
             tracing::debug!(%peer, %error, "a connection was gone before it was looked at");
         }
     }
+}
+
+/// Only the proxy goes from a loopback address to one that is none (over IPv4), and then to the application. Where the rules do
+/// not let it through, the same connection would be made for ever.
+fn is_own(downstream: &Downstream) -> bool {
+    downstream.peer.ip().is_loopback() && !downstream.original_destination.ip().is_loopback()
 }
 
 /// `local` is where the connection arrived, which is not where it was going.

@@ -4,6 +4,7 @@
 //! traffic. Out: the same traffic at the endpoint that was chosen, over mutual TLS, and telemetry about it.
 
 pub mod admin;
+pub mod application;
 pub mod bootstrap;
 pub mod config;
 pub mod control;

@@ -1,9 +1,9 @@
 //! The application's probes, performed for a kubelet that has no certificate of the mesh and would not be let in.
 //!
-//! In: what was configured, and the name of one of it. Out: what the kubelet would have found. It goes to the loopback
-//! address, which the redirect leaves alone; the request is otherwise the one that the kubelet would have sent.
+//! In: what was configured, and the name of one of it. Out: what the kubelet would have found. It goes to the pod's address
+//! past the redirect, or to a loopback address; the request is otherwise the one that the kubelet would have sent.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::Endpoint;
 
+use crate::application;
 use crate::control::explain;
 
 pub const PREFIX: &str = "/app-health/";
@@ -76,7 +77,7 @@ impl Prober {
 
     async fn ask(&self, probe: &Probe, which: Which, headers: &HeaderMap) -> Result<String, Failure> {
         match &probe.action {
-            Action::Tcp { port } => connect(*port).await.map(|_| "connected\n".to_owned()),
+            Action::Tcp { port } => connect(self.pod_ip, *port).await.map(|_| "connected\n".to_owned()),
             Action::Grpc { port, service } => self.grpc(*port, service).await,
             Action::Http { port, path, https, headers: own } => {
                 let target = Target { https: *https, port: *port, path: path.clone() };
@@ -99,7 +100,7 @@ impl Prober {
     ) -> Result<StatusCode, Failure> {
         for _ in 0..MAX_REDIRECTS {
             let request = self.request(&target, own, headers)?;
-            let stream = connect(target.port).await?;
+            let stream = connect(self.pod_ip, target.port).await?;
             let (status, location) = match target.https {
                 false => exchange(stream, request).await?,
                 true => {
@@ -159,8 +160,9 @@ impl Prober {
         const SERVING: i32 = 1;
         let origin = format!("http://{}", SocketAddr::new(self.pod_ip, port));
         let endpoint = Endpoint::from_shared(origin).map_err(|error| failed(explain(&error)))?;
+        let pod_ip = self.pod_ip;
         let connector = tower::service_fn(move |_: Uri| async move {
-            let stream = connect(port).await.map_err(|failure| std::io::Error::other(failure.reason))?;
+            let stream = connect(pod_ip, port).await.map_err(|failure| std::io::Error::other(failure.reason))?;
             Ok::<_, std::io::Error>(TokioIo::new(stream))
         });
         let channel = endpoint.connect_with_connector(connector).await.map_err(|error| failed(explain(&error)))?;
@@ -198,18 +200,9 @@ struct Target {
     path: String,
 }
 
-/// To an application that listens everywhere, or on one of the loopback addresses.
-async fn connect(port: u16) -> Result<TcpStream, Failure> {
-    let addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))];
-    let mut first = None;
-    for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => first = first.or(Some(error)),
-        }
-    }
-    let reason = first.map(|error| error.to_string()).unwrap_or_default();
-    Err(failed(format!("the application does not answer on port {port}: {reason}")))
+async fn connect(pod_ip: IpAddr, port: u16) -> Result<TcpStream, Failure> {
+    let connected = application::connect(&[pod_ip], port).await;
+    connected.map_err(|error| failed(format!("the application does not answer on port {port}: {error}")))
 }
 
 /// The status of the answer, and where it redirects to.

@@ -334,7 +334,7 @@ fn register(bootstrap: &Bootstrap, namespace: &str, tls: &Tls) -> Option<watch::
     };
     let (healthy, health) = watch::channel(false);
     let first_port = bootstrap.ports.first().map(|it| it.port);
-    tokio::spawn(health::watch(bootstrap.health.clone(), first_port, healthy));
+    tokio::spawn(health::watch(bootstrap.health.clone(), bootstrap.addresses.clone(), first_port, healthy));
     let (leaving, leave) = watch::channel(false);
     tokio::spawn(registry::run(workload, dialer(bootstrap, tls), health, leave));
     Some(leaving)

@@ -237,3 +237,98 @@ async fn permissive_ports_take_plaintext_too() {
     drop(client);
     recorded(&ctx, &[r#"security="none""#, r#"response_flags="-""#]).await;
 }
+
+/// With the rules of the mesh, and an application that listens on the machine's own address alone: past the redirect, and never
+/// back into the proxy. A port that nobody named is not looked for on the loopback address.
+#[test]
+fn an_application_is_called_where_it_listens() {
+    const NAME: &str = "inbound::tests::an_application_is_called_where_it_listens";
+    if !crate::intercept::tests::runs_in_namespace(NAME) {
+        return;
+    }
+    crate::intercept::apply(&crate::intercept::Rules::default()).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        for (listen, greeting) in [
+            ("10.77.0.2:9080", "pod"),
+            ("127.0.0.1:9081", "loopback"),
+            ("10.77.0.2:9090", "unnamed"),
+            ("127.0.0.1:9091", "secret"),
+        ] {
+            let app = TcpListener::bind(listen).await.unwrap();
+            tokio::spawn(async move {
+                loop {
+                    app.accept().await.unwrap().0.write_all(greeting.as_bytes()).await.unwrap();
+                }
+            });
+        }
+        let named = |port: u16| {
+            let mut chain = chain(Transport::Raw, &[]);
+            chain.matches.destination_port = Some(port);
+            let NetworkFilter::Tcp(filter) = &chain.filter else { panic!() };
+            let (stat_prefix, idle_timeout) = (filter.stat_prefix.clone(), filter.idle_timeout);
+            let clusters = WeightedClusters::single(&format!("inbound:{port}"));
+            chain.filter = NetworkFilter::Tcp(Arc::new(TcpProxy { stat_prefix, clusters, idle_timeout, fault: None }));
+            chain
+        };
+        let rest = FilterChain {
+            matches: ChainMatch::default(),
+            tls: None,
+            filter: NetworkFilter::Tcp(Arc::new(TcpProxy {
+                stat_prefix: String::new(),
+                clusters: WeightedClusters::single("passthrough"),
+                idle_timeout: Duration::ZERO,
+                fault: None,
+            })),
+        };
+        let listener = Listener {
+            name: LISTENER_INBOUND.into(),
+            chains: vec![named(9080), named(9081)],
+            default_chain: Some(rest),
+        };
+        let cluster = |name: &str, discovery: Discovery| {
+            let Resource::Cluster(local) = application(([127, 0, 0, 1], 1).into()) else { panic!() };
+            Resource::Cluster(Arc::new(Cluster { name: name.into(), discovery, ..Cluster::clone(&local) }))
+        };
+        let at = |port: u16| {
+            let Resource::Cluster(local) = application(([127, 0, 0, 1], port).into()) else { panic!() };
+            cluster(&format!("inbound:{port}"), local.discovery.clone())
+        };
+        let passthrough = cluster("passthrough", Discovery::OriginalDestination);
+        let store = Store::of([Resource::Listener(Arc::new(listener)), at(9080), at(9081), passthrough]);
+        let tls = Tls::default();
+        // As long as it is there, connections are taken.
+        let (_serving, phase) = watch::channel(Phase::Serving);
+        let ctx = Arc::new(Context {
+            upstreams: Upstreams::new(store.clone(), tls.clone()),
+            store,
+            tls,
+            telemetry: Telemetry::new(TelemetryOptions::default()).unwrap(),
+            settings: Settings { detect_timeout: Duration::ZERO, ..Settings::default() },
+            phase,
+            in_flight: InFlight::default(),
+        });
+        let proxy = listen::tcp_listener(listen::everywhere(15006)).unwrap();
+        tokio::spawn(serve(proxy, Connections::new(100), ctx.clone()));
+        // As the proxy of a peer on this machine would.
+        let call = async |port: u16| {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            listen::mark(&socket);
+            let answer = async {
+                let mut stream = socket.connect(([10, 77, 0, 2], port).into()).await?;
+                let mut text = String::new();
+                stream.read_to_string(&mut text).await.map(|_| text)
+            };
+            answer.await.unwrap_or_else(|error: std::io::Error| error.kind().to_string())
+        };
+        for (port, expected) in [
+            (9080, "pod"),
+            (9081, "loopback"),
+            (9090, "unnamed"),
+            (9091, "connection reset"),
+            (9999, "connection reset"),
+        ] {
+            assert_eq!(call(port).await, expected, "{port}");
+        }
+    });
+}

@@ -11,6 +11,7 @@ use super::message::Attributes;
 const REGISTER: u32 = 1;
 const REGISTER_VERDICT: u32 = 0;
 
+const META_PRIORITY: u32 = 2;
 const META_MARK: u32 = 3;
 const META_SKUID: u32 = 10;
 const META_NFPROTO: u32 = 15;
@@ -41,6 +42,10 @@ pub(super) struct Expressions {
 impl Expressions {
     pub(super) fn new() -> Self {
         Self { encoded: Attributes::new(), module: "nf_tables" }
+    }
+
+    pub(super) fn priority(self, priority: u32) -> Self {
+        self.meta(META_PRIORITY).equals(&priority.to_ne_bytes())
     }
 
     pub(super) fn mark(self, mark: u32) -> Self {

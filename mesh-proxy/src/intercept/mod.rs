@@ -5,7 +5,8 @@
 //! transaction over netlink, so that there is never half of it. Nothing but this table is touched.
 //!
 //! ```text
-//! mark or uid of the proxy ----> goto `own`: only to the machine's own non-loopback addresses -> inbound port
+//! mark or uid of the proxy ----> goto `own`: only to the machine's own non-loopback addresses -> inbound port,
+//!                                but not what it means for the application (by its priority)
 //! dport 53, TCP and UDP -------> DNS port (also towards 127.0.0.53 and other loopback resolvers)
 //! loopback, excluded ----------> left alone
 //! other TCP going out ---------> outbound port

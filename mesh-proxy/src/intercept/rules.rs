@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use mesh_common::names::PRIORITY_TO_APPLICATION;
+
 use super::expression::{Expressions, Transport};
 use super::message::{Attributes, Change, Kind, NLM_F_APPEND, NLM_F_CREATE};
 use super::{Cidr, Rules, TABLE};
@@ -43,8 +45,10 @@ pub(super) fn replace(rules: &Rules) -> Vec<Change> {
 
 /// The proxy calls the machine's own address when the application calls a service that it is part of. Such a packet never
 /// passes prerouting, so it is taken to the inbound port here: what waits there speaks mutual TLS, the application does not.
+/// What it means for the application has a priority of its own.
 fn own(rules: &Rules) -> Vec<Expressions> {
     let mut chain: Vec<_> = LOOPBACK.iter().map(|range| Expressions::new().destination(range).leave()).collect();
+    chain.push(Expressions::new().priority(PRIORITY_TO_APPLICATION).leave());
     chain.extend(inbound(rules));
     chain
 }

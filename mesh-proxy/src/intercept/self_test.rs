@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use mesh_common::names::PRIORITY_TO_APPLICATION;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Error, Rules, netlink, rules};
@@ -41,6 +42,7 @@ pub fn self_test(rules: &Rules) -> Result<Report, Error> {
             return Err(fail(format!("there is no chain `{chain}` (write the rules first: `mesh-proxy intercept`)")));
         }
     }
+    TARGETS.into_iter().try_for_each(|target| lets_pass(rules, target))?;
     let [ipv4, ipv6] = TARGETS.map(|target| family(rules, target));
     let report = Report { ipv4: ipv4?, ipv6: ipv6? };
     match (&report.ipv4, &report.ipv6) {
@@ -65,6 +67,7 @@ fn may_mark(rules: &Rules) -> Result<(), Error> {
 /// The test of a proxy that may not mark its traffic, and is known to the rules by its user: what it sends to this
 /// machine's own address must arrive at the inbound port. What it cannot see, whoever wrote the rules has tested.
 pub fn own_self_test(rules: &Rules) -> Result<Report, Error> {
+    TARGETS.into_iter().try_for_each(|target| lets_pass(rules, target))?;
     let mut outcomes = Vec::new();
     for target in TARGETS {
         outcomes.push(match own_address(target) {
@@ -100,6 +103,37 @@ fn family(rules: &Rules, target: IpAddr) -> Result<Outcome, Error> {
         Some(port) => udp(port, SocketAddr::new(target, 53)),
         None => Ok(Outcome::Works),
     }
+}
+
+/// What the proxy means for the application must not reach the proxy again.
+/// Nobody need answer.
+fn lets_pass(rules: &Rules, target: IpAddr) -> Result<(), Error> {
+    let Some(own) = own_address(target).map(|address| SocketAddr::new(address, TARGET_PORT)) else { return Ok(()) };
+    let Some(listener) = bind(Type::STREAM, own, rules.inbound_port)? else { return Ok(()) };
+    listener.listen(128).map_err(|error| fail(format!("cannot listen: {error}")))?;
+    let connect = || -> io::Result<Socket> {
+        let client = Socket::new(Domain::for_address(own), Type::STREAM, None)?;
+        // One that may not mark is known by its user.
+        let _ = client.set_mark(rules.mark);
+        client.set_priority(PRIORITY_TO_APPLICATION)?;
+        client.connect_timeout(&own.into(), PATIENCE)?;
+        Ok(client)
+    };
+    let Ok(client) = connect() else { return Ok(()) };
+    reset_on_close(&client);
+    let local = client.local_addr().ok();
+    listener.set_nonblocking(true).map_err(|error| fail(error.to_string()))?;
+    // It was in the queue before the client knew that it is connected.
+    while let Ok((accepted, peer)) = listener.accept() {
+        reset_on_close(&accepted);
+        if Some(peer) == local {
+            return Err(fail(format!(
+                "what the proxy sends to the application at {} comes back to the proxy: the rules were written by another version; write them again",
+                own.ip()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a connection to the target arrives at the port.

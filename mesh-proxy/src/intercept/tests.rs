@@ -7,6 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use mesh_common::names::PRIORITY_TO_APPLICATION;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::*;
@@ -85,8 +86,13 @@ fn serve(listen: &str, name: &'static str) {
 }
 
 fn ask(target: &str, mark: Option<u32>) -> String {
+    ask_with(0, target, mark)
+}
+
+fn ask_with(priority: u32, target: &str, mark: Option<u32>) -> String {
     let target = address(target);
     let socket = Socket::new(Domain::for_address(target), Type::STREAM, None).unwrap();
+    socket.set_priority(priority).unwrap();
     if let Some(mark) = mark {
         socket.set_mark(mark).unwrap();
     }
@@ -128,6 +134,10 @@ fn redirects_what_it_should_and_nothing_else() {
     assert_eq!(ask("10.77.0.2:9080", Some(rules.mark)), "inbound 10.77.0.2:9080");
     assert_eq!(ask("[fd77::2]:9080", Some(rules.mark)), "inbound [fd77::2]:9080");
     assert_eq!(ask("10.77.0.2:15021", Some(rules.mark)), "ready");
+    // On its way from the proxy to the application; the application itself gains nothing by that.
+    assert_eq!(ask_with(PRIORITY_TO_APPLICATION, "10.77.0.2:9080", Some(rules.mark)), "app");
+    assert_eq!(ask_with(PRIORITY_TO_APPLICATION, "[fd77::2]:9080", Some(rules.mark)), "app");
+    assert_eq!(ask_with(PRIORITY_TO_APPLICATION, "10.77.0.2:9080", None), "outbound 10.77.0.2:9080");
     assert_eq!(ask("127.0.0.1:9080", Some(rules.mark)), "app");
     // Excluded, or the proxy's own: goes out, where nobody answers.
     for target in ["240.240.0.5:6000", "198.51.100.7:80", "[2001:db8:1::7]:80"] {
@@ -197,6 +207,15 @@ fn the_self_test_tells_working_from_missing_rules() {
     // It leaves its ports free at once, and can be repeated.
     TcpListener::bind("127.0.0.1:15001").unwrap();
     self_test(&rules).unwrap();
+    // Rules that know nothing of what goes to the application.
+    let flush = Command::new("nft").args(["list", "chain", "inet", "mesh", "own"]).output();
+    if flush.is_ok_and(|output| output.status.success()) {
+        let nft = "delete table inet mesh; table inet mesh { chain own { ip daddr 127.0.0.0/8 return; meta l4proto tcp redirect to :15006; }; chain output { type nat hook output priority -100; meta mark 0x6d657368 goto own; meta l4proto udp udp dport 53 redirect to :15053; ip daddr 127.0.0.0/8 return; meta l4proto tcp redirect to :15001; }; chain prerouting { type nat hook prerouting priority -100; }; }";
+        let output = Command::new("nft").arg(nft).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let old = self_test(&rules).unwrap_err().to_string();
+        assert!(old.contains("comes back to the proxy"), "{old}");
+    }
     // Rules that redirect elsewhere than this proxy listens.
     apply(&Rules { outbound_port: 16001, ..rules.clone() }).unwrap();
     let elsewhere = self_test(&rules).unwrap_err().to_string();
@@ -216,6 +235,8 @@ fn a_proxy_without_rights_is_known_by_its_user() {
         serve("127.0.0.1:9080", "app");
         assert_eq!(ask("10.77.0.2:9080", None), "inbound 10.77.0.2:9080");
         assert_eq!(ask("127.0.0.1:9080", None), "app");
+        serve("10.77.0.2:9081", "pod");
+        assert_eq!(ask_with(PRIORITY_TO_APPLICATION, "10.77.0.2:9081", None), "pod");
         assert!(!ask("240.240.0.5:9080", None).contains("outbound"));
         return;
     }

@@ -1,13 +1,14 @@
 //! Whether the application works, seen from beside it.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
+
+use crate::application;
 
 /// While it is not sure that the application works, it is asked often: it starts and ends unannounced.
 const SOON: Duration = Duration::from_millis(200);
@@ -85,8 +86,9 @@ impl Health {
     }
 }
 
-/// Tells `healthy` how the application is, for as long as it runs. `first_port` is asked where the check names none.
-pub async fn watch(check: Check, first_port: Option<u16>, healthy: watch::Sender<bool>) {
+/// Tells `healthy` how the application is, for as long as it runs: at this machine's `own` addresses or by loopback.
+/// `first_port` is asked where the check names none.
+pub async fn watch(check: Check, own: Vec<IpAddr>, first_port: Option<u16>, healthy: watch::Sender<bool>) {
     let set = |value: bool| {
         healthy.send_if_modified(|it| std::mem::replace(it, value) != value);
     };
@@ -99,18 +101,18 @@ pub async fn watch(check: Check, first_port: Option<u16>, healthy: watch::Sender
         set(true);
         return std::future::pending().await;
     };
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut state = Health::default();
     loop {
-        let probe = tokio::time::timeout(PROBE_TIMEOUT, probe(&check, address));
+        let probe = tokio::time::timeout(PROBE_TIMEOUT, probe(&check, &own, port));
         set(state.observe(matches!(probe.await, Ok(Ok(true)))));
         tokio::time::sleep(state.delay()).await;
     }
 }
 
-async fn probe(check: &Check, address: SocketAddr) -> io::Result<bool> {
-    let mut stream = TcpStream::connect(address).await?;
+async fn probe(check: &Check, own: &[IpAddr], port: u16) -> io::Result<bool> {
+    let mut stream = application::connect(own, port).await?;
     let Check::Http { path, .. } = check else { return Ok(true) };
+    let address = stream.peer_addr()?;
     let request = format!(
         "GET {path} HTTP/1.1\r\nhost: {address}\r\nuser-agent: mesh-proxy-health\r\naccept: */*\r\nconnection: close\r\n\r\n"
     );
@@ -123,6 +125,8 @@ async fn probe(check: &Check, address: SocketAddr) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use tokio::net::TcpListener;
 
     use super::*;
@@ -154,16 +158,16 @@ mod tests {
         assert!(health.observe(true));
     }
 
-    async fn serve_once(reply: &'static [u8]) -> SocketAddr {
+    async fn serve_once(reply: &'static [u8]) -> u16 {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = [0; 1024];
             let _ = stream.read(&mut request).await;
             stream.write_all(reply).await.unwrap();
         });
-        address
+        port
     }
 
     #[tokio::test]
@@ -176,24 +180,24 @@ mod tests {
             (b"HTTP/1.1 500 Oh\r\n\r\n", false),
             (b"220 mail ready\r\n\r\n", false),
         ] {
-            let address = serve_once(reply).await;
-            assert_eq!(probe(&http, address).await.unwrap(), healthy);
+            let port = serve_once(reply).await;
+            assert_eq!(probe(&http, &[], port).await.unwrap(), healthy);
         }
     }
 
     #[tokio::test]
     async fn probes_by_connecting() {
-        let address = serve_once(b"").await;
-        assert!(probe(&Check::Tcp { port: None }, address).await.unwrap());
-        let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap();
-        assert!(probe(&Check::Tcp { port: None }, closed).await.is_err());
+        let port = serve_once(b"").await;
+        assert!(probe(&Check::Tcp { port: None }, &[], port).await.unwrap());
+        let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap().port();
+        assert!(probe(&Check::Tcp { port: None }, &[], closed).await.is_err());
     }
 
     #[tokio::test]
     async fn without_a_port_or_a_check_it_is_healthy() {
         for (check, port) in [(Check::None, Some(80)), (Check::Tcp { port: None }, None)] {
             let (sender, mut healthy) = watch::channel(false);
-            let watching = tokio::spawn(super::watch(check, port, sender));
+            let watching = tokio::spawn(super::watch(check, Vec::new(), port, sender));
             healthy.wait_for(|it| *it).await.unwrap();
             watching.abort();
         }

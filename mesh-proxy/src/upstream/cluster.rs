@@ -135,7 +135,9 @@ impl View {
     /// Chooses an endpoint, not one of those to avoid and none that leaves if there is any other.
     pub(crate) fn choose(self: &Arc<Self>, downstream: &Downstream, avoid: &[SocketAddr]) -> Result<Target, Error> {
         if matches!(self.cluster.discovery, Discovery::OriginalDestination) {
-            return Ok(self.original_destination(destination(downstream)));
+            let target = self.original_destination(destination(downstream));
+            target.load.0.called(downstream);
+            return Ok(target);
         }
         let next = || self.balance.pick(|index| self.hosts[index].load());
         let refused = || Error::because(Kind::NoHealthyUpstream, format_args!("cluster {}", self.cluster.name));
@@ -146,6 +148,7 @@ impl View {
             let tries = std::iter::repeat_with(next).take(self.balance.len() * 2).flatten();
             index = std::iter::once(index).chain(tries).find(fresh).unwrap_or(index);
         }
+        self.hosts[index].called(downstream);
         let endpoint = self.endpoints.endpoints[index].clone();
         Ok(Target { endpoint, view: self.clone(), load: Load::new(self.hosts[index].clone()) })
     }
@@ -214,7 +217,7 @@ fn same_peers(before: Option<&UpstreamTls>, now: Option<&UpstreamTls>) -> bool {
 }
 
 /// Where a connection goes whose destination is its own. What came in for the application is on this machine already, and
-/// is handed over by loopback: the machine's other addresses are redirected, so the proxy would call itself for ever.
+/// is known by its loopback address, whichever address of the machine was called.
 fn destination(downstream: &Downstream) -> SocketAddr {
     let wanted = downstream.original_destination;
     match (downstream.direction, wanted.ip()) {
@@ -229,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_came_in_is_handed_over_by_loopback() {
+    fn what_came_in_is_known_by_its_loopback_address() {
         let to = |wanted: &str, direction| {
             let peer = "10.0.0.9:40000".parse().unwrap();
             destination(&Downstream::new(peer, wanted.parse().unwrap(), direction)).to_string()

@@ -12,7 +12,9 @@ use tokio_rustls::TlsConnector;
 
 use super::UpstreamStream;
 use super::cluster::speaks_mesh;
-use crate::config::{Cluster, UpstreamTls};
+use super::host::Host;
+use crate::application;
+use crate::config::{Cluster, Discovery, UpstreamTls};
 use crate::error::{Error, Kind};
 use crate::listen::mark;
 use crate::tls::Tls;
@@ -26,21 +28,25 @@ pub(super) struct Connector {
     tls: Tls,
     timeout: Duration,
     context: Option<UpstreamTls>,
+    /// An application that does not listen where it was called is looked for at the host's own address.
+    anywhere: bool,
 }
 
 impl Connector {
     pub(super) fn new(tls: &Tls, cluster: &Cluster) -> Self {
-        Self { tls: tls.clone(), timeout: cluster.connect_timeout, context: cluster.tls.clone() }
+        Self {
+            tls: tls.clone(),
+            timeout: cluster.connect_timeout,
+            context: cluster.tls.clone(),
+            // Of a port that nobody named, what listens on the loopback address alone does so to be left alone.
+            anywhere: !matches!(cluster.discovery, Discovery::OriginalDestination),
+        }
     }
 
     /// Connects within the cluster's connect timeout, with mutual TLS and this protocol where that is wanted.
-    pub(super) async fn connect(
-        &self,
-        address: SocketAddr,
-        secure: bool,
-        alpn: &[u8],
-    ) -> Result<UpstreamStream, Error> {
-        let context = if secure { self.context.as_ref() } else { None };
+    pub(super) async fn connect(&self, host: &Host, alpn: &[u8]) -> Result<UpstreamStream, Error> {
+        let address = host.address;
+        let context = if host.secure { self.context.as_ref() } else { None };
         let alpn: &[u8] = match alpn {
             ALPN_H2 if !context.is_none_or(speaks_mesh) => b"h2",
             ALPN_HTTP1 if !context.is_none_or(speaks_mesh) => b"http/1.1",
@@ -51,9 +57,10 @@ impl Connector {
             None => None,
         };
         let connected = async {
-            let stream = tcp(address)
-                .await
-                .map_err(|e| Error::because(Kind::UpstreamConnect, format_args!("{address}: {e}")))?;
+            let stream = match host.application() {
+                Some(called) => self.application(called, address).await?,
+                None => tcp(address).await.map_err(|error| refused(address, &error))?,
+            };
             match secured {
                 Some((context, config)) => handshake(stream, address, context, config, alpn).await,
                 None => Ok(UpstreamStream::Plain(stream)),
@@ -64,17 +71,33 @@ impl Connector {
             Err(_) => Err(Error::because(Kind::UpstreamConnect, format_args!("{address}: no answer in time"))),
         }
     }
+
+    /// To the application on this machine, called at `called`.
+    async fn application(&self, called: SocketAddr, otherwise: SocketAddr) -> Result<TcpStream, Error> {
+        match application::connect_at(called).await {
+            Ok(stream) => Ok(tuned(stream)),
+            Err(_) if self.anywhere => tcp(otherwise).await.map_err(|error| refused(otherwise, &error)),
+            Err(error) => Err(refused(called, &error)),
+        }
+    }
+}
+
+fn refused(address: SocketAddr, error: &std::io::Error) -> Error {
+    Error::because(Kind::UpstreamConnect, format_args!("{address}: {error}"))
 }
 
 async fn tcp(address: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     mark(&socket);
-    let stream = socket.connect(address).await?;
+    Ok(tuned(socket.connect(address).await?))
+}
+
+fn tuned(stream: TcpStream) -> TcpStream {
     // Both are only improvements: a connection without them works.
     let _ = stream.set_nodelay(true);
     let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE / 6).with_retries(6);
     let _ = SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
-    Ok(stream)
+    stream
 }
 
 async fn handshake(

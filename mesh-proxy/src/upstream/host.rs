@@ -1,9 +1,11 @@
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::{http1, http2};
+use crate::application;
+use crate::listen::{Direction, Downstream};
 
 /// How long an endpoint is passed over that has asked its callers to go elsewhere: until then the control plane should have
 /// taken it out.
@@ -15,6 +17,9 @@ pub(crate) struct Host {
     pub(super) address: SocketAddr,
     /// Connections to it carry mutual TLS.
     pub(super) secure: bool,
+    /// Of the application behind this proxy, where its first caller wanted it: connections go there, and only then to
+    /// `address`, which is a loopback address.
+    application: OnceLock<Option<SocketAddr>>,
     pub(super) http1: http1::Pool,
     pub(super) http2: http2::Pool,
     /// Connections of these pools that are open or being made.
@@ -33,6 +38,7 @@ impl Host {
         Self {
             address,
             secure,
+            application: OnceLock::new(),
             http1: http1::Pool::default(),
             http2: http2::Pool::default(),
             connections: Arc::default(),
@@ -41,6 +47,23 @@ impl Host {
             created: Instant::now(),
             leaving_until: AtomicU64::new(0),
         }
+    }
+
+    /// Takes note of where a peer called the application, if that is what this host is.
+    pub(super) fn called(&self, downstream: &Downstream) {
+        if downstream.direction == Direction::Outbound {
+            return;
+        }
+        self.application.get_or_init(|| {
+            let wanted = downstream.original_destination.ip();
+            let own = self.address.ip().is_loopback() && application::is_own(wanted);
+            own.then(|| SocketAddr::new(wanted, self.address.port()))
+        });
+    }
+
+    /// Where the application was called.
+    pub(super) fn application(&self) -> Option<SocketAddr> {
+        self.application.get().copied().flatten()
     }
 
     pub(super) fn load(&self) -> usize {

@@ -161,7 +161,7 @@ async fn acquire(host: &Arc<Host>, view: &Arc<View>) -> Result<Conn, Error> {
 /// Makes a connection for whoever has waited longest.
 async fn open(host: Arc<Host>, view: Arc<View>) {
     let Some(in_use) = room(&host, &view).await else { return };
-    let opened = match view.connector.connect(host.address, host.secure, ALPN_HTTP1).await {
+    let opened = match view.connector.connect(&host, ALPN_HTTP1).await {
         Ok(io) => Conn::handshake(io, in_use).await,
         Err(error) => Err(error),
     };

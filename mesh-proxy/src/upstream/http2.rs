@@ -252,7 +252,7 @@ async fn open(host: Arc<Host>, view: Arc<View>) {
 }
 
 async fn handshake(host: &Arc<Host>, view: &View, in_use: usage::Connection) -> Result<Arc<Conn>, Error> {
-    let io = view.connector.connect(host.address, host.secure, ALPN_H2).await?;
+    let io = view.connector.connect(host, ALPN_H2).await?;
     let (send, mut connection) = Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

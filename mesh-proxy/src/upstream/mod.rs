@@ -117,7 +117,7 @@ impl Upstreams {
         let mut tried = Vec::new();
         loop {
             let target = view.choose(downstream, &tried)?;
-            match view.connector.connect(target.address(), target.is_secure(), ALPN_TCP).await {
+            match view.connector.connect(&target.load.0, ALPN_TCP).await {
                 Ok(io) => {
                     let security = target.security();
                     let counted = Some(Counted { _load: target.load, _in_use: in_use });
