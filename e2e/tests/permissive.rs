@@ -31,7 +31,8 @@ fn undeclared_ports_reach_the_application() {
     // Nobody listens there, or only for the machine itself: the connection ends at once, and the proxy has not called itself
     // until nothing was left.
     for port in [9998, 9997] {
-        let nobody = mesh.curl("web", &["-w", "%{time_total}", &format!("http://{address}:{port}/")]).unwrap_err();
+        let nobody =
+            mesh.curl("web", &["--fail", "-w", "%{time_total}", &format!("http://{address}:{port}/")]).unwrap_err();
         assert!(!format!("{nobody:#}").contains("timed out"), "{nobody:#}");
     }
     let answer = mesh.curl("web", &["-o", "/dev/null", "-w", "%{http_code}", "http://reviews:9080/"]).unwrap();

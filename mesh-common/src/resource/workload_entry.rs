@@ -2,7 +2,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{LABEL_REGISTERED, WorkloadEntry};
+use super::{ANNOTATION_EXCLUDED_PORTS, LABEL_REGISTERED, WorkloadEntry};
+use crate::names::kubernetes::LABEL_PROXY;
 
 /// What a port may speak, when it is told.
 pub const PROTOCOLS: [&str; 4] = ["http", "http2", "grpc", "tcp"];
@@ -11,6 +12,17 @@ impl WorkloadEntry {
     /// A proxy registered it, and it goes when the proxy goes.
     pub fn registered(&self) -> bool {
         self.metadata.labels.get(LABEL_REGISTERED).is_some_and(|value| value == "true")
+    }
+
+    /// Its proxy is a `mesh-proxy` that takes the connections to all of its ports, whether anybody names them or not.
+    pub fn intercepted(&self) -> bool {
+        self.registered() || self.metadata.labels.get(LABEL_PROXY).is_some_and(|value| value == "true")
+    }
+
+    /// Ports that its proxy leaves to the application.
+    pub fn excluded_ports(&self) -> Vec<u16> {
+        let text = self.metadata.annotations.get(ANNOTATION_EXCLUDED_PORTS).map_or("", String::as_str);
+        text.split(',').filter_map(|port| port.trim().parse().ok()).collect()
     }
 
     /// It has a proxy, so it is called over mutual TLS.

@@ -44,6 +44,11 @@ pub(super) fn cluster(scope: &Scope, name: &str, target: &Target) -> Cluster {
             lb_policy: LbPolicy::ClusterProvided as i32,
             connect_timeout: duration(Policy::default().connect_timeout()),
             circuit_breakers: Some(limits(&Policy::default())),
+            // Ports that nobody named may carry HTTP between our own proxies.
+            typed_extension_protocol_options: match scope.client {
+                ClientKind::Mesh => one(HTTP_OPTIONS, any(as_downstream())),
+                ClientKind::Envoy | ClientKind::Grpc => Default::default(),
+            },
             ..Cluster::default()
         },
     }
@@ -70,7 +75,7 @@ fn outbound(scope: &Scope, name: &str, upstream: &Upstream) -> Cluster {
     }
     let endpoints = upstream.endpoints();
     let identities: BTreeSet<&Identity> =
-        endpoints.iter().filter_map(|endpoint| endpoint.workload.identity.as_ref()).collect();
+        endpoints.iter().filter_map(|endpoint| endpoint.workload.identity_at(endpoint.port)).collect();
     let identities: Vec<&Identity> = identities.into_iter().collect();
     let alpn = if upstream.stream { names::ALPN_TCP } else { names::ALPN_H2 };
     let sockets = if identities.is_empty() {
@@ -160,7 +165,7 @@ pub(super) fn mesh_mode() -> Struct {
 }
 
 fn http_options(client: ClientKind, protocol: Protocol, endpoints: &[Endpoint]) -> HttpProtocolOptions {
-    let mesh = endpoints.iter().filter(|endpoint| endpoint.workload.identity.is_some()).count();
+    let mesh = endpoints.iter().filter(|endpoint| endpoint.workload.identity_at(endpoint.port).is_some()).count();
     match protocol {
         Protocol::Http2 | Protocol::Grpc => http2(),
         // `mesh-proxy` speaks HTTP/2 to every proxy, whatever the rest of the endpoints get.

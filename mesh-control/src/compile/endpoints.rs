@@ -14,7 +14,7 @@ use mesh_common::proto::extensions::WorkloadInfo;
 use super::build::{address, one, own_any, uint32};
 use super::cluster::mesh_mode;
 use super::target::Upstream;
-use crate::model::{Endpoint, Workload};
+use crate::model::Endpoint;
 
 pub(super) fn endpoints(name: &str, upstream: &Upstream) -> ClusterLoadAssignment {
     let mut localities: BTreeMap<[String; 3], Vec<LbEndpoint>> = BTreeMap::new();
@@ -52,7 +52,7 @@ fn of_workload(endpoint: &Endpoint, address: Option<IpAddr>, healthy: bool) -> O
         host_identifier: host(address?, endpoint.port),
         health_status: health as i32,
         load_balancing_weight: uint32(workload.weight),
-        metadata: Some(metadata(workload)),
+        metadata: Some(metadata(endpoint)),
     })
 }
 
@@ -60,7 +60,8 @@ pub(super) fn host(ip: IpAddr, port: u16) -> Option<HostIdentifier> {
     Some(HostIdentifier::Endpoint(PbEndpoint { address: address(ip, port), ..PbEndpoint::default() }))
 }
 
-fn metadata(workload: &Workload) -> Metadata {
+fn metadata(endpoint: &Endpoint) -> Metadata {
+    let workload = &endpoint.workload;
     let info = WorkloadInfo {
         workload: workload.name.name.clone(),
         namespace: workload.name.namespace.clone(),
@@ -68,7 +69,7 @@ fn metadata(workload: &Workload) -> Metadata {
         version: workload.version.clone(),
         identity: workload.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
     };
-    let mode = workload.identity.as_ref().map(|_| one("envoy.transport_socket_match", mesh_mode()));
+    let mode = workload.identity_at(endpoint.port).map(|_| one("envoy.transport_socket_match", mesh_mode()));
     Metadata {
         filter_metadata: mode.unwrap_or_default(),
         typed_filter_metadata: one(names::METADATA_WORKLOAD, own_any(&info)),

@@ -28,12 +28,15 @@ pub(super) fn listener(model: &Model, scope: &Scope) -> Listener {
     let others = mode(model, scope, 0) == PeerMode::Permissive;
     let mut chains = Vec::new();
     for (port, protocol) in ports(model, scope) {
-        chains.extend(mutual(scope, port, protocol));
+        chains.extend(mutual(scope, Some(port), protocol));
         if mode(model, scope, port) == PeerMode::Permissive {
             chains.extend(plain(port));
         } else if others && scope.client == ClientKind::Envoy {
             chains.extend(refusing(port));
         }
+    }
+    if scope.client == ClientKind::Mesh {
+        chains.extend(mutual(scope, None, Protocol::Detect));
     }
     Listener {
         name: names::LISTENER_INBOUND.to_owned(),
@@ -82,21 +85,25 @@ fn mode(model: &Model, scope: &Scope, port: u16) -> PeerMode {
     model.peer_mode(&scope.namespace, &scope.workload, &scope.service, &scope.version, port)
 }
 
-/// Chains of mutual TLS.
-fn mutual(scope: &Scope, port: u16, protocol: Protocol) -> Vec<FilterChain> {
+/// Chains of mutual TLS, for one port or for all that have none of their own.
+fn mutual(scope: &Scope, port: Option<u16>, protocol: Protocol) -> Vec<FilterChain> {
+    let (cluster, label) = match port {
+        Some(port) => (names::inbound_cluster(port), port.to_string()),
+        None => (names::CLUSTER_PASSTHROUGH.to_owned(), "others".to_owned()),
+    };
     let http = |name: &str, codec: CodecType, alpn: &[&[u8]]| {
-        let routes = Routes::Inline(Box::new(route::inbound(port)));
+        let routes = Routes::Inline(Box::new(route::inbound(&cluster)));
         let filter = http::manager(routes, codec, false);
         FilterChain {
             filter_chain_match: Some(matching(port, "tls", alpn)),
             transport_socket: Some(tls::downstream(alpn)),
-            ..chain(&format!("{name}:{port}"), vec![filter])
+            ..chain(&format!("{name}:{label}"), vec![filter])
         }
     };
     let stream = FilterChain {
         filter_chain_match: Some(matching(port, "tls", &[names::ALPN_TCP])),
         transport_socket: Some(tls::downstream(&[names::ALPN_TCP])),
-        ..chain(&format!("mesh-tcp:{port}"), vec![to_application(port)])
+        ..chain(&format!("mesh-tcp:{label}"), vec![to_cluster(&cluster)])
     };
     match (protocol, scope.client) {
         (Protocol::Tcp, _) => vec![stream],
@@ -113,8 +120,8 @@ fn mutual(scope: &Scope, port: u16, protocol: Protocol) -> Vec<FilterChain> {
 /// Chains for everything else, passed on as it came.
 fn plain(port: u16) -> [FilterChain; 2] {
     [("plaintext", "raw_buffer"), ("tls", "tls")].map(|(name, transport)| FilterChain {
-        filter_chain_match: Some(matching(port, transport, &[])),
-        ..chain(&format!("{name}:{port}"), vec![to_application(port)])
+        filter_chain_match: Some(matching(Some(port), transport, &[])),
+        ..chain(&format!("{name}:{port}"), vec![to_cluster(&names::inbound_cluster(port))])
     })
 }
 
@@ -126,24 +133,23 @@ fn refusing(port: u16) -> [FilterChain; 2] {
         config_type: Some(ConfigType::TypedConfig(any(DirectResponse::default()))),
     };
     [("raw_buffer", "raw_buffer"), ("other-tls", "tls")].map(|(name, transport)| FilterChain {
-        filter_chain_match: Some(matching(port, transport, &[])),
+        filter_chain_match: Some(matching(Some(port), transport, &[])),
         ..chain(&format!("refused-{name}:{port}"), vec![close()])
     })
 }
 
-fn to_application(port: u16) -> Filter {
-    let cluster = names::inbound_cluster(port);
-    http::tcp_proxy(&cluster, &[(cluster.clone(), 1)])
+fn to_cluster(cluster: &str) -> Filter {
+    http::tcp_proxy(cluster, &[(cluster.to_owned(), 1)])
 }
 
 fn nobody() -> FilterChain {
-    let matched = FilterChainMatch { destination_port: uint32(1), ..matching(1, "tls", &[b"mesh-none"]) };
+    let matched = matching(Some(1), "tls", &[b"mesh-none"]);
     FilterChain { filter_chain_match: Some(matched), ..chain("none", vec![passthrough()]) }
 }
 
-fn matching(port: u16, transport: &str, alpn: &[&[u8]]) -> FilterChainMatch {
+fn matching(port: Option<u16>, transport: &str, alpn: &[&[u8]]) -> FilterChainMatch {
     FilterChainMatch {
-        destination_port: uint32(u32::from(port)),
+        destination_port: port.and_then(|port| uint32(u32::from(port))),
         transport_protocol: transport.to_owned(),
         application_protocols: alpn.iter().map(|protocol| String::from_utf8_lossy(protocol).into_owned()).collect(),
         ..FilterChainMatch::default()

@@ -36,12 +36,16 @@ pub(super) fn listener(model: &Model, scope: &Scope, name: &str) -> Option<Liste
 }
 
 fn outbound(model: &Model, scope: &Scope, at: SocketAddr) -> Option<Listener> {
-    let filters = match model.destination(at.ip(), at.port())? {
-        Destination::Service(service, number) => {
+    let filters = match model.destination(at.ip(), at.port()) {
+        None => {
+            let (_, service, port) = model.unnamed(at.ip(), at.port())?;
+            direct(scope, service, port, at)
+        }
+        Some(Destination::Service(service, number)) => {
             let (service, port) = model.port(service, *number)?;
             of_port(model, scope, service, port)
         }
-        Destination::Workload { service, service_port, .. } => {
+        Some(Destination::Workload { service, service_port, .. }) => {
             let (service, port) = model.port(service, *service_port)?;
             // A headless service is called at its workloads' addresses, so that is where its routes are needed.
             if service.headless && !port.routes_for(&scope.namespace).is_empty() {

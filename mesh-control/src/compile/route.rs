@@ -41,20 +41,19 @@ pub(super) fn to_cluster(scope: &Scope, service: &Service, port: &Port, cluster:
 }
 
 /// The requests of a workload's own port, as they came.
-pub(super) fn inbound(port: u16) -> RouteConfiguration {
-    let cluster = names::inbound_cluster(port);
+pub(super) fn inbound(cluster: &str) -> RouteConfiguration {
     let action = || RouteAction {
-        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.clone())),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
         timeout: duration(Duration::ZERO),
         ..RouteAction::default()
     };
     let routes = [prefix("/"), matching::connect()].map(|matched| PbRoute {
-        name: cluster.clone(),
+        name: cluster.to_owned(),
         r#match: Some(matched),
         action: Some(route::Action::Route(action())),
         ..PbRoute::default()
     });
-    configuration(cluster.clone(), routes.to_vec())
+    configuration(cluster.to_owned(), routes.to_vec())
 }
 
 fn configuration(name: String, routes: Vec<PbRoute>) -> RouteConfiguration {

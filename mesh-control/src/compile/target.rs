@@ -63,13 +63,14 @@ impl<'m> Upstream<'m> {
     }
 
     fn direct(model: &'m Model, address: SocketAddr) -> Option<Self> {
-        let Destination::Workload { workload, service, service_port } =
-            model.destination(address.ip(), address.port())?
-        else {
-            return None;
+        let (workload, service, port) = match model.destination(address.ip(), address.port()) {
+            None => model.unnamed(address.ip(), address.port())?,
+            Some(Destination::Service(..)) => return None,
+            Some(Destination::Workload { workload, service, service_port }) => {
+                let (service, port) = model.port(service, *service_port)?;
+                (model.workload(&workload.namespace, &workload.name)?, service, port)
+            }
         };
-        let workload = model.workload(&workload.namespace, &workload.name)?;
-        let (service, port) = model.port(service, *service_port)?;
         Some(Self { service, port, only: Some((workload, address)), stream: false })
     }
 

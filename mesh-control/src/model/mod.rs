@@ -52,6 +52,10 @@ pub struct Model {
     /// Names of the services that each workload serves.
     served: BTreeMap<Name, Vec<String>>,
     destinations: BTreeMap<(IpAddr, u16), Destination>,
+    /// Workloads whose proxies answer at ports that nobody names, by address.
+    intercepted: BTreeMap<IpAddr, Arc<Workload>>,
+    /// What stands for the service of such a port.
+    unnamed: (Service, Port),
     /// Ports that byte streams are routed to.
     stream_backends: BTreeSet<(Name, u16)>,
     peers: Peers,
@@ -142,6 +146,8 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
     Model {
         served: served(&services),
         destinations: destinations(&services),
+        intercepted: intercepted(&workloads),
+        unnamed: service::unnamed(),
         services,
         workloads,
         stream_backends,
@@ -241,6 +247,19 @@ fn destinations(services: &BTreeMap<Name, Service>) -> BTreeMap<(IpAddr, u16), D
     destinations
 }
 
+/// An address that several have tells nobody's identity.
+fn intercepted(workloads: &BTreeMap<Name, Arc<Workload>>) -> BTreeMap<IpAddr, Arc<Workload>> {
+    let mut by_address: BTreeMap<IpAddr, Vec<&Arc<Workload>>> = BTreeMap::new();
+    for workload in workloads.values() {
+        workload.addresses.iter().for_each(|address| by_address.entry(*address).or_default().push(workload));
+    }
+    let alone = |(address, workloads): (IpAddr, Vec<&Arc<Workload>>)| match workloads.as_slice() {
+        [only] if only.intercepted => Some((address, Arc::clone(only))),
+        _ => None,
+    };
+    by_address.into_iter().filter_map(alone).collect()
+}
+
 impl Model {
     /// What the next model is to be built with, so that addresses stay.
     pub fn addresses(&self) -> &Addresses {
@@ -284,6 +303,16 @@ impl Model {
 
     pub fn destination(&self, address: IpAddr, port: u16) -> Option<&Destination> {
         self.destinations.get(&(address, port))
+    }
+
+    /// The workload whose proxy answers at an address and port that is no [`destination`](Self::destination), and what stands
+    /// for the service that it serves there.
+    pub fn unnamed(&self, address: IpAddr, port: u16) -> Option<(&Arc<Workload>, &Service, &Port)> {
+        if self.destinations.contains_key(&(address, port)) {
+            return None;
+        }
+        let workload = self.intercepted.get(&address).filter(|workload| workload.answers_at(port))?;
+        Some((workload, &self.unnamed.0, &self.unnamed.1))
     }
 
     pub fn destinations(&self) -> impl Iterator<Item = (IpAddr, u16)> {

@@ -130,6 +130,12 @@ impl Port {
     }
 }
 
+/// A service without a name, and its port of unknown protocol.
+pub(super) fn unnamed() -> (Service, Port) {
+    let service = Service { fqdn: String::new(), ..Service::new(Name::new("", "")) };
+    (service, Port::new(0, "", Protocol::Detect))
+}
+
 type Services = BTreeMap<Name, Service>;
 
 pub(super) fn assemble(

@@ -2,9 +2,13 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use mesh_common::identity::Identity;
+use mesh_common::names::port;
 use mesh_common::resource::{Key, Kind, LABEL_TERMINATING, TargetPort, WorkloadEntry};
 
 use super::{Condition, Name, Protocol, Status};
+
+/// The proxy's own, which are not those of the application.
+const PROXY_PORTS: [u16; 4] = [port::OUTBOUND, port::INBOUND, port::READY, port::PROXY_METRICS];
 
 /// A process that serves a service, calls others, or both.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,6 +23,9 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// `None` for one without a proxy.
     pub identity: Option<Identity>,
+    /// Its proxy takes the connections to all of its ports but the excluded ones.
+    pub intercepted: bool,
+    pub excluded_ports: Vec<u16>,
     /// It is ready, and is not going to end.
     pub healthy: bool,
     /// It is ready, and is going to end: it is called only while a service has nobody else.
@@ -62,6 +69,8 @@ impl Workload {
             addresses: spec.addresses.clone(),
             ports: spec.ports.iter().map(WorkloadPort::new).collect(),
             labels: selectable_labels(entry),
+            intercepted: identity.is_some() && entry.intercepted(),
+            excluded_ports: entry.excluded_ports(),
             identity,
             healthy: ready && !terminating,
             lingers: ready && terminating,
@@ -70,6 +79,16 @@ impl Workload {
             locality: [part(), part(), part()],
             name: Name { namespace: key.namespace, name: key.name },
         })
+    }
+
+    /// Who answers at this port over mutual TLS: nobody where the application does so itself.
+    pub fn identity_at(&self, port: u16) -> Option<&Identity> {
+        self.identity.as_ref().filter(|_| !self.excluded_ports.contains(&port))
+    }
+
+    /// Whether its proxy answers at this port even if nobody names it.
+    pub(super) fn answers_at(&self, port: u16) -> bool {
+        self.intercepted && !PROXY_PORTS.contains(&port) && self.identity_at(port).is_some()
     }
 
     /// Its platform is ending it.

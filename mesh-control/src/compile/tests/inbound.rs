@@ -8,7 +8,7 @@ fn listener(model: &Model, scope: &Scope) -> Listener {
     get(model, scope, ResourceType::Listener, names::LISTENER_INBOUND)
 }
 
-/// `name tls?` of each chain, and whether there is one for the rest.
+/// `port transport alpn what` of each chain for one port, and whether there is one for all that match none.
 fn chains(text: &str, scope: &Scope) -> (Vec<String>, bool) {
     let listener = listener(&shop(text), scope);
     let describe = |chain: &envoy_types::pb::envoy::config::listener::v3::FilterChain| {
@@ -18,7 +18,8 @@ fn chains(text: &str, scope: &Scope) -> (Vec<String>, bool) {
         let ends = if chain.transport_socket.is_some() { "terminated" } else { "passed" };
         format!("{port} {} {alpn} {ends}", matched.transport_protocol)
     };
-    (listener.filter_chains.iter().map(describe).collect(), listener.default_filter_chain.is_some())
+    let of_ports = listener.filter_chains.iter().filter(|chain| !chain.name.ends_with(":others"));
+    (of_ports.map(describe).collect(), listener.default_filter_chain.is_some())
 }
 
 const STRICT: [&str; 2] = ["8080 tls mesh-h2,mesh-http/1.1 terminated", "8080 tls mesh-tcp terminated"];
@@ -89,11 +90,22 @@ fn ports_of_a_workload_that_is_not_registered_come_from_its_node() {
 }
 
 #[test]
-fn a_workload_without_ports_takes_nothing() {
-    let scope = Scope { workload: "nobody".to_owned(), ..mesh() };
-    let listener = listener(&shop(""), &scope);
-    assert_eq!(listener.filter_chains.len(), 1);
-    assert_eq!(listener.filter_chains[0].name, "none");
+fn ports_that_nobody_names_take_mutual_tls_from_our_own_proxies() {
+    let named = |client: ClientKind| {
+        let scope = Scope { workload: "nobody".to_owned(), ..scope(client) };
+        listener(&shop(""), &scope).filter_chains
+    };
+    let others = named(ClientKind::Mesh);
+    let matched: Vec<_> = others.iter().map(|chain| chain.filter_chain_match.clone().unwrap()).collect();
+    assert!(matched.iter().all(|it| it.destination_port.is_none() && it.transport_protocol == "tls"));
+    let alpn: Vec<_> = matched.iter().map(|it| it.application_protocols.join(",")).collect();
+    assert_eq!(alpn, ["mesh-h2,mesh-http/1.1", "mesh-tcp"]);
+    assert!(others.iter().all(|chain| chain.transport_socket.is_some()));
+    let passthrough: Cluster = get(&shop(""), &mesh(), ResourceType::Cluster, names::CLUSTER_PASSTHROUGH);
+    assert_eq!(passthrough.typed_extension_protocol_options.len(), 1);
+    // Envoy would hand such a connection over to itself.
+    let envoy = named(ClientKind::Envoy);
+    assert_eq!(envoy.iter().map(|chain| chain.name.as_str()).collect::<Vec<_>>(), ["none"]);
 }
 
 #[test]

@@ -41,7 +41,7 @@ fn a_listener_for_each_kind_of_port() {
         assert_eq!(shape(&listener), expected, "{service}");
         assert!(!listener.bind_to_port.unwrap().value);
     }
-    for name in ["240.240.0.0:1", "10.0.0.1:9081", "nonsense", "010.0.0.1:9080", "outbound "] {
+    for name in ["240.240.0.0:1", "10.0.0.4:9081", "nonsense", "010.0.0.1:9080", "outbound "] {
         assert!(resource(&model, &mesh(), ResourceType::Listener, name).is_none(), "{name}");
     }
 }
@@ -56,6 +56,55 @@ fn one_workload_can_be_called_at_its_own_addresses() {
         let endpoints: ClusterLoadAssignment = get(&model, &mesh(), ResourceType::Endpoints, &cluster);
         assert_eq!(endpoints.endpoints[0].lb_endpoints.len(), 1);
         assert!(resource(&model, &mesh(), ResourceType::Cluster, &cluster).is_some());
+    }
+}
+
+#[test]
+fn a_workload_with_our_proxy_can_be_called_at_any_of_its_ports() {
+    let more = "
+apiVersion: meshctl.dev/v1alpha1
+kind: WorkloadEntry
+metadata: {name: pod, labels: {meshctl.dev/proxy: 'true'}, annotations: {meshctl.dev/exclude-inbound-ports: '22, 9090'}}
+spec: {service: pod, addresses: [10.0.1.1], ports: [{port: 9090}], serviceAccount: pod, mesh: true}
+---
+apiVersion: meshctl.dev/v1alpha1
+kind: WorkloadEntry
+metadata: {name: envoy}
+spec: {service: envoy, addresses: [10.0.1.2], ports: [{port: 80}], serviceAccount: envoy, mesh: true}
+---
+apiVersion: meshctl.dev/v1alpha1
+kind: WorkloadEntry
+metadata: {name: same, labels: {meshctl.dev/registered: 'true'}}
+spec: {addresses: [10.0.0.6], serviceAccount: other}
+";
+    let model = shop(more);
+    for address in ["10.0.0.1:7777", "[fd01::1]:7777", "10.0.1.1:7777"] {
+        let listener: Listener = get(&model, &mesh(), ResourceType::Listener, address);
+        assert_eq!(shape(&listener), "http_connection_manager | tcp_proxy", "{address}");
+        for (name, alpn) in [(format!("direct:{address}"), "mesh-h2"), (format!("tcp:direct:{address}"), "mesh-tcp")] {
+            let cluster: Cluster = get(&model, &mesh(), ResourceType::Cluster, &name);
+            let tls = upstream_tls(&cluster).unwrap();
+            let common = tls.common_tls_context.unwrap();
+            assert_eq!(common.alpn_protocols, [alpn]);
+            let account = if address.starts_with("10.0.1") { "pod" } else { "reviews" };
+            assert!(format!("{common:?}").contains(&format!("spiffe://mesh.local/ns/default/sa/{account}\"")));
+            let found: ClusterLoadAssignment = get(&model, &mesh(), ResourceType::Endpoints, &name);
+            let [endpoint] = found.endpoints[0].lb_endpoints.as_slice() else { panic!() };
+            assert!(endpoint.metadata.clone().unwrap().filter_metadata.contains_key("envoy.transport_socket_match"));
+        }
+    }
+    // Ports that the proxy does not take or that are its own; what has no proxy, one of another kind, or an address of several.
+    for name in ["10.0.1.1:22", "10.0.1.1:15021", "10.0.0.1:15090", "10.0.0.4:7777", "10.0.1.2:81", "10.0.0.6:7777"] {
+        assert!(resource(&model, &mesh(), ResourceType::Listener, name).is_none(), "{name}");
+        assert!(resource(&model, &mesh(), ResourceType::Cluster, &format!("direct:{name}")).is_none(), "{name}");
+    }
+    // A port that the proxy leaves to the application is called as it is, under its service's name too.
+    for name in ["direct:10.0.1.1:9090", "pod.default.svc.cluster.local:9090"] {
+        let cluster: Cluster = get(&model, &mesh(), ResourceType::Cluster, name);
+        assert_eq!(upstream_tls(&cluster), None, "{name}");
+        let found: ClusterLoadAssignment = get(&model, &mesh(), ResourceType::Endpoints, name);
+        let metadata = found.endpoints[0].lb_endpoints[0].metadata.clone().unwrap();
+        assert!(!metadata.filter_metadata.contains_key("envoy.transport_socket_match"));
     }
 }
 

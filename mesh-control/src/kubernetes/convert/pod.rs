@@ -1,7 +1,8 @@
 use k8s_openapi::api::core::v1 as core;
 use mesh_common::names::kubernetes::{CONTAINER_PROXY, LABEL_PROXY};
 use mesh_common::resource::{
-    LABEL_REGISTERED, LABEL_TERMINATING, Metadata, WorkloadEntry, WorkloadEntrySpec, WorkloadPort,
+    ANNOTATION_EXCLUDED_PORTS, LABEL_REGISTERED, LABEL_TERMINATING, Metadata, WorkloadEntry, WorkloadEntrySpec,
+    WorkloadPort,
 };
 
 use super::{ANNOTATION_SOURCE, Fact};
@@ -40,7 +41,9 @@ pub(in crate::kubernetes) fn pod(pod: &core::Pod) -> Option<Fact> {
         mesh: Some(labels.get(LABEL_PROXY).is_some_and(|value| value == "true")),
         ..WorkloadEntrySpec::default()
     };
-    let annotations = [(ANNOTATION_SOURCE.to_owned(), "Pod".to_owned())].into();
+    let given = metadata.annotations.as_ref().and_then(|annotations| annotations.get(ANNOTATION_EXCLUDED_PORTS));
+    let excluded = given.map(|ports| (ANNOTATION_EXCLUDED_PORTS.to_owned(), ports.clone()));
+    let annotations = [(ANNOTATION_SOURCE.to_owned(), "Pod".to_owned())].into_iter().chain(excluded).collect();
     let name = Metadata::new(metadata.namespace.as_deref()?, metadata.name.as_deref()?);
     let entry = WorkloadEntry { metadata: Metadata { labels, annotations, ..name }, spec };
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
@@ -123,6 +126,11 @@ mod tests {
         assert_eq!(ports, [(9080, Some("http")), (6379, None)]);
         assert_eq!((entry.spec.version.as_str(), entry.spec.service_account.as_str()), ("v1", "reviews"));
         assert_eq!((entry.spec.healthy, entry.spec.mesh), (Some(true), Some(true)));
+        assert!(entry.intercepted() && entry.excluded_ports().is_empty());
+        let mut pod = reviews();
+        pod["metadata"]["annotations"] = json!({"meshctl.dev/exclude-inbound-ports": "22, 9000", "other": "x"});
+        let entry = convert(pod).unwrap().entry;
+        assert_eq!((entry.excluded_ports(), entry.metadata.annotations.len()), (vec![22, 9000], 2));
     }
 
     #[test]
