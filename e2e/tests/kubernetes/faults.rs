@@ -9,7 +9,8 @@ use mesh_e2e::process::eventually;
 use serde_json::{Value, json};
 
 /// Shares are exact over a thousand.
-const LOAD: [&str; 8] = ["--url", "http://reviews:9080/", "--connections", "40", "--requests", "1000", "--slow", "250"];
+const LOAD: [&str; 8] =
+    ["--url", "http://reviews:9080/", "--connections", "100", "--requests", "1000", "--slow", "900"];
 
 /// A fault, and whether this is what a thousand requests of the caller look like that it hits.
 type Case = (Value, fn(&Report) -> bool);
@@ -18,7 +19,7 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     let namespace = cluster.meshed("faults")?;
     namespace.shop(&["web", "other"])?;
     let cases: [Case; 3] = [
-        (json!({"percent": 50, "delay": {"duration": "300ms"}}), |r| (r.slow, r.good(), r.failed) == (500, 1000, 0)),
+        (json!({"percent": 50, "delay": {"duration": "1s"}}), |r| (r.slow, r.good(), r.failed) == (500, 1000, 0)),
         (json!({"percent": 25, "abort": {"httpStatus": 503}}), |r| {
             (r.by_status.get(&503), r.good(), r.failed) == (Some(&250), 750, 0)
         }),

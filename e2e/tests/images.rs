@@ -1,0 +1,60 @@
+//! Images hold the program and nothing that differs from one build to the next.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, SystemTime};
+
+use mesh_e2e::cluster::run;
+
+const MESH_IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/images/mesh-image");
+
+fn build(program: &Path, out: &Path) -> Output {
+    let mut command = Command::new(MESH_IMAGE);
+    command.args(["build", "--name", "example.com/mesh:1", "--entrypoint", "/mesh", "--user", "1337:1337", "--out"]);
+    command.arg(out).arg(format!("{}:/mesh", program.display())).output().unwrap()
+}
+
+#[test]
+fn the_same_program_gives_the_same_bytes_whenever_it_was_built() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("mesh");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let (first, second) = (folder.path().join("1.tar"), folder.path().join("2.tar"));
+    let said = build(&program, &first);
+    assert!(said.status.success(), "{said:?}");
+    assert!(String::from_utf8_lossy(&said.stdout).contains("MB compressed"), "{said:?}");
+    let older = SystemTime::now() - Duration::from_secs(86_400);
+    fs::File::options().write(true).open(&program).unwrap().set_modified(older).unwrap();
+    assert!(build(&program, &second).status.success());
+    assert!(fs::read(&first).unwrap() == fs::read(&second).unwrap(), "two builds differ");
+
+    let text = |archive: &Path, name: &str| run(Command::new("tar").arg("-xOf").arg(archive).arg(name), None).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&text(&first, "manifest.json")).unwrap();
+    let blob = |field: &serde_json::Value| field.as_str().unwrap().to_owned();
+    let config: serde_json::Value = serde_json::from_str(&text(&first, &blob(&manifest[0]["Config"]))).unwrap();
+    assert_eq!((&config["config"]["User"], &config["config"]["Entrypoint"][0]), (&"1337:1337".into(), &"/mesh".into()));
+    let known =
+        [("x86_64", "amd64"), ("aarch64", "arm64")].into_iter().find(|(arch, _)| *arch == std::env::consts::ARCH);
+    assert!(known.is_none_or(|(_, name)| config["architecture"] == name), "{config}");
+
+    run(Command::new("tar").arg("-xf").arg(&first).arg("-C").arg(folder.path()), None).unwrap();
+    let layer = folder.path().join(blob(&manifest[0]["Layers"][0]));
+    let listed = run(Command::new("tar").arg("-tzf").arg(&layer), None).unwrap();
+    assert_eq!(listed.lines().collect::<Vec<_>>(), ["etc/", "tmp/", "etc/group", "etc/passwd", "mesh"]);
+}
+
+#[test]
+fn what_is_no_program_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("mesh");
+    fs::write(&script, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let said = build(&script, &folder.path().join("out.tar"));
+    assert!(!said.status.success());
+    assert!(String::from_utf8_lossy(&said.stderr).contains("not a program for a known machine"), "{said:?}");
+    assert!(!folder.path().join("out.tar").exists());
+}
