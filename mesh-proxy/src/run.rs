@@ -37,6 +37,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Runs until it is told to end; `data` is the runtime for traffic.
 pub async fn run(bootstrap: Bootstrap, log: LogFilter, data: Handle) -> anyhow::Result<()> {
+    let began = Instant::now();
     let mut stop = Stop::new()?;
     let proxy = tokio::select! {
         started = Proxy::start(bootstrap, log, &data) => started?,
@@ -45,7 +46,7 @@ pub async fn run(bootstrap: Bootstrap, log: LogFilter, data: Handle) -> anyhow::
             return Ok(());
         }
     };
-    tracing::info!("ready");
+    tracing::info!(after_ms = began.elapsed().as_millis(), "ready");
     stop.told().await;
     tracing::info!("told to end: leaving the mesh, then finishing what is open");
     tokio::select! {

@@ -30,6 +30,9 @@ pub struct Args {
     pub requests: u64,
     #[arg(long, default_value_t = 0.0)]
     pub seconds: f64,
+    /// When told to end, go on until this many requests are sent.
+    #[arg(long, default_value_t = 0)]
+    pub at_least: u64,
     /// Requests a second over all connections; 0: as fast as the replies come.
     #[arg(long, default_value_t = 0)]
     pub rate: u64,
@@ -128,14 +131,15 @@ pub async fn run(args: Args, stop: watch::Receiver<bool>) -> anyhow::Result<Repo
     let mut workers = tokio::task::JoinSet::new();
     for _ in 0..args.connections {
         let (target, next, stop) = (target.clone(), next.clone(), stop.clone());
-        let (limit, rate) = (args.requests, args.rate);
+        let (limit, at_least, rate) = (args.requests, args.at_least, args.rate);
         workers.spawn(async move {
             let mut report = Report::default();
             let mut connection = None;
             loop {
                 let ticket = next.fetch_add(1, Ordering::Relaxed);
                 let now = Instant::now();
-                if (limit > 0 && ticket >= limit) || deadline.is_some_and(|d| now >= d) || *stop.borrow() {
+                let told = *stop.borrow() && ticket >= at_least;
+                if (limit > 0 && ticket >= limit) || deadline.is_some_and(|d| now >= d) || told {
                     return report;
                 }
                 // Latency counts from when the request was due, not from when the client got round to it.

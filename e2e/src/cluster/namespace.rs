@@ -72,9 +72,13 @@ impl<'a> Namespace<'a> {
     }
 
     /// Tells a pod of [`apps::load`] to end.
-    pub fn stop(&self, pod: &str) -> anyhow::Result<Report> {
-        self.kubectl(&["exec", pod, "-c", "app", "--", "/testapp", "stop"])?;
-        self.kubectl(&["wait", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=30s", &format!("pod/{pod}")])?;
+    pub fn stop(&self, pod: &str) -> anyhow::Result<()> {
+        self.kubectl(&["exec", pod, "-c", "app", "--", "/testapp", "stop"]).map(drop)
+    }
+
+    /// What it saw, once it has ended.
+    pub fn ended(&self, pod: &str) -> anyhow::Result<Report> {
+        self.kubectl(&["wait", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=300s", &format!("pod/{pod}")])?;
         report(&self.kubectl(&["logs", pod, "-c", "app"])?)
     }
 

@@ -9,9 +9,9 @@ use serde_json::json;
 
 const CLIENTS: [(&str, &[&str]); 3] = [("http1", &[]), ("http2", &["--http2"]), ("grpc", &["--grpc"])];
 /// Of each client, a second.
-const RATE: u32 = 1000;
+const RATE: u64 = 1000;
 /// Of all clients together, at least.
-const REQUESTS: u32 = 200_000;
+const REQUESTS: u64 = 200_000;
 
 type Disruption = fn(&Namespace) -> anyhow::Result<()>;
 
@@ -19,8 +19,8 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     let namespace = cluster.meshed("restarts")?;
     namespace.shop(&[])?;
     for (name, protocol) in CLIENTS {
-        let rate = RATE.to_string();
-        let args = ["--url", "http://reviews:9080/", "--connections", "6", "--rate", &rate];
+        let (rate, least) = (RATE.to_string(), REQUESTS.div_ceil(3).to_string());
+        let args = ["--url", "http://reviews:9080/", "--connections", "6", "--rate", &rate, "--at-least", &least];
         namespace.apply(&[apps::load(name, &[&args[..], protocol].concat())])?;
     }
     for (name, _) in CLIENTS {
@@ -39,11 +39,12 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
         disrupt(&namespace)?;
         println!("   {from:.0} s to {:.0} s: {what}", began.elapsed().as_secs_f64());
     }
-    let enough = Duration::from_secs((REQUESTS / RATE).div_ceil(3).into()) + Duration::from_secs(1);
-    std::thread::sleep(enough.saturating_sub(began.elapsed()));
+    for (name, _) in CLIENTS {
+        namespace.stop(name)?;
+    }
     let (mut total, mut bad) = (0, Vec::new());
     for (name, _) in CLIENTS {
-        let report = namespace.stop(name)?;
+        let report = namespace.ended(name)?;
         total += report.requests;
         println!(
             "   {name}: {} requests, p99 {:.1} ms, {} connections closed",
@@ -54,7 +55,7 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
         }
     }
     ensure!(bad.is_empty(), "{bad:#?}");
-    ensure!(total >= REQUESTS.into(), "only {total} requests were sent");
+    ensure!(total >= REQUESTS, "only {total} requests were sent");
     Ok(())
 }
 
