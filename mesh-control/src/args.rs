@@ -85,6 +85,10 @@ pub struct InjectArgs {
     /// In Kubernetes: log levels of the proxies.
     #[arg(long, value_name = "FILTER", env = "MESH_PROXY_LOG", default_value_t = InjectConfig::default().log, value_parser = filter)]
     proxy_log: String,
+
+    /// In Kubernetes: the nodes have the mesh's CNI plugin, so pods get no init container for the interception.
+    #[arg(long, value_name = "BOOL", env = "MESH_CNI", action = clap::ArgAction::Set, default_value_t = false)]
+    cni: bool,
 }
 
 impl InjectArgs {
@@ -95,6 +99,7 @@ impl InjectArgs {
             cpu: self.proxy_cpu.clone(),
             memory: self.proxy_memory.clone(),
             log: self.proxy_log.clone(),
+            cni: self.cni,
             ..InjectConfig::default()
         }
     }

@@ -15,6 +15,7 @@ use mesh_common::inject::Probes;
 use mesh_common::names::port;
 use mesh_common::telemetry::LogFormat;
 
+use crate::cni;
 use crate::control::Address;
 use crate::forward::Forward;
 use crate::intercept;
@@ -36,6 +37,7 @@ pub enum Command {
     /// Carry the traffic of one workload
     Run(Box<RunArgs>),
     Intercept(intercept::Args),
+    CniInstall(cni::InstallArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -371,7 +373,7 @@ mod tests {
         let words = ["mesh-proxy", "run"].into_iter().chain(line.split_whitespace());
         match Cli::try_parse_from(words).map_err(|error| error.to_string())?.command {
             Command::Run(args) => args.check().map_err(|error| error.to_string()),
-            Command::Intercept(_) => unreachable!(),
+            Command::Intercept(_) | Command::CniInstall(_) => unreachable!(),
         }
     }
 

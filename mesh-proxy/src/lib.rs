@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod application;
 pub mod bootstrap;
+pub mod cni;
 pub mod config;
 pub mod control;
 pub mod detect;

@@ -8,14 +8,18 @@ use anyhow::Context;
 use clap::Parser;
 use mesh_common::telemetry;
 use mesh_proxy::bootstrap::{Cli, Command};
-use mesh_proxy::intercept;
+use mesh_proxy::{cni, intercept};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    if cni::is_called() {
+        return cni::execute();
+    }
     let result = match Cli::parse().command {
         Command::Intercept(args) => intercept::execute(&args).map_err(anyhow::Error::from),
+        Command::CniInstall(args) => install(&args),
         Command::Run(args) => args.check().map_err(anyhow::Error::from).and_then(|bootstrap| {
             let log = telemetry::init(&bootstrap.log, bootstrap.log_format)?;
             report_panics();
@@ -30,6 +34,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Until SIGTERM or Ctrl-C.
+fn install(args: &cni::InstallArgs) -> anyhow::Result<()> {
+    telemetry::init("info", telemetry::LogFormat::default())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    runtime.block_on(async {
+        let mut stop = run::Stop::new()?;
+        cni::install(args, async { stop.told().await }).await
+    })
 }
 
 /// Configuration and traffic have threads of their own, so that neither a large configuration nor heavy traffic keeps

@@ -65,6 +65,9 @@ struct Options {
     #[arg(long, value_name = "FORMAT", default_value_t = InjectConfig::default().access_log,
           value_parser = ["off", "text", "json"], hide_possible_values = true)]
     access_log: String,
+    /// The nodes have the mesh's CNI plugin: no init container for the interception
+    #[arg(long)]
+    cni: bool,
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
@@ -179,6 +182,7 @@ impl Options {
             memory: self.proxy_memory,
             log: self.proxy_log,
             access_log: self.access_log,
+            cni: self.cni,
         }
     }
 }

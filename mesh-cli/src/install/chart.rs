@@ -1,5 +1,5 @@
-//! The Helm chart in `deploy/chart`, built into the program. Its templates use nothing but `{{ .Values.a.b }}` and
-//! `{{ .Release.Namespace }}`, so that it is rendered here as Helm would.
+//! The Helm chart in `deploy/chart`, built into the program. Its templates use nothing but `{{ .Values.a.b }}`,
+//! `{{ .Release.Namespace }}` and one `if` around the whole, so that it is rendered here as Helm would.
 
 use serde_json::{Map, Value, json};
 
@@ -12,11 +12,12 @@ const VALUES: &str = include_str!("../../../deploy/chart/values.yaml");
 
 /// In the order in which they are written: what is referred to comes first, and the webhooks last, so that nothing depends
 /// on a control plane before it is asked for.
-const TEMPLATES: [(&str, &str); 6] = [
+const TEMPLATES: [(&str, &str); 7] = [
     ("serviceaccount.yaml", include_str!("../../../deploy/chart/templates/serviceaccount.yaml")),
     ("rbac.yaml", include_str!("../../../deploy/chart/templates/rbac.yaml")),
     ("service.yaml", include_str!("../../../deploy/chart/templates/service.yaml")),
     ("poddisruptionbudget.yaml", include_str!("../../../deploy/chart/templates/poddisruptionbudget.yaml")),
+    ("cni.yaml", include_str!("../../../deploy/chart/templates/cni.yaml")),
     ("deployment.yaml", include_str!("../../../deploy/chart/templates/deployment.yaml")),
     ("webhooks.yaml", include_str!("../../../deploy/chart/templates/webhooks.yaml")),
 ];
@@ -66,11 +67,25 @@ pub fn kept(annotation: &str) -> Vec<super::values::Setting> {
     settings.iter().filter_map(|(path, value)| format!("{path}={}", text(value)?).parse().ok()).collect()
 }
 
-/// All objects of the chart.
+/// All objects of the chart that these values want.
 pub fn render(values: &Values) -> Result<Vec<Manifest>, Failure> {
+    some(values, |condition| values.get(condition).as_deref() == Some("true"))
+}
+
+/// All objects that the chart has for any values.
+pub fn everything(values: &Values) -> Result<Vec<Manifest>, Failure> {
+    some(values, |_| true)
+}
+
+fn some(values: &Values, holds: impl Fn(&str) -> bool) -> Result<Vec<Manifest>, Failure> {
     let mut manifests = Vec::new();
     for (name, template) in TEMPLATES {
-        manifests.extend(documents(name, &substitute(name, template, values)?)?);
+        let body = match template.strip_prefix("{{- if .Values.").and_then(|rest| rest.split_once(" }}\n")) {
+            None => template,
+            Some((condition, rest)) if holds(condition) => rest.trim_end().trim_end_matches("{{- end }}"),
+            Some(_) => continue,
+        };
+        manifests.extend(documents(name, &substitute(name, body, values)?)?);
     }
     Ok(manifests)
 }
@@ -164,6 +179,21 @@ mod tests {
         for name in defaults().unwrap().names() {
             assert!(all.contains(&format!("{{{{ .Values.{name} }}}}")), "{name} has no effect");
         }
+    }
+
+    #[test]
+    fn the_plugin_of_the_nodes_is_there_when_it_is_wanted() {
+        let daemon_set = |manifests: Vec<Manifest>| manifests.into_iter().find(|m| m.kind() == "DaemonSet");
+        let mut values = defaults().unwrap();
+        assert_eq!(daemon_set(render(&values).unwrap()), None);
+        assert!(daemon_set(everything(&values).unwrap()).is_some());
+        for setting in ["cni.enabled=true", "cni.confDir=/etc/net"] {
+            values.set(&setting.parse().unwrap()).unwrap();
+        }
+        let Manifest(found) = daemon_set(render(&values).unwrap()).unwrap();
+        let pod = &found["spec"]["template"]["spec"];
+        assert_eq!(pod["volumes"][1]["hostPath"]["path"], "/etc/net");
+        assert_eq!(pod["containers"][0]["args"][0], "cni-install");
     }
 
     /// The real Helm, when `MESH_HELM` names it, makes the same of the chart.

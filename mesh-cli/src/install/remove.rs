@@ -56,7 +56,7 @@ pub async fn inventory(cluster: &Cluster, gateway_api: bool) -> Result<Inventory
     let values = chart::defaults()?;
     let mut found =
         Inventory { namespace: chart::namespace(&values)?.live(cluster).await?.is_some(), ..Inventory::default() };
-    for manifest in chart::render(&values)? {
+    for manifest in chart::everything(&values)? {
         if manifest.live(cluster).await?.is_some() {
             found.manifests.push(manifest);
         }

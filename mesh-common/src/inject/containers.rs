@@ -86,7 +86,9 @@ pub(super) fn add(
     record: &mut Record,
 ) -> Result<(), InjectError> {
     let init_containers = record.list(pod, "initContainers")?;
-    init_containers.splice(0..0, [init(config, options), proxy(config, options, probes)?]);
+    let init = (!config.cni).then(|| init(config, options));
+    let proxy = proxy(config, options, probes)?;
+    init_containers.splice(0..0, init.into_iter().chain([proxy]));
     record.list(pod, "volumes")?.extend(volumes());
     Ok(())
 }

@@ -6,6 +6,7 @@
 
 mod containers;
 mod error;
+mod interception;
 mod options;
 mod probes;
 mod record;
@@ -14,6 +15,7 @@ mod template;
 use serde_json::{Map, Value};
 
 pub use error::InjectError;
+pub use interception::{ANNOTATION_INTERCEPTION, Exclusions, by_cni};
 pub use options::{ANNOTATION_PREFIX, check_log_filter};
 pub use probes::{Action, Probe, Probes, Which};
 pub use record::{ANNOTATION_INJECTED, uninject};
@@ -39,6 +41,8 @@ pub struct InjectConfig {
     pub log: String,
     /// `off`, `text` or `json`
     pub access_log: String,
+    /// The nodes have the mesh's CNI plugin, which writes the interception rules instead of an init container.
+    pub cni: bool,
 }
 
 impl Default for InjectConfig {
@@ -51,6 +55,7 @@ impl Default for InjectConfig {
             memory: "32Mi".to_owned(),
             log: "info".to_owned(),
             access_log: "off".to_owned(),
+            cni: false,
         }
     }
 }
@@ -83,7 +88,7 @@ pub fn inject(pod: &Value, config: &InjectConfig) -> Result<Outcome, InjectError
     let mut record = Record::default();
     let probes = probes::take(&mut pod, &mut record)?;
     containers::add(&mut pod, config, &options, &probes, &mut record)?;
-    record.write(&mut pod, &options)?;
+    record.write(&mut pod, &options, config)?;
     Ok(Outcome::Injected(pod))
 }
 

@@ -86,10 +86,10 @@ fn version(pod: &Value) -> Option<String> {
 }
 
 /// In the order of their names.
-struct Annotations<'a>(Vec<(&'a str, &'a str)>);
+pub(super) struct Annotations<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Annotations<'a> {
-    fn new(pod: &'a Value) -> Result<Self, InjectError> {
+    pub(super) fn new(pod: &'a Value) -> Result<Self, InjectError> {
         let mut all = Vec::new();
         for (key, value) in object(pod, "metadata.annotations")?.into_iter().flatten() {
             match value.as_str() {
@@ -121,7 +121,7 @@ impl<'a> Annotations<'a> {
         Ok(())
     }
 
-    fn get(&self, name: &str) -> Option<&'a str> {
+    pub(super) fn get(&self, name: &str) -> Option<&'a str> {
         let found = self.0.iter().find(|(key, _)| key.strip_prefix(ANNOTATION_PREFIX) == Some(name));
         found.map(|(_, value)| value.trim())
     }
@@ -131,7 +131,7 @@ impl<'a> Annotations<'a> {
         self.get(name).unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty())
     }
 
-    fn ports(&self, name: &str) -> Result<Vec<u16>, InjectError> {
+    pub(super) fn ports(&self, name: &str) -> Result<Vec<u16>, InjectError> {
         let port = |part: &str| {
             part.parse().ok().filter(|port| *port > 0).ok_or_else(|| {
                 error(name, format!("{part:?} is not a port: write numbers from 1 to 65535 with commas between them"))
@@ -140,7 +140,7 @@ impl<'a> Annotations<'a> {
         self.parts(name).map(port).collect()
     }
 
-    fn cidrs(&self, name: &str) -> Result<Vec<String>, InjectError> {
+    pub(super) fn cidrs(&self, name: &str) -> Result<Vec<String>, InjectError> {
         let cidr = |part: &str| match is_cidr(part) {
             true => Ok(part.to_owned()),
             false => {

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::interception::{ANNOTATION_INTERCEPTION, INTERCEPTION_CNI};
 use super::options::Options;
-use super::{CONTAINER_INIT, InjectError, containers, list, object};
+use super::{CONTAINER_INIT, InjectConfig, InjectError, containers, list, object};
 use crate::names::kubernetes::{CONTAINER_PROXY, LABEL_PROXY};
 use crate::names::port;
 
@@ -50,7 +51,12 @@ impl Record {
     }
 
     /// Marks the pod as injected. Nothing may be changed after this.
-    pub(super) fn write(mut self, pod: &mut Value, options: &Options) -> Result<(), InjectError> {
+    pub(super) fn write(
+        mut self,
+        pod: &mut Value,
+        options: &Options,
+        config: &InjectConfig,
+    ) -> Result<(), InjectError> {
         env!("CARGO_PKG_VERSION").clone_into(&mut self.version);
         self.map(pod, "labels")?.insert(LABEL_PROXY.to_owned(), "true".into());
         let scrape =
@@ -61,6 +67,10 @@ impl Record {
             let key = format!("prometheus.io/{name}");
             annotations.insert(key.clone(), value.into());
             added.push(key);
+        }
+        if config.cni {
+            annotations.insert(ANNOTATION_INTERCEPTION.to_owned(), INTERCEPTION_CNI.into());
+            added.push(ANNOTATION_INTERCEPTION.to_owned());
         }
         self.annotations = added;
         let text = serde_json::to_string(&self).map_err(|error| InjectError::new("metadata", error.to_string()))?;

@@ -357,3 +357,26 @@ proptest! {
         prop_assert!(ports >= 1);
     }
 }
+
+#[test]
+fn with_the_plugin_there_is_no_container_with_a_capability() {
+    let pod = json!({
+        "metadata": {"annotations": {"meshctl.dev/exclude-inbound-ports": "22"}},
+        "spec": {"containers": [{"name": "app"}]}
+    });
+    let config = InjectConfig { cni: true, ..InjectConfig::default() };
+    let Outcome::Injected(injected) = inject(&pod, &config).unwrap() else { panic!() };
+    let names: Vec<_> = injected["spec"]["initContainers"].as_array().unwrap().iter().map(|c| &c["name"]).collect();
+    assert_eq!(names, ["mesh-proxy"]);
+    assert!(!injected.to_string().contains("NET_ADMIN"));
+    let annotations = injected["metadata"]["annotations"].as_object().unwrap();
+    let exclusions = Exclusions { inbound_ports: vec![22], ..Exclusions::default() };
+    assert_eq!(by_cni(annotations), Ok(Some(exclusions)));
+    assert_eq!(uninject(&injected).unwrap(), pod);
+    // What was injected for an init container is none of the plugin's business, nor is a pod outside of the mesh.
+    let Outcome::Injected(other) = inject(&pod, &InjectConfig::default()).unwrap() else { panic!() };
+    assert_eq!(by_cni(other["metadata"]["annotations"].as_object().unwrap()), Ok(None));
+    assert_eq!(by_cni(&serde_json::Map::new()), Ok(None));
+    let unknown = json!({"meshctl.dev/interception": "magic"});
+    assert!(by_cni(unknown.as_object().unwrap()).is_err());
+}

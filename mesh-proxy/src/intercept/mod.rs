@@ -78,6 +78,16 @@ pub fn remove() -> Result<(), Error> {
     netlink::commit(&rules::delete())
 }
 
+/// Whether the table is there as a whole.
+pub fn is_applied() -> Result<bool, Error> {
+    for chain in rules::CHAINS {
+        if !netlink::chain_exists(chain)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// A range of addresses, `10.0.0.0/8` or `fd00::/8`; one address is a range of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cidr {
