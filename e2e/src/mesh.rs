@@ -30,6 +30,8 @@ pub struct Mesh {
     pub control: Option<Process>,
     pub metrics: String,
     pub xds_plaintext: String,
+    /// For the programs that are started from now on.
+    pub environment: Vec<(&'static str, String)>,
     folder: TempDir,
     user: User,
     ports: [u16; 3],
@@ -58,6 +60,7 @@ impl Mesh {
             control: None,
             metrics: format!("127.0.0.1:{}", ports[2]),
             xds_plaintext: format!("127.0.0.1:{}", ports[1]),
+            environment: Vec::new(),
             folder,
             user,
             ports,
@@ -125,6 +128,7 @@ impl Mesh {
         let mut command = Command::new(self.program(program));
         command.env("MESH_DATA", self.data()).env("HOME", self.data()).env_remove("MESH_CONTROL");
         command.env("RUST_BACKTRACE", "1").current_dir(self.folder.path());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if self.user == User::Unprivileged {
             command.uid(UNPRIVILEGED).gid(UNPRIVILEGED);
         }
@@ -176,6 +180,13 @@ impl Mesh {
         command.args(["run", "--service", service, "--token-file"]).arg(token).args(args).arg("--");
         command.arg(self.program(app.first().context("no application")?)).args(app.get(1..).unwrap_or_default());
         Process::start(&format!("{service}-{}", self.next()), command, &self.logs())
+    }
+
+    /// What the proxies have logged whose workloads' names begin so.
+    pub fn proxy_logs(&self, workload: &str) -> anyhow::Result<String> {
+        let files = fs::read_dir(self.data().join("logs"))?.flatten();
+        let of_it = files.filter(|file| file.file_name().to_string_lossy().starts_with(workload));
+        Ok(of_it.map(|file| fs::read_to_string(file.path()).unwrap_or_default()).collect())
     }
 
     /// A copy of `e2e/clients/<name>` that the mesh's user may read, as text for a command line.

@@ -36,12 +36,16 @@ impl Process {
 
     /// Signals the descendant that runs `program`.
     pub fn signal_child(&self, program: &str, signal: Signal) -> anyhow::Result<()> {
+        Ok(kill(Pid::from_raw(self.child(program)?.cast_signed()), signal)?)
+    }
+
+    /// The descendant that runs `program`.
+    pub fn child(&self, program: &str) -> anyhow::Result<u32> {
         let runs = |pid: &u32| {
             let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
             exe.file_name().is_some_and(|name| name == program)
         };
-        let pid = descendants(self.id()).into_iter().find(runs).with_context(|| format!("no {program} runs"))?;
-        Ok(kill(Pid::from_raw(pid.cast_signed()), signal)?)
+        descendants(self.id()).into_iter().find(runs).with_context(|| format!("no {program} runs"))
     }
 
     pub fn stdout(&self) -> String {

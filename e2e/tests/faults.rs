@@ -49,6 +49,30 @@ fn abort_hits_its_share_and_can_be_cleared_without_root() {
     mesh.wait().unwrap();
     let after = report(&mesh, "web", &HTTP);
     assert_eq!(after.by_status.get(&200), Some(&1000), "{after:?}");
+
+    // Only requests with a header, by everybody; gRPC calls get a gRPC status.
+    mesh.meshctl(&[
+        "fault",
+        "abort",
+        "reviews",
+        "--status",
+        "418",
+        "--grpc-status",
+        "8",
+        "--header",
+        "end-user=jason",
+        "--wait",
+    ])
+    .unwrap();
+    let few = ["--url", "http://reviews:9080/", "--requests", "50"];
+    let [jason, ada] =
+        ["end-user: jason", "end-user: ada"].map(|h| report(&mesh, "web", &[&few[..], &["--header", h]].concat()));
+    assert_eq!((jason.by_status.get(&418), ada.by_status.get(&200)), (Some(&50), Some(&50)), "{jason:?} {ada:?}");
+    let [jason, ada] = ["end-user: jason", "end-user: ada"]
+        .map(|h| report(&mesh, "web", &[&few[..], &["--grpc", "--header", h]].concat()));
+    // The reply is a good one of HTTP, over a connection that stays.
+    assert_eq!((jason.failed, ada.failed, ada.by_status.get(&200)), (50, 0, Some(&50)), "{jason:?} {ada:?}");
+    assert!(jason.errors.iter().all(|e| e.contains("gRPC status \"8\"")), "{jason:?}");
 }
 
 #[test]

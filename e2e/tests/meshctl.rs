@@ -6,9 +6,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use envoy_types::pb::google::rpc::Status;
 use mesh_e2e::mesh::{Mesh, User};
 use mesh_e2e::process::eventually;
 use nix::sys::signal::Signal;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 
 fn out(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -99,6 +106,41 @@ fn a_change_is_waited_for_and_seen_in_the_proxies() {
     assert!(error.contains("web"), "{error}");
     load.0.signal_child("mesh-proxy", Signal::SIGCONT).unwrap();
     mesh.wait().unwrap();
+
+    // One that refuses what it is sent is named with its words, wherever somebody looks.
+    const WHY: &str = "clusters are beneath me";
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _refusing = runtime.block_on(refuse_clusters(&mesh.xds_plaintext, WHY));
+    eventually(Duration::from_secs(5), || {
+        let table = mesh.meshctl(&["proxy", "status"])?;
+        anyhow::ensure!(table.lines().any(|l| l.contains("stubborn") && l.contains("REJECTED")), "{table}");
+        Ok(())
+    })
+    .unwrap();
+    let details = mesh.meshctl(&["proxy", "status", "stubborn"]).unwrap();
+    assert!(details.contains(&format!(": {WHY}")), "{details}");
+    let error = code(mesh.meshctl_output(&["wait", "--timeout", "1s"]).unwrap(), 1);
+    assert!(error.contains("stubborn") && error.contains(WHY), "{error}");
+    let output = mesh.meshctl_output(&["check"]).unwrap();
+    let said = out(&output) + &code(output, 1);
+    assert!(said.contains("stubborn"), "{said}");
+}
+
+/// A client that takes no clusters, and says why; connected until what is returned is dropped.
+async fn refuse_clusters(control: &str, why: &str) -> (mpsc::Sender<DiscoveryRequest>, Streaming<DiscoveryResponse>) {
+    let ask = DiscoveryRequest {
+        node: Some(Node { id: "stubborn.default".to_owned(), ..Node::default() }),
+        type_url: "type.googleapis.com/envoy.config.cluster.v3.Cluster".to_owned(),
+        ..DiscoveryRequest::default()
+    };
+    let (send, requests) = mpsc::channel(2);
+    send.send(ask.clone()).await.unwrap();
+    let mut client = AggregatedDiscoveryServiceClient::connect(format!("http://{control}")).await.unwrap();
+    let mut answers = client.stream_aggregated_resources(ReceiverStream::new(requests)).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap();
+    let refusal = Status { code: 13, message: why.to_owned(), ..Status::default() };
+    send.send(DiscoveryRequest { response_nonce: answer.nonce, error_detail: Some(refusal), ..ask }).await.unwrap();
+    (send, answers)
 }
 
 #[test]
@@ -159,13 +201,24 @@ fn log_levels_change_while_the_mesh_runs() {
     mesh.meshctl(&["log-level", "debug"]).unwrap();
     mesh.apply("apiVersion: v1\nkind: Service\nmetadata: {name: other}\nspec: {ports: [{port: 9080}]}\n").unwrap();
     assert!(control().contains("DEBUG"), "{}", control());
+    assert!(!mesh.proxy_logs("reviews-v1").unwrap().contains("DEBUG"));
     mesh.meshctl(&["proxy", "log-level", "reviews-v1", "debug"]).unwrap();
+    mesh.curl("web", &["-o", "/dev/null", "http://reviews:9080/"]).unwrap();
+    eventually(Duration::from_secs(5), || {
+        let log = mesh.proxy_logs("reviews-v1")?;
+        anyhow::ensure!(log.contains("DEBUG"), "{log}");
+        Ok(())
+    })
+    .unwrap();
+    let said = mesh.meshctl(&["proxy", "log-level", "reviews-v1", "info", "-o", "json"]).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&json["filter"], json["proxy"].as_str().unwrap().starts_with("reviews-v1")), (&"info".into(), true));
     code(mesh.meshctl_output(&["log-level", "no=such=level"]).unwrap(), 4);
 }
 
 /// Real bash completes commands and options with the script.
 #[test]
-fn bash_completes_commands() {
+fn shells_complete_commands() {
     let mesh = Mesh::start(User::Same).unwrap();
     let complete = |words: &str| {
         let script = format!(
@@ -181,4 +234,17 @@ fn bash_completes_commands() {
     assert!(["apply", "route", "fault", "demo"].iter().all(|c| commands.lines().any(|l| l == *c)), "{commands}");
     let route = complete("meshctl route");
     assert!(route.lines().any(|l| l == "set-weight"), "{route}");
+
+    // Real fish completes with its own, and real zsh takes its own for a function that completes `meshctl`.
+    let shell = |shell: &str, args: &[&str]| {
+        let output = Command::new(shell).args(args).arg(mesh.program("meshctl")).output().unwrap();
+        code(output.clone(), 0);
+        out(&output)
+    };
+    let fish = ["--no-config", "-c", "eval $argv[1] completion fish | source; complete --do-complete 'meshctl route '"];
+    let route = shell("fish", &fish);
+    assert!(route.lines().any(|l| l.starts_with("set-weight")), "{route}");
+    let zsh = "autoload -U compinit; compinit -D; source <(\"$1\" completion zsh); print $_comps[meshctl]; whence -w _meshctl";
+    let loaded = shell("zsh", &["-f", "-c", zsh, "zsh"]);
+    assert!(loaded.contains("_meshctl\n") && loaded.contains("_meshctl: function"), "{loaded}");
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use mesh_common::identity::Identity;
@@ -12,7 +13,7 @@ use mesh_common::resource::parse_yaml;
 use mesh_control::compile::{ClientKind, ResourceType, Scope, names, resource};
 use mesh_control::model::{Model, Settings, build};
 use mesh_proxy::config::decode::decode;
-use mesh_proxy::config::{Action, NetworkFilter, RouteSource, RouteTable};
+use mesh_proxy::config::{Action, Balancer, Cluster, NetworkFilter, RetryBudget, RouteSource, RouteTable};
 use mesh_proxy::route::{Subject, find};
 use mesh_proxy::snapshot::{Resource, Type};
 use proptest::prelude::*;
@@ -126,6 +127,34 @@ impl Match {
             list(&self.headers),
             list(&self.query)
         )
+    }
+}
+
+/// The cluster of a service's version, as the proxy decodes it.
+fn cluster(model: &Model, name: &str) -> Arc<Cluster> {
+    let found = fetch(model, ResourceType::Cluster, Type::Cluster, name);
+    let Some(Resource::Cluster(cluster)) = found else { panic!("no cluster {name}") };
+    cluster
+}
+
+#[test]
+fn without_a_policy_there_is_a_retry_budget_and_with_one_it_arrives() {
+    let workloads = workload("reviews", "v1", 1);
+    let plain = cluster(&model(&workloads), "reviews-v1.default.svc.cluster.local:9080");
+    assert_eq!(plain.limits.retry_budget, Some(RetryBudget { percent: 20, min_concurrency: 3 }));
+    assert_eq!(plain.balancer, Balancer::LeastRequest);
+    assert_eq!((plain.limits.max_connections, plain.limits.max_requests), (u32::MAX, u32::MAX));
+    for (policy, balancer) in
+        [("RoundRobin", Balancer::RoundRobin), ("Random", Balancer::Random), ("LeastRequest", Balancer::LeastRequest)]
+    {
+        let policy = format!(
+            "{workloads}---\napiVersion: meshctl.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p, namespace: default}}\nspec: {{targetRefs: [{{kind: Service, name: reviews}}], \
+             loadBalancer: {{policy: {policy}}}, retries: {{budget: {{percent: 50, minConcurrency: 9}}}}, timeouts: {{connect: 1s}}, connectionPool: {{maxConnections: 4}}}}\n"
+        );
+        let changed = cluster(&model(&policy), "reviews-v1.default.svc.cluster.local:9080");
+        assert_eq!(changed.balancer, balancer);
+        assert_eq!(changed.limits.retry_budget, Some(RetryBudget { percent: 50, min_concurrency: 9 }));
+        assert_eq!((changed.connect_timeout, changed.limits.max_connections), (Duration::from_secs(1), 4));
     }
 }
 

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
-use mesh_common::proto::ca::SignRequest;
 use mesh_common::proto::ca::certificate_authority_client::CertificateAuthorityClient;
+use mesh_common::proto::ca::{SignRequest, SignResponse};
 use mesh_common::proto::control::mesh_client::MeshClient;
 use mesh_common::proto::control::*;
 use mesh_common::proto::workload::workload_registry_client::WorkloadRegistryClient;
@@ -110,6 +110,14 @@ fn with_token<T>(message: T, token: &str) -> Request<T> {
     request
 }
 
+/// Asks for another certificate with nothing but the one from before.
+async fn renew(daemon: &Daemon, tls: &rustls::ClientConfig) -> Result<SignResponse, tonic::Status> {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
+    let mut ca = CertificateAuthorityClient::new(daemon.proxy(tls.clone()).await.unwrap());
+    Ok(ca.sign(SignRequest { csr, ttl_seconds: 0 }).await?.into_inner())
+}
+
 /// Joins with a token and returns the TLS settings of the workload that it has become.
 async fn join(daemon: &Daemon, token: &str) -> rustls::ClientConfig {
     let parsed: JoinToken = token.parse().unwrap();
@@ -161,6 +169,10 @@ async fn a_workload_joins_registers_survives_a_kill_and_leaves() {
     let daemon = Daemon::start(&data);
     let tls = join(&daemon, &token(&daemon, "reviews").await).await;
 
+    // The certificate is renewed by itself, for the same identity; who has neither it nor a token gets none (see `join`).
+    let renewed = renew(&daemon, &tls).await.unwrap();
+    assert_eq!(renewed.spiffe_id, "spiffe://mesh.local/ns/default/sa/reviews");
+
     let mut registry = WorkloadRegistryClient::new(daemon.proxy(tls.clone()).await.unwrap());
     let (send, requests) = tokio::sync::mpsc::channel(4);
     send.send(registration("reviews-v1-a")).await.unwrap();
@@ -191,6 +203,7 @@ async fn a_workload_joins_registers_survives_a_kill_and_leaves() {
     let daemon = Daemon::start(&data);
     let mut operator = daemon.operator().await;
     assert_eq!(entries(&mut operator).await.len(), 1);
+    assert_eq!(renew(&daemon, &tls).await.unwrap().roots, renewed.roots);
     let mut registry = WorkloadRegistryClient::new(daemon.proxy(tls).await.unwrap());
     let (send, requests) = tokio::sync::mpsc::channel(4);
     send.send(registration("reviews-v1-a")).await.unwrap();

@@ -57,7 +57,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Lifetime to ask for certificates, in seconds; the control plane may shorten it
-    #[arg(long, value_name = "SECONDS", default_value_t = 0, hide_default_value = true)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, hide_default_value = true, env = "MESH_CERTIFICATE_TTL")]
     certificate_ttl: u64,
 
     /// Service that the application provides; none for one that only calls others

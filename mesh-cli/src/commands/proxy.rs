@@ -182,7 +182,10 @@ async fn log_level(context: &Context, args: &LogLevel) -> Result<(), Failure> {
     let id = &find(&listed.proxies, &args.proxy, context.namespace())?.id;
     let proxy = AdminProxy::find(&control, id).ok_or_else(|| local::elsewhere(id, "/logging?filter=FILTER"))?;
     let said = proxy.set_log_filter(&args.filter).await?;
-    context.out.line(&format!("{id} logs by {said}"))
+    if context.out.for_people() {
+        return context.out.line(&format!("{id} logs by {said}"));
+    }
+    context.out.data(&serde_json::json!({"proxy": id, "filter": args.filter}))
 }
 
 /// A mesh-proxy makes its own key, so its certificate does not come with its configuration; it says itself what it has.
