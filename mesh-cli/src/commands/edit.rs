@@ -6,6 +6,7 @@ use std::process::Command;
 
 use mesh_common::proto::control::ApplyRequest;
 use mesh_common::resource::{Key, Object, parse_yaml};
+use serde::Serialize;
 
 use crate::client::Control;
 use crate::commands::Context;
@@ -13,6 +14,7 @@ use crate::commands::wait::Waiting;
 use crate::failure::Failure;
 use crate::kinds;
 use crate::objects::{self, Selection};
+use crate::output::{Format, Output};
 
 const HEADER: &str = "\
 # Lines that begin with '#' are left out. Save and close the editor to apply the object; without a change, or with an
@@ -61,7 +63,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
         }
         match submit(&control, key, &original, &edited).await {
             Ok(revision) => {
-                context.out.line(&format!("{key} configured (revision {revision})"))?;
+                report(&context.out, key, revision)?;
                 return args.waiting.after(context, &control, revision).await;
             }
             Err(failure) if matches!(failure.exit, crate::failure::Exit::Refused) => {
@@ -72,6 +74,25 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
                 context.out.note(&keep(&file, folder, String::new()).message);
                 return Err(failure);
             }
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Edited<'a> {
+    kind: &'a str,
+    namespace: &'a str,
+    name: &'a str,
+    revision: u64,
+}
+
+fn report(out: &Output, key: &Key, revision: u64) -> Result<(), Failure> {
+    match out.format {
+        Format::Table | Format::Wide => out.line(&format!("{key} configured (revision {revision})")),
+        Format::Name => out.line(&format!("{}/{}", key.kind.singular(), key.name)),
+        Format::Json | Format::Yaml => {
+            let (kind, namespace, name) = (key.kind.as_str(), key.namespace.as_str(), key.name.as_str());
+            out.data(&Edited { kind, namespace, name, revision })
         }
     }
 }
@@ -154,6 +175,21 @@ fn without_comments(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_result_is_printed_in_every_format() {
+        let key = Key::new(mesh_common::resource::Kind::HttpRoute, "default", "reviews");
+        let printed = |format| {
+            let (out, captured) = Output::captured(format);
+            report(&out, &key, 7).unwrap();
+            captured.text()
+        };
+        assert_eq!(printed(Format::Table), "HTTPRoute default/reviews configured (revision 7)\n");
+        assert_eq!(printed(Format::Name), "httproute/reviews\n");
+        let json: serde_json::Value = serde_json::from_str(&printed(Format::Json)).unwrap();
+        assert_eq!((&json["kind"], &json["revision"]), (&"HTTPRoute".into(), &7.into()));
+        assert!(printed(Format::Yaml).contains("revision: 7\n"));
+    }
 
     #[test]
     fn comments_go_and_come_without_a_trace() {

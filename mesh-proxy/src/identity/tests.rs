@@ -41,8 +41,8 @@ impl CertificateAuthority for Fake {
             if token.as_deref().is_some_and(|it| it.starts_with("mesh1.")) {
                 *token = None;
             }
-        } else if self.token.lock().unwrap().as_deref() == Some("no certificates") {
-            return Err(Status::unauthenticated("this certificate is of a mesh that was"));
+        } else if bearer.is_none() && request.extensions().get::<Caller>().is_none_or(|caller| caller.0.is_none()) {
+            return Err(Status::unauthenticated("neither a token nor a certificate"));
         }
         let csr = CertificateSigningRequestDer::from(request.into_inner().csr);
         let csr = CertificateSigningRequestParams::from_der(&csr).unwrap();
@@ -66,6 +66,7 @@ impl CertificateAuthority for Fake {
 
 struct Bench {
     folder: tempfile::TempDir,
+    root: [u8; 32],
     authority: Authority,
     calls: Arc<AtomicU32>,
     failures: Arc<AtomicU32>,
@@ -81,7 +82,8 @@ impl Bench {
 fn start(failures: u32, pin: Option<[u8; 32]>) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let authority = TestAuthority::new();
-    let token = JoinToken::new([1; 8], [2; 32], pin.unwrap_or_else(|| sha256(&authority.root())));
+    let root = sha256(&authority.root());
+    let token = JoinToken::new([1; 8], [2; 32], pin.unwrap_or(root));
     let token_file = folder.path().join("token");
     std::fs::write(&token_file, token.reveal()).unwrap();
     std::fs::write(folder.path().join("root.pem"), files::pem(&[authority.root().into()])).unwrap();
@@ -114,15 +116,23 @@ fn start(failures: u32, pin: Option<[u8; 32]>) -> Bench {
         state_dir: None,
         ttl: Duration::ZERO,
     };
-    Bench { folder, authority, calls, failures }
+    Bench { folder, root, authority, calls, failures }
 }
+
+/// Whose certificate a connection was made with.
+#[derive(Clone)]
+struct Caller(Option<String>);
 
 /// tonic wants to know of a connection what it is.
 struct Connected(tokio_rustls::server::TlsStream<tokio::net::UnixStream>);
 
 impl tonic::transport::server::Connected for Connected {
-    type ConnectInfo = ();
-    fn connect_info(&self) {}
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        let certificates = self.0.get_ref().1.peer_certificates();
+        Caller(certificates.and_then(peer_identity).map(|it| it.to_string()))
+    }
 }
 
 impl tokio::io::AsyncRead for Connected {
@@ -166,10 +176,18 @@ async fn the_token_gets_the_first_certificate_and_that_the_next() {
     bench.authority.first(&tls).await.unwrap();
     assert_eq!(tls.identity().unwrap().to_string(), "spiffe://mesh.local/ns/shop/sa/web");
     assert_eq!(tls.expires(), Some(4_000_000_000));
+    // Who has neither gets nothing.
+    let nobody = client_config(
+        Arc::new(PinnedVerifier::new(bench.root)),
+        Arc::new(SharedCertificate::default()),
+        vec![b"h2".to_vec()],
+    );
+    let refused = bench.authority.sign(&tls, Arc::new(nobody.unwrap()), None).await.unwrap_err();
+    assert!(matches!(refused, IdentityError::Refused { .. }), "{refused}");
     // The token is used up now; its file may go.
     std::fs::remove_file(bench.folder.path().join("token")).unwrap();
     bench.authority.again(&tls).await.unwrap();
-    assert_eq!(bench.calls.load(Ordering::Relaxed), 2);
+    assert_eq!(bench.calls.load(Ordering::Relaxed), 3);
     let any = UpstreamTls { identities: vec![], alpn: vec![], sni: String::new() };
     tls.client(&any, b"mesh-h2").unwrap();
 }

@@ -27,11 +27,17 @@ pub(crate) fn runs_in_namespace(test: &str) -> bool {
     }
     let may = Command::new("unshare").args(["-Urn", "true"]).output();
     if !may.as_ref().is_ok_and(|output| output.status.success()) {
-        println!("SKIPPED: this host allows no user and network namespaces here ({may:?})");
+        skipped(&format!("this host allows no user and network namespaces here ({may:?})"));
         return false;
     }
     enter(test, &["-Urn"]);
     false
+}
+
+/// Where everything has to be tested, it is a failure (`e2e/test.sh` says so).
+fn skipped(why: &str) {
+    assert!(std::env::var_os("MESH_TEST_REQUIRE_NAMESPACES").is_none(), "cannot be tested: {why}");
+    println!("SKIPPED: {why}");
 }
 
 /// Without a user namespace, so that there are other users than one.
@@ -39,7 +45,7 @@ fn in_namespace_of_root(test: &str) {
     if Command::new("unshare").args(["-n", "true"]).output().is_ok_and(|output| output.status.success()) {
         enter(&format!("intercept::tests::{test}"), &["-n"]);
     } else {
-        println!("SKIPPED: this host allows no network namespaces here");
+        skipped("this host allows no network namespaces here");
     }
 }
 
@@ -293,7 +299,7 @@ fn without_permission_it_says_what_is_needed() {
         Ok(output) if String::from_utf8_lossy(&output.stdout).contains("running 1 test") => {
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         }
-        other => println!("SKIPPED: this host allows no user namespaces here ({other:?})"),
+        other => skipped(&format!("this host allows no user namespaces here ({other:?})")),
     }
 }
 

@@ -249,3 +249,32 @@ fn a_grpc_client_finds_services_by_name() {
         assert!(resource(&model, &grpc, ResourceType::Listener, name).is_none(), "{name}");
     }
 }
+
+#[test]
+fn a_cluster_has_the_balancer_of_its_policy_and_a_retry_budget_in_any_case() {
+    use envoy_types::pb::envoy::config::cluster::v3::cluster::LbPolicy;
+
+    let balanced = |policy: &str| -> Cluster {
+        let policy = match policy {
+            "" => String::new(),
+            policy => format!(
+                "apiVersion: meshctl.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p}}\nspec: {{targetRefs: [{{kind: Service, name: reviews}}], loadBalancer: {{policy: {policy}}}}}\n"
+            ),
+        };
+        get(&shop(&policy), &mesh(), ResourceType::Cluster, "reviews.default.svc.cluster.local:9080")
+    };
+    for (policy, expected) in [
+        ("", LbPolicy::LeastRequest),
+        ("RoundRobin", LbPolicy::RoundRobin),
+        ("Random", LbPolicy::Random),
+        ("LeastRequest", LbPolicy::LeastRequest),
+    ] {
+        let cluster = balanced(policy);
+        assert_eq!(cluster.lb_policy, expected as i32, "{policy}");
+        let limits = &cluster.circuit_breakers.as_ref().unwrap().thresholds[0];
+        let budget = limits.retry_budget.as_ref().unwrap();
+        let shares =
+            (budget.budget_percent.as_ref().unwrap().value, budget.min_retry_concurrency.as_ref().unwrap().value);
+        assert_eq!(shares, (20.0, 3), "{policy}");
+    }
+}

@@ -1,6 +1,7 @@
 //! Changes of configuration under traffic, and the proxy's end.
 
 use super::*;
+use crate::snapshot::Found;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_weight_changes_fail_no_request_and_close_no_connection() {
@@ -89,6 +90,91 @@ async fn connections_survive_a_change_of_endpoints_and_those_of_a_gone_endpoint_
     drop(sender);
     let body = soon(streaming.body_mut().collect()).await.unwrap().to_bytes();
     assert_eq!(body, "to the end");
+}
+
+/// A cluster as it is, with other settings.
+fn changes(cluster: &Cluster) -> Vec<Cluster> {
+    let limits = Limits { max_connections: 7, max_pending: 7, max_requests: 7, ..cluster.limits };
+    vec![
+        Cluster { connect_timeout: Duration::from_secs(1), ..cluster.clone() },
+        Cluster { limits, ..cluster.clone() },
+        Cluster { balancer: Balancer::LeastRequest, ..cluster.clone() },
+        Cluster { balancer: Balancer::Random, limits, ..cluster.clone() },
+        cluster.clone(),
+    ]
+}
+
+#[tokio::test]
+async fn connections_survive_a_change_of_the_cluster() {
+    let app = App::named("app").await;
+    let proxy = Proxy::simple(UpstreamHttp::Http1, &[app.address]).await;
+    let mut client = proxy.http1().await;
+    for changed in changes(&cluster("app", UpstreamHttp::Http1)) {
+        assert_eq!(client.get("/").await.text(), "app");
+        proxy.put(Resource::Cluster(Arc::new(changed))).await;
+        assert_eq!(client.get("/").await.text(), "app");
+    }
+    assert_eq!(app.connections(), 1);
+
+    // And multiplexed ones with mutual TLS.
+    let (outbound, inbound) = pair(UpstreamHttp::Http1, app.address).await;
+    let Found::Yes(cluster) = outbound.ctx.store.cluster("app").await else { panic!("no cluster") };
+    let mut client = outbound.http1().await;
+    for changed in changes(&cluster) {
+        assert_eq!(client.get("/").await.text(), "app");
+        outbound.put(Resource::Cluster(Arc::new(changed))).await;
+        assert_eq!(client.get("/").await.text(), "app");
+    }
+    assert_eq!(inbound.connections.load(Ordering::SeqCst), 1);
+    // Other peers are wanted: what leads to the former ones is of no use.
+    let other = UpstreamTls { sni: "other".to_owned(), ..cluster.tls.clone().unwrap() };
+    outbound.put(Resource::Cluster(Arc::new(Cluster { tls: Some(other), ..(*cluster).clone() }))).await;
+    assert_eq!(client.get("/").await.text(), "app");
+    assert_eq!(inbound.connections.load(Ordering::SeqCst), 2);
+}
+
+/// Each in turn; whichever has fewest requests; and neither of them.
+#[tokio::test]
+async fn a_change_of_the_balancer_takes_effect() {
+    let (release, released) = watch::channel(false);
+    let slow = App::http1(move |request: Request<Incoming>| {
+        let mut released = released.clone();
+        async move {
+            if request.uri().path() == "/hold" {
+                released.wait_for(|it| *it).await.unwrap();
+            }
+            reply("slow")
+        }
+    })
+    .await;
+    let other = App::http1(|_| async { reply("other") }).await;
+    let proxy = Proxy::simple(UpstreamHttp::Http1, &[slow.address, other.address]).await;
+    let mut client = proxy.http1().await;
+    // While `slow` has a request that does not end. One of two in turn takes it.
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut caller = proxy.http1().await;
+        held.push(tokio::spawn(async move { caller.get("/hold").await }));
+        tokio::task::yield_now().await;
+    }
+    until("one is held", || held.iter().filter(|it| it.is_finished()).count() == 1 && slow.connections() == 1).await;
+    for (balancer, slow) in
+        [(Balancer::RoundRobin, 100..=100), (Balancer::LeastRequest, 0..=0), (Balancer::Random, 60..=140)]
+    {
+        proxy.put(Resource::Cluster(Arc::new(Cluster { balancer, ..cluster("app", UpstreamHttp::Http1) }))).await;
+        let (mut count, mut texts) = (0, String::new());
+        for _ in 0..200 {
+            let answer = client.get("/").await;
+            count += i32::from(answer.text() == "slow");
+            texts.push_str(&answer.text()[..1]);
+        }
+        assert!(slow.contains(&count), "{balancer:?}: {count} of 200");
+        assert_eq!(texts.contains("ss") && texts.contains("oo"), balancer == Balancer::Random, "{balancer:?}: {texts}");
+    }
+    release.send_replace(true);
+    for held in held {
+        held.await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -251,6 +251,8 @@ fn to(action: Forward) -> RouteTable {
 /// A proxy that forwards what comes in by its route table.
 struct Proxy {
     address: SocketAddr,
+    /// How often it was connected to.
+    connections: Arc<AtomicUsize>,
     ctx: Arc<Context>,
     phase: watch::Sender<Phase>,
 }
@@ -320,10 +322,12 @@ impl Proxy {
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = ctx.clone();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (shared, count) = (ctx.clone(), connections.clone());
         tokio::spawn(async move {
             loop {
                 let (stream, peer) = listener.accept().await.unwrap();
+                count.fetch_add(1, Ordering::SeqCst);
                 stream.set_nodelay(true).unwrap();
                 let mut downstream = Downstream { peer, ..options.downstream.clone() };
                 let (manager, ctx) = (manager.clone(), shared.clone());
@@ -343,7 +347,7 @@ impl Proxy {
                 });
             }
         });
-        Self { address, ctx, phase: sender }
+        Self { address, connections, ctx, phase: sender }
     }
 
     async fn put(&self, resource: Resource) {
