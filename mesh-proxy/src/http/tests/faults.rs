@@ -94,11 +94,24 @@ async fn a_reset_of_a_stream_leaves_the_connection_to_end_in_peace() {
     stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
     stream.write_all(&[0, 0, 6, 1, 5, 0, 0, 0, 1, 0x82, 0x86, 0x84, 0x41, 1, b'a']).await.unwrap();
     until("recorded", || proxy.recorded(&["response_flags=\"FI\""]) == 1).await;
-    stream.shutdown().await.unwrap();
+    // The proxy is the one that ends the connection, and so the one that could reset it.
+    proxy.phase.send_replace(Phase::Ending);
+    // It asks by a ping whether its GOAWAY has come.
     let mut rest = Vec::new();
+    let ping = loop {
+        assert_ne!(soon(stream.read_buf(&mut rest)).await.unwrap(), 0);
+        let found = rest.windows(17).find(|it| it.starts_with(&[0, 0, 8, 6, 0, 0, 0, 0, 0]));
+        if let Some(found) = found {
+            break found[9..].to_vec();
+        }
+    };
+    stream.write_all(&[&[0, 0, 8, 6, 1, 0, 0, 0, 0], &ping[..]].concat()).await.unwrap();
     soon(stream.read_to_end(&mut rest)).await.unwrap();
     // RST_STREAM with INTERNAL_ERROR.
     assert!(rest.windows(13).any(|it| it == [0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 2]), "{rest:?}");
+    // After a reset, which comes right behind the end, nothing could be written any more.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    stream.write_all(b"x").await.unwrap();
 }
 
 #[tokio::test]
