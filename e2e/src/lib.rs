@@ -5,3 +5,4 @@ pub mod cluster;
 pub mod lan;
 pub mod mesh;
 pub mod process;
+pub mod resolver;

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::app::load;
 use crate::process::{Process, eventually};
+use crate::resolver::Resolver;
 
 /// Who runs the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,12 +175,23 @@ impl Mesh {
 
     /// Starts an application behind a sidecar: `meshctl run <args> -- <app>`.
     pub fn run(&self, service: &str, args: &[&str], app: &[&str]) -> anyhow::Result<Process> {
+        let command = self.run_command(service, args, app)?;
+        Process::start(&format!("{service}-{}", self.next()), command, &self.logs())
+    }
+
+    /// The same where that answers what the mesh does not know. Needs root.
+    pub fn run_resolving(&self, resolver: &Resolver, service: &str, app: &[&str]) -> anyhow::Result<Process> {
+        let command = resolver.used_by(&self.run_command(service, &[], app)?);
+        Process::start(&format!("{service}-{}", self.next()), command, &self.logs())
+    }
+
+    fn run_command(&self, service: &str, args: &[&str], app: &[&str]) -> anyhow::Result<Command> {
         let token = self.token(service)?;
         let mut command = self.command("meshctl");
         command.arg("--control").arg(format!("unix:{}", self.data().join("control.sock").display()));
         command.args(["run", "--service", service, "--token-file"]).arg(token).args(args).arg("--");
         command.arg(self.program(app.first().context("no application")?)).args(app.get(1..).unwrap_or_default());
-        Process::start(&format!("{service}-{}", self.next()), command, &self.logs())
+        Ok(command)
     }
 
     /// What the proxies have logged whose workloads' names begin so.

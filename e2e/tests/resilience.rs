@@ -4,8 +4,10 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use mesh_e2e::mesh::{Mesh, User};
 use mesh_e2e::process::eventually;
+use mesh_e2e::resolver::Resolver;
 use nix::sys::signal::Signal;
 
 const LOAD: [&str; 6] = ["--url", "http://reviews:9080/", "--connections", "8", "--rate", "400"];
@@ -76,4 +78,38 @@ fn killing_a_proxy_costs_at_most_what_it_held() {
     let report = load.stop().unwrap();
     assert!(report.requests - report.good() <= 8, "{report:?}");
     assert_eq!(report.closed, 0, "{report:?}");
+}
+
+/// A control plane that hangs takes what is sent to it and says nothing: the first new name takes the time that it may, all
+/// after it fall back at once, and what is known is not touched. When it goes on, so does everything.
+#[test]
+fn a_control_plane_that_hangs_costs_the_first_new_name_a_second() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let resolver = Resolver::start().unwrap();
+    let _reviews = mesh.echo("reviews", "v1").unwrap();
+    let _ratings = mesh.echo("ratings", "v1").unwrap();
+    let (script, folder) = (mesh.script("silence.py").unwrap(), mesh.folder());
+    // The fabric's own address, where nobody listens.
+    let app = ["/usr/bin/python3", &script, &folder.display().to_string(), "10.77.0.1"];
+    let mut client = mesh.run_resolving(&resolver, "web", &app).unwrap();
+    let said = |line: usize| {
+        eventually(Duration::from_secs(40), || {
+            client.stdout().lines().nth(line).map(str::to_owned).with_context(|| client.tail())
+        })
+        .unwrap()
+    };
+    said(0);
+    let control = mesh.control.as_ref().unwrap();
+    control.signal(Signal::SIGSTOP).unwrap();
+    std::fs::write(folder.join("stopped"), "").unwrap();
+    let times: serde_json::Value = serde_json::from_str(&said(1)).unwrap();
+    control.signal(Signal::SIGCONT).unwrap();
+    std::fs::write(folder.join("continued"), "").unwrap();
+    let first = times["first"].as_f64().unwrap();
+    assert!((0.9..2.5).contains(&first), "{times}");
+    let later = ["names", "addresses", "known"].map(|kind| times[kind].as_array().unwrap().clone()).concat();
+    assert!(later.len() == 12 && later.iter().all(|it| it.as_f64().unwrap() < 0.3), "{times}");
+    let after: serde_json::Value = serde_json::from_str(&said(2)).unwrap();
+    assert!(["new name", "new address"].iter().all(|it| after[it].as_f64().unwrap() < 0.3), "{after}");
+    assert!(client.wait(Duration::from_secs(10)).unwrap().success());
 }

@@ -68,6 +68,10 @@ async fn route(
         Found::Unknown if is_virtual(destination.ip()) => {
             Err(Error::because(Kind::Configuration, format_args!("no listener for {destination}")))
         }
+        // Nobody says how it wants to be called, but in plaintext it is not.
+        Found::Unknown if ctx.store.load().is_workload(destination.ip()) => {
+            Err(Error::because(Kind::Configuration, format_args!("no listener for the workload at {destination}")))
+        }
         Found::Absent | Found::Unknown => Ok(Path::Passthrough),
     }
 }

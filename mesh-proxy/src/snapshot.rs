@@ -5,6 +5,7 @@
 //! a question whose answer is "there is none", look at the table of subscriptions.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,15 +16,19 @@ use tokio::sync::Notify;
 use crate::config::{Cluster, Endpoints, Listener, Name, RouteTable};
 
 mod interest;
+mod link;
 mod resource;
 
 pub(crate) use interest::Subscriptions;
 use interest::{Asked, Interest};
+use link::{Link, Moment};
 use resource::{Held, Key};
 pub use resource::{Resource, Type};
 
 /// How long a question waits for the control plane.
 const WAIT: Duration = Duration::from_secs(5);
+/// The same for a name: there is somebody else to ask, and an application that waits for it.
+const NAME_WAIT: Duration = Duration::from_secs(1);
 
 /// The answer to "what is the resource of this name?".
 #[derive(Clone, Debug)]
@@ -110,6 +115,12 @@ impl Snapshot {
         self.get(question)
     }
 
+    /// Whether an endpoint with a proxy of the mesh has this address. Looks at all of them.
+    pub fn is_workload(&self, ip: IpAddr) -> bool {
+        let mut endpoints = self.endpoints.values().flat_map(|entry| &entry.value.endpoints);
+        endpoints.any(|endpoint| endpoint.mesh && endpoint.address.ip() == ip)
+    }
+
     /// Names of all resources of a type, in no order.
     pub fn held(&self, ty: Type) -> Vec<Arc<str>> {
         match ty {
@@ -184,7 +195,7 @@ pub(crate) struct Update {
 impl Store {
     /// An empty store, whose questions wait for a control plane.
     pub fn new(now: Instant) -> Self {
-        Self::with(Snapshot::default(), Interest::default(), now)
+        Self::with(Snapshot::default(), Interest::new(Link::awaited()), now)
     }
 
     /// A store that holds these resources and has no control plane: everything else is unknown.
@@ -193,9 +204,7 @@ impl Store {
         for resource in resources {
             snapshot.insert(resource.name().into(), resource, Arc::default());
         }
-        let mut interest = Interest::default();
-        interest.set_reachable(false);
-        Self::with(snapshot, interest, Instant::now())
+        Self::with(snapshot, Interest::new(Link::none()), Instant::now())
     }
 
     fn with(snapshot: Snapshot, interest: Interest, started: Instant) -> Self {
@@ -212,41 +221,47 @@ impl Store {
 
     /// The listener for a destination address, `ip:port`, or `inbound`.
     pub async fn listener(&self, name: &str) -> Found<Arc<Listener>> {
-        self.find(name).await
+        self.find(name, WAIT).await
     }
 
     pub async fn routes(&self, name: &str) -> Found<Arc<RouteTable>> {
-        self.find(name).await
+        self.find(name, WAIT).await
     }
 
     pub async fn cluster(&self, name: &str) -> Found<Arc<Cluster>> {
-        self.find(name).await
+        self.find(name, WAIT).await
     }
 
     pub async fn endpoints(&self, name: &str) -> Found<Arc<Endpoints>> {
-        self.find(name).await
+        self.find(name, WAIT).await
     }
 
     /// What a DNS name means in the mesh; lower case, no trailing dot.
     pub async fn name(&self, question: &str) -> Found<Arc<Name>> {
-        self.find(question).await
+        self.find(question, NAME_WAIT).await
     }
 
-    async fn find<T: Held>(&self, name: &str) -> Found<Arc<T>> {
+    async fn find<T: Held>(&self, name: &str, wait: Duration) -> Found<Arc<T>> {
         if let Some(value) = self.load().get(name) {
             return Found::Yes(Arc::clone(value));
         }
-        let deadline = tokio::time::Instant::now() + WAIT;
+        let deadline = tokio::time::Instant::now() + wait;
+        // Of the first question: what was heard since then shows that the control plane is alive.
+        let mut asked = None;
         loop {
             let answer = match self.ask(T::TYPE, name) {
                 Asked::Present => None,
                 Asked::Absent => return Found::Absent,
                 Asked::Unknown => return Found::Unknown,
-                Asked::Wait(answer) => Some(answer),
+                Asked::Wait(answer, moment) => {
+                    asked.get_or_insert(moment);
+                    Some(answer)
+                }
             };
             if let Some(answer) = answer
                 && tokio::time::timeout_at(deadline, answer).await.is_err()
             {
+                asked.into_iter().for_each(|asked| self.unanswered(asked));
                 return Found::Unknown;
             }
             if let Some(value) = self.load().get(name) {
@@ -315,15 +330,41 @@ impl Store {
         }
     }
 
-    /// Whether the control plane can be reached. While it cannot, questions for what is not here are answered at once
-    /// with [`Found::Unknown`], and nothing is evicted.
-    pub(crate) fn set_reachable(&self, reachable: bool) {
-        let waiting = self.interest().set_reachable(reachable);
-        waiting.iter().for_each(|waiters| waiters.notify_waiters());
+    /// The control plane has sent a message, or opened a stream.
+    pub(crate) fn heard(&self) {
+        if self.interest().link().heard() {
+            tracing::info!("the control plane answers again");
+        }
     }
 
+    /// The stream ended, or could not be opened; `worked`: it was of use, and whoever asks may wait for the next one. If it
+    /// was not, questions for what is not here are answered at once with [`Found::Unknown`] until something is heard again,
+    /// and nothing is evicted. True if that is new.
+    pub(crate) fn ended(&self, worked: bool) -> bool {
+        self.while_waiting(|link| link.ended(worked))
+    }
+
+    /// A question was not answered in its time. If nothing else was heard meanwhile either, the control plane hangs, and it is as
+    /// if its stream had ended.
+    fn unanswered(&self, asked: Moment) {
+        if self.while_waiting(|link| link.unanswered(asked)) {
+            tracing::warn!("the control plane does not answer; going on with what is here");
+        }
+    }
+
+    /// Wakes those who wait for an answer if `change` says that none will come.
+    fn while_waiting(&self, change: impl FnOnce(&mut Link) -> bool) -> bool {
+        let mut interest = self.interest();
+        let hopeless = change(interest.link());
+        let waiting = if hopeless { interest.waiting() } else { Vec::new() };
+        drop(interest);
+        waiting.iter().for_each(|waiters| waiters.notify_waiters());
+        hopeless
+    }
+
+    /// Whether questions wait for the control plane.
     pub fn reachable(&self) -> bool {
-        self.interest().reachable()
+        self.interest().link().answers()
     }
 
     /// Ends when [`changes`](Self::changes) has something.

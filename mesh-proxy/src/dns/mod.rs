@@ -29,8 +29,6 @@ const MAX_QUERIES: usize = 1024;
 const MAX_TCP: usize = 128;
 /// Between two queries of a TCP connection, and for the rest of one.
 const TCP_IDLE: Duration = Duration::from_secs(10);
-/// How long the control plane may take to say whether a name is the mesh's, before the host's resolver is asked.
-const NAME_WAIT: Duration = Duration::from_secs(1);
 /// A longer datagram is no query that we could forward over UDP either.
 const MAX_DATAGRAM: usize = 4096;
 
@@ -197,9 +195,10 @@ impl Dns {
         if let Some(found) = self.store.load().name(name) {
             return Some(found.clone());
         }
-        match tokio::time::timeout(NAME_WAIT, self.store.name(name)).await {
-            Ok(Found::Yes(found)) => Some(found),
-            Ok(Found::Absent | Found::Unknown) | Err(_) => None,
+        match self.store.name(name).await {
+            Found::Yes(found) => Some(found),
+            // Not the mesh's, or nobody who knows: the host's resolver is asked.
+            Found::Absent | Found::Unknown => None,
         }
     }
 

@@ -7,7 +7,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::watch;
 
 use super::*;
-use crate::config::{FilterChain, Name};
+use crate::config::{Endpoint, Endpoints, FilterChain, Name};
 use crate::dns::{Dns, DnsSockets, Resolvers};
 use crate::intercept;
 use crate::listen::{InFlight, Phase, Settings};
@@ -87,6 +87,32 @@ async fn what_is_not_of_the_mesh_is_passed_through() {
     assert_eq!(text, "hello");
     drop(client);
     recorded(&ctx, "-").await;
+}
+
+/// Decision 16: only a control plane knows how to call it, and there is none.
+#[tokio::test]
+async fn a_known_workload_is_not_called_in_plaintext_without_a_listener() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let destination = server.local_addr().unwrap().to_string();
+    let endpoints = |mesh| {
+        let endpoint = Endpoint {
+            address: "127.0.0.1:1".parse().unwrap(),
+            weight: 1,
+            healthy: true,
+            mesh,
+            priority: 0,
+            locality: String::new(),
+            workload: None,
+        };
+        Resource::Endpoints(Arc::new(Endpoints { name: "reviews".into(), endpoints: vec![Arc::new(endpoint)] }))
+    };
+    let ctx = context([endpoints(true)]);
+    assert!(is_reset(client(&destination, &ctx).await).await);
+    recorded(&ctx, "NFCF").await;
+    // An endpoint without a proxy is called as what is not of the mesh.
+    let ctx = context([endpoints(false)]);
+    let _client = client(&destination, &ctx).await;
+    server.accept().await.unwrap();
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
 use super::Used;
+use super::link::{Link, Moment};
 use super::resource::{Holder, Key, Resource, Type};
 
 /// A name that was not used for so long is unsubscribed from, in seconds.
@@ -21,7 +22,7 @@ const LINGER: u32 = 5;
 
 #[derive(Debug)]
 pub(super) struct Interest {
-    reachable: bool,
+    link: Link,
     names: [HashMap<Arc<str>, Subscription>; Type::ALL.len()],
     /// Subscriptions that the control plane has not been told of: `true` to subscribe, `false` to unsubscribe.
     pending: BTreeMap<(usize, Arc<str>), bool>,
@@ -54,8 +55,8 @@ pub(super) enum Asked {
     Present,
     Absent,
     Unknown,
-    /// Until the answer is there.
-    Wait(OwnedNotified),
+    /// Until the answer is there; and since when.
+    Wait(OwnedNotified, Moment),
 }
 
 /// Names to tell the control plane, of one type.
@@ -67,19 +68,11 @@ pub(crate) struct Subscriptions {
     pub(crate) versions: Vec<(String, String)>,
 }
 
-impl Default for Interest {
-    fn default() -> Self {
-        Self {
-            reachable: true,
-            names: Default::default(),
-            pending: BTreeMap::new(),
-            references: Vec::new(),
-            retiring: Vec::new(),
-        }
-    }
-}
-
 impl Interest {
+    pub(super) fn new(link: Link) -> Self {
+        Self { link, names: Default::default(), pending: BTreeMap::new(), references: Vec::new(), retiring: Vec::new() }
+    }
+
     /// Subscribes to a name if it isn't yet. Also returns what had to go to make room.
     pub(super) fn ask(&mut self, ty: Type, name: &str, now: u32) -> (Asked, Vec<Key>) {
         let mut evicted = Vec::new();
@@ -92,7 +85,7 @@ impl Interest {
             }
             self.subscribe(ty, name.into(), now);
         }
-        let reachable = self.reachable;
+        let (answers, moment) = (self.link.answers(), self.link.moment());
         let asked = match self.names[ty as usize].get(name) {
             None => Asked::Unknown,
             Some(subscription) => {
@@ -101,9 +94,9 @@ impl Interest {
                     Answer::Present => Asked::Present,
                     Answer::Absent => Asked::Absent,
                     Answer::Refused => Asked::Unknown,
-                    Answer::Waiting if !reachable => Asked::Unknown,
+                    Answer::Waiting if !answers => Asked::Unknown,
                     // Made under the lock, so that an answer that comes right after it is released is not missed.
-                    Answer::Waiting => Asked::Wait(subscription.waiters.clone().notified_owned()),
+                    Answer::Waiting => Asked::Wait(subscription.waiters.clone().notified_owned(), moment),
                 }
             }
         };
@@ -189,7 +182,7 @@ impl Interest {
             stays
         });
         // What is here is all there is, for as long as nobody can send it again.
-        if self.reachable {
+        if self.link.answers() {
             let idle = self
                 .evictable(&referred)
                 .filter(|(last, ..)| now.saturating_sub(*last) >= IDLE)
@@ -204,7 +197,7 @@ impl Interest {
     /// resource again, only names go that have none.
     fn make_room(&mut self) -> Vec<Key> {
         let referred = self.referred();
-        let may_go = |ty: Type, name: &str| self.reachable || !self.is_here(ty, name);
+        let may_go = |ty: Type, name: &str| self.link.answers() || !self.is_here(ty, name);
         let mut oldest: Vec<_> = self.evictable(&referred).filter(|(_, ty, name)| may_go(*ty, name)).collect();
         oldest.sort_unstable_by_key(|(last, ..)| *last);
         oldest.truncate(MAX_NAMES / 16);
@@ -241,18 +234,14 @@ impl Interest {
         self.references.iter().flat_map(|(_, references)| references.iter().cloned()).collect()
     }
 
-    /// Returns those to wake: they wait for an answer that will not come.
-    pub(super) fn set_reachable(&mut self, reachable: bool) -> Vec<Arc<Notify>> {
-        self.reachable = reachable;
-        if reachable {
-            return Vec::new();
-        }
-        let waiting = |it: &&Subscription| it.answer == Answer::Waiting;
-        self.names.iter().flat_map(HashMap::values).filter(waiting).map(|it| it.waiters.clone()).collect()
+    pub(super) fn link(&mut self) -> &mut Link {
+        &mut self.link
     }
 
-    pub(super) fn reachable(&self) -> bool {
-        self.reachable
+    /// Those to wake when no answer will come.
+    pub(super) fn waiting(&self) -> Vec<Arc<Notify>> {
+        let waiting = |it: &&Subscription| it.answer == Answer::Waiting;
+        self.names.iter().flat_map(HashMap::values).filter(waiting).map(|it| it.waiters.clone()).collect()
     }
 
     pub(super) fn subscribed(&self, ty: Type) -> usize {

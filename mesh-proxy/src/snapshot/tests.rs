@@ -64,6 +64,10 @@ fn table(name: &str, cluster: &str) -> Resource {
     Resource::Routes(Arc::new(RouteTable { name: name.to_owned(), virtual_hosts: vec![host], ignore_port: false }))
 }
 
+fn listener(name: &str) -> Resource {
+    Resource::Listener(Arc::new(Listener { name: name.to_owned(), chains: vec![], default_chain: None }))
+}
+
 fn put(store: &Store, resource: Resource) {
     let ty = resource.ty();
     store.apply(ty, Update { resources: vec![("1".into(), resource)], ..Default::default() });
@@ -132,6 +136,56 @@ async fn a_question_that_nobody_answers_ends() {
     assert_eq!(asked.elapsed(), WAIT);
 }
 
+/// As long as nobody says anything, only the first question takes its time.
+#[tokio::test(start_paused = true)]
+async fn a_control_plane_that_hangs_costs_one_question_its_time() {
+    let store = Store::new(Instant::now());
+    store.heard();
+    ask(&store, Type::Listener, "known");
+    put(&store, listener("known"));
+    store.heard();
+    let start = tokio::time::Instant::now();
+    // It waits with the name, and is let go with it.
+    let other = tokio::spawn({
+        let store = store.clone();
+        async move { store.listener("1.2.3.4:80").await }
+    });
+    tokio::task::yield_now().await;
+    assert!(matches!(store.name("reviews").await, Found::Unknown));
+    assert!(matches!(other.await.unwrap(), Found::Unknown));
+    assert_eq!(start.elapsed(), NAME_WAIT);
+    for new in ["ratings", "web"] {
+        assert!(matches!(store.name(new).await, Found::Unknown));
+    }
+    assert!(matches!(store.listener("5.6.7.8:80").await, Found::Unknown));
+    assert!(matches!(store.listener("known").await, Found::Yes(_)));
+    assert_eq!(start.elapsed(), NAME_WAIT);
+    // All that was asked for is there to be sent, and the first sign of life makes questions wait again.
+    assert_eq!(store.changes().iter().map(|(_, it)| it.subscribe.len()).sum::<usize>(), 6);
+    store.heard();
+    let asker = tokio::spawn({
+        let store = store.clone();
+        async move { store.name("late").await }
+    });
+    tokio::time::sleep(NAME_WAIT / 2).await;
+    remove(&store, Type::Name, "late");
+    assert!(matches!(asker.await.unwrap(), Found::Absent));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_answer_that_does_not_come_is_no_silence_while_others_do() {
+    let store = Store::new(Instant::now());
+    store.heard();
+    let asker = tokio::spawn({
+        let store = store.clone();
+        async move { store.name("slow").await }
+    });
+    tokio::time::sleep(NAME_WAIT / 2).await;
+    store.heard();
+    assert!(matches!(asker.await.unwrap(), Found::Unknown));
+    assert!(store.reachable());
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_a_control_plane_nobody_waits_but_the_name_is_remembered() {
     let store = Store::new(Instant::now());
@@ -141,7 +195,7 @@ async fn without_a_control_plane_nobody_waits_but_the_name_is_remembered() {
     });
     store.wanted().await;
     let asked = tokio::time::Instant::now();
-    store.set_reachable(false);
+    store.ended(false);
     assert!(matches!(asker.await.unwrap(), Found::Unknown));
     assert!(matches!(store.cluster("b").await, Found::Unknown));
     assert_eq!(asked.elapsed(), Duration::ZERO);
@@ -232,7 +286,7 @@ fn nothing_is_forgotten_while_the_control_plane_is_gone() {
     let store = Store::new(start);
     ask(&store, Type::Endpoints, "a");
     put(&store, endpoints("a", 1));
-    store.set_reachable(false);
+    store.ended(false);
     store.sweep(start + Duration::from_secs(100_000));
     assert!(store.load().endpoints("a").is_some());
     // Nor to make room for names that nobody can answer.

@@ -51,13 +51,14 @@ where
                 connected(false);
             }
             // A control plane with nothing new to say is silent for as long as the stream lives.
-            if session.answered || session.opened.is_some_and(|opened| opened.elapsed() > BACKOFF_MAX) {
-                // It was a working stream: who asks for something now waits for the next one.
+            let worked = session.answered || session.opened.is_some_and(|opened| opened.elapsed() > BACKOFF_MAX);
+            if worked {
                 backoff.reset();
-                tracing::info!(reason, "the stream to the control plane ended; connecting again");
-            } else if store.reachable() {
-                store.set_reachable(false);
+            }
+            if store.ended(worked) {
                 tracing::warn!(reason, "the control plane cannot be reached; going on with what is here");
+            } else if worked {
+                tracing::info!(reason, "the stream to the control plane ended; connecting again");
             } else {
                 tracing::debug!(reason, "the control plane still cannot be reached");
             }
@@ -117,15 +118,14 @@ impl Session<'_> {
         };
         self.opened = Some(Instant::now());
         connected(true);
-        if !self.store.reachable() {
-            self.store.set_reachable(true);
-        }
+        self.store.heard();
         tracing::info!("following the control plane");
         loop {
             tokio::select! {
                 message = responses.message() => match message {
                     Ok(Some(response)) => {
                         self.answered = true;
+                        self.store.heard();
                         let _ = requests.send(self.answer(response));
                     }
                     Ok(None) => return "the control plane closed the stream".to_owned(),
