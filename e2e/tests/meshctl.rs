@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, Discovery
 use envoy_types::pb::google::rpc::Status;
 use mesh_e2e::mesh::{Mesh, User};
 use mesh_e2e::process::eventually;
+use mesh_e2e::resolver::{MANY, Resolver};
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -247,4 +248,29 @@ fn shells_complete_commands() {
     let zsh = "autoload -U compinit; compinit -D; source <(\"$1\" completion zsh); print $_comps[meshctl]; whence -w _meshctl";
     let loaded = shell("zsh", &["-f", "-c", zsh, "zsh"]);
     assert!(loaded.contains("_meshctl\n") && loaded.contains("_meshctl: function"), "{loaded}");
+}
+
+#[test]
+fn a_start_that_failed_leaves_nothing_and_says_once_what_to_do() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let token = mesh.token("web").unwrap().display().to_string();
+    let run = || mesh.meshctl_output(&["run", "--service", "web", "--token-file", &token, "--", "/bin/true"]).unwrap();
+    assert!(run().status.success());
+    let used_up = run();
+    let said = String::from_utf8_lossy(&used_up.stderr).into_owned();
+    assert!(!used_up.status.success());
+    assert_eq!(said.matches("meshctl token create").count(), 1, "{said}");
+    let left: Vec<_> = std::fs::read_dir(mesh.data().join("workloads")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// The host's resolver cuts off over UDP what is too long for it, and the application's own resolver asks again over TCP.
+#[test]
+fn long_answers_of_the_hosts_resolver_arrive_whole() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let resolver = Resolver::start().unwrap();
+    let ask = "import socket; print(len({it[4][0] for it in socket.getaddrinfo('many.example.', 80, socket.AF_INET)}))";
+    let mut client = mesh.run_resolving(&resolver, "web", &["/usr/bin/python3", "-c", ask]).unwrap();
+    assert!(client.wait(Duration::from_secs(20)).unwrap().success(), "{}", client.tail());
+    assert_eq!(client.stdout().trim(), MANY.to_string());
 }

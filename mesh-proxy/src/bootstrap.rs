@@ -118,6 +118,9 @@ pub struct RunArgs {
     /// UDP socket that is connected to such a resolver, opened by who starts this program
     #[arg(long, value_name = "FD")]
     dns_upstream_fd: Option<RawFd>,
+    /// Unix datagram socket to who starts this program, for replies that UDP cuts off: it asks that resolver over TCP
+    #[arg(long, value_name = "FD", requires = "dns_upstream_fd")]
+    dns_upstream_whole_fd: Option<RawFd>,
     /// Listener that leads to a service of the mesh, for clients that are not intercepted (may be repeated)
     #[arg(long = "forward", value_name = "LISTEN=SERVICE:PORT")]
     forwards: Vec<Forward>,
@@ -200,6 +203,7 @@ pub struct Bootstrap {
     /// `None`: those of the host's own configuration.
     pub dns_upstreams: Option<Vec<SocketAddr>>,
     pub dns_upstream_fd: Option<RawFd>,
+    pub dns_upstream_whole_fd: Option<RawFd>,
     pub forwards: Vec<Forward>,
     pub drain_endpoint: bool,
     pub probes: Probes,
@@ -284,6 +288,7 @@ impl RunArgs {
             metrics: self.metrics_fd.map_or(Bind::Address(self.metrics_addr), Bind::Inherited),
             dns_upstreams: own_upstreams.then_some(self.dns_upstreams),
             dns_upstream_fd: self.dns_upstream_fd,
+            dns_upstream_whole_fd: self.dns_upstream_whole_fd,
             forwards: self.forwards,
             drain_endpoint: self.drain_endpoint,
             probes,
@@ -385,7 +390,7 @@ mod tests {
     #[test]
     fn a_sidecar() {
         let it = run("--control unix:/run/proxy.sock --token-file /t --service reviews --version v1 --workload reviews-v1-x \
-             --address 10.0.0.1 --port 9080:http:80 --port 9090 --metrics-fd 5 --dns-upstream-fd 6 --forward fd:7=web.default.svc.cluster.local:80")
+             --address 10.0.0.1 --port 9080:http:80 --port 9090 --metrics-fd 5 --dns-upstream-fd 6 --dns-upstream-whole-fd 8 --forward fd:7=web.default.svc.cluster.local:80")
         .unwrap();
         assert_eq!(it.ports[0], Port { port: 9080, protocol: "http".into(), service_port: 80 });
         assert_eq!(it.ports[1], Port { port: 9090, protocol: String::new(), service_port: 9090 });

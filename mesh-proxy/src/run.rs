@@ -14,10 +14,12 @@ use mesh_common::telemetry::LogFilter;
 use mesh_proxy::admin::{Admin, Drain, DrainCallers, Readiness};
 use mesh_proxy::bootstrap::{Bootstrap, nameservers};
 use mesh_proxy::control::{dial, explain};
-use mesh_proxy::dns::{Dns, DnsSockets, Resolvers};
+use mesh_proxy::dns::{Dns, DnsSockets, Inherited, Resolvers};
 use mesh_proxy::identity::Authority;
 use mesh_proxy::intercept::{Rules, can_mark, own_self_test, self_test};
-use mesh_proxy::listen::{Connections, Context, InFlight, Phase, everywhere, inherited_udp, tcp_listener};
+use mesh_proxy::listen::{
+    Connections, Context, InFlight, Phase, everywhere, inherited_udp, inherited_unix_datagrams, tcp_listener,
+};
 use mesh_proxy::probe::Prober;
 use mesh_proxy::registry::depart::{Departing, Departure};
 use mesh_proxy::registry::{self, Workload, health};
@@ -302,7 +304,9 @@ fn serve_traffic(
 
 /// Resolvers for all names that are not the mesh's.
 fn resolvers(bootstrap: &Bootstrap) -> anyhow::Result<Resolvers> {
-    let connected = bootstrap.dns_upstream_fd.map(inherited_udp).transpose().context("cannot use --dns-upstream-fd")?;
+    let udp = bootstrap.dns_upstream_fd.map(inherited_udp).transpose().context("cannot use --dns-upstream-fd")?;
+    let whole = bootstrap.dns_upstream_whole_fd.map(inherited_unix_datagrams).transpose();
+    let whole = whole.context("cannot use --dns-upstream-whole-fd")?;
     let addresses = match &bootstrap.dns_upstreams {
         Some(addresses) => addresses.clone(),
         None => match std::fs::read_to_string("/etc/resolv.conf") {
@@ -313,7 +317,7 @@ fn resolvers(bootstrap: &Bootstrap) -> anyhow::Result<Resolvers> {
             }
         },
     };
-    Ok(Resolvers::new(addresses, connected))
+    Ok(Resolvers::new(addresses, udp.map(|udp| Inherited { udp, whole })))
 }
 
 /// Tells of the workload, until the result turns true. Nothing to register where the application only calls others and nobody

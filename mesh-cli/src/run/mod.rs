@@ -8,6 +8,7 @@ mod application;
 mod dns;
 mod programs;
 pub mod sidecar;
+mod state;
 
 use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener};

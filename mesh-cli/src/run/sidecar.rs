@@ -15,8 +15,9 @@ use mesh_common::names::port;
 use rustix::process::{Pid, Signal};
 use tokio::process::Child;
 
-use super::dns;
+use super::dns::{self, HostResolver};
 use super::programs;
+use super::state::State;
 use crate::failure::{Exit, Failure};
 use crate::local::AdminProxy;
 use crate::netns::{self, Lease, Who};
@@ -100,7 +101,9 @@ pub struct Sidecar {
     lease: Lease,
     proxy: Child,
     admin: AdminProxy,
-    state: PathBuf,
+    // After the proxy, which writes there.
+    state: State,
+    _resolver: Option<HostResolver>,
 }
 
 impl Sidecar {
@@ -108,14 +111,16 @@ impl Sidecar {
     pub async fn start(plan: Plan) -> Result<Self, Failure> {
         let program = programs::find("mesh-proxy")?;
         let lease = netns::lease(&plan.data).map_err(|error| Failure::new(format!("{error}.")))?;
-        let (log, state) = folders(&plan).map_err(|error| {
+        let log = log_file(&plan).map_err(|error| {
             Failure::new(format!("The data folder {} cannot be used: {error}.", plan.data.display()))
         })?;
+        let state = State::take(&plan.data, &plan.workload)?;
         intercept(&lease, &program).await?;
         let metrics = plan.metrics.local_addr()?;
-        let proxy = spawn_proxy(&lease, &program, &plan, &log, &state)?;
+        let resolver = dns::host_resolver();
+        let proxy = spawn_proxy(&lease, &program, &plan, &log, state.folder(), resolver.as_ref())?;
         let admin = AdminProxy::of(&plan.data, &plan.workload);
-        let mut sidecar = Self { metrics, log, lease, proxy, admin, state };
+        let mut sidecar = Self { metrics, log, lease, proxy, admin, state, _resolver: resolver };
         sidecar.wait_until_ready().await?;
         Ok(sidecar)
     }
@@ -159,7 +164,7 @@ impl Sidecar {
                 let _ = self.proxy.kill().await;
             }
         }
-        let _ = fs::remove_dir_all(&self.state);
+        drop(self.state);
     }
 
     async fn wait_until_ready(&mut self) -> Result<(), Failure> {
@@ -181,13 +186,10 @@ impl Sidecar {
     }
 }
 
-/// Log file and state folder.
-fn folders(plan: &Plan) -> io::Result<(PathBuf, PathBuf)> {
+fn log_file(plan: &Plan) -> io::Result<PathBuf> {
     let logs = plan.data.join("logs");
     fs::create_dir_all(&logs)?;
-    let state = plan.data.join("workloads").join(&plan.workload);
-    fs::create_dir_all(&state)?;
-    Ok((logs.join(format!("{}.log", plan.workload)), state))
+    Ok(logs.join(format!("{}.log", plan.workload)))
 }
 
 /// Writes the redirect of the namespace. A program of its own, so that what forbids it is said before anything else runs.
@@ -202,10 +204,16 @@ pub async fn intercept(lease: &Lease, program: &Path) -> Result<(), Failure> {
     Err(Failure::new(format!("The application's connections cannot be intercepted: {}", said.trim())))
 }
 
-fn spawn_proxy(lease: &Lease, program: &Path, plan: &Plan, log: &Path, state: &Path) -> Result<Child, Failure> {
-    let resolver = dns::host_resolver();
+fn spawn_proxy(
+    lease: &Lease,
+    program: &Path,
+    plan: &Plan,
+    log: &Path,
+    state: &Path,
+    resolver: Option<&HostResolver>,
+) -> Result<Child, Failure> {
     let mut inherit = vec![plan.metrics.as_fd()];
-    inherit.extend(resolver.iter().map(AsFd::as_fd));
+    inherit.extend(resolver.iter().flat_map(|it| [it.udp.as_fd(), it.whole.as_fd()]));
     inherit.extend(plan.forwards.iter().map(|forward| forward.listener.as_fd()));
     let mut command = lease.command(Who::Proxy, program.as_os_str(), &inherit);
     let control = format!("unix:{}", plan.data.join("proxy.sock").display());
@@ -229,8 +237,9 @@ fn spawn_proxy(lease: &Lease, program: &Path, plan: &Plan, log: &Path, state: &P
         command.args(["--health", health]);
     }
     command.args(["--metrics-fd", &plan.metrics.as_raw_fd().to_string(), "--access-log", &plan.access_log]);
-    if let Some(resolver) = &resolver {
-        command.args(["--dns-upstream-fd", &resolver.as_raw_fd().to_string()]);
+    if let Some(resolver) = resolver {
+        command.args(["--dns-upstream-fd", &resolver.udp.as_raw_fd().to_string()]);
+        command.args(["--dns-upstream-whole-fd", &resolver.whole.as_raw_fd().to_string()]);
     }
     for forward in &plan.forwards {
         command.args(["--forward", &format!("fd:{}={}", forward.listener.as_raw_fd(), forward.target)]);

@@ -107,6 +107,17 @@ pub(super) fn udp_limit(query: &Message) -> u16 {
     query.edns.as_ref().map_or(PLAIN_UDP, |edns| edns.max_payload().clamp(PLAIN_UDP, EDNS_UDP))
 }
 
+/// A resolver's reply to `query` as its client may have it over UDP: one that is longer than it takes is cut off, and says so.
+/// `None`: it cannot be read.
+pub(super) fn for_udp(reply: Vec<u8>, query: &[u8]) -> Option<Vec<u8>> {
+    let takes = |query: Message| query.edns.as_ref().map_or(PLAIN_UDP, |edns| edns.max_payload().max(PLAIN_UDP));
+    let limit = Message::from_vec(query).map_or(PLAIN_UDP, takes);
+    if reply.len() <= usize::from(limit) {
+        return Some(reply);
+    }
+    Message::from_vec(&reply).ok()?.truncate().to_vec().ok()
+}
+
 /// A reply without records to the query in `bytes`, which has a header; with its question where it has just one.
 pub(super) fn error(bytes: &[u8], code: ResponseCode) -> Vec<u8> {
     let question = question(bytes).unwrap_or_default();

@@ -20,7 +20,7 @@ use crate::listen;
 use crate::snapshot::{Found, Store};
 use crate::telemetry::{DnsResult, Telemetry};
 
-pub use resolvers::Resolvers;
+pub use resolvers::{Inherited, Resolvers};
 
 use message::{Answer, Query};
 
@@ -203,7 +203,12 @@ impl Dns {
     }
 
     async fn forward(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        if let Some(reply) = self.resolvers.ask(query, transport == Transport::Tcp).await {
+        let reply = self.resolvers.ask(query, transport == Transport::Tcp).await;
+        let fitting = reply.and_then(|reply| match transport {
+            Transport::Udp => message::for_udp(reply, query),
+            Transport::Tcp => Some(reply),
+        });
+        if let Some(reply) = fitting {
             self.telemetry.dns(DnsResult::Forwarded);
             return Some(reply);
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, UdpSocket};
+use tokio::net::{TcpSocket, UdpSocket, UnixDatagram};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -30,15 +30,30 @@ pub struct Resolvers {
 #[derive(Debug)]
 enum Server {
     Address(SocketAddr),
-    /// A socket that was connected outside, where the resolver can be reached.
-    Shared(Shared),
+    /// Sockets that were connected outside, where the resolver can be reached.
+    Inherited {
+        udp: Shared,
+        whole: Option<Shared>,
+    },
+}
+
+/// Sockets opened by who started this program, where it cannot reach the resolver by itself.
+#[derive(Debug)]
+pub struct Inherited {
+    /// Connected to the resolver.
+    pub udp: UdpSocket,
+    /// To somebody who asks the resolver over TCP: one query, or one reply, in each message.
+    pub whole: Option<UnixDatagram>,
 }
 
 impl Resolvers {
-    /// The resolver behind `connected` is asked before those at `addresses`. Needs a Tokio runtime.
-    pub fn new(addresses: Vec<SocketAddr>, connected: Option<UdpSocket>) -> Self {
-        let shared = connected.map(|socket| Server::Shared(Shared::new(socket)));
-        Self { servers: shared.into_iter().chain(addresses.into_iter().map(Server::Address)).collect() }
+    /// The resolver behind the `inherited` sockets is asked before those at `addresses`. Needs a Tokio runtime.
+    pub fn new(addresses: Vec<SocketAddr>, inherited: Option<Inherited>) -> Self {
+        let inherited = inherited.map(|Inherited { udp, whole }| Server::Inherited {
+            udp: Shared::new(Messages::Udp(udp)),
+            whole: whole.map(|socket| Shared::new(Messages::Unix(socket))),
+        });
+        Self { servers: inherited.into_iter().chain(addresses.into_iter().map(Server::Address)).collect() }
     }
 
     /// The reply to a query, which has a header, with the query's own id. `whole`: one that says that it was cut off
@@ -65,7 +80,13 @@ impl Resolvers {
 impl Server {
     async fn ask(&self, query: &mut [u8], whole: bool) -> io::Result<Vec<u8>> {
         match self {
-            Self::Shared(shared) => shared.ask(query).await,
+            Self::Inherited { udp, whole: over_tcp } => {
+                let reply = udp.ask(query).await?;
+                match over_tcp {
+                    Some(over_tcp) if whole && is_truncated(&reply) => over_tcp.ask(query).await,
+                    _ => Ok(reply),
+                }
+            }
             Self::Address(address) => {
                 set_id(query, fastrand::u16(..));
                 let reply = ask_udp(*address, query).await?;
@@ -111,9 +132,32 @@ async fn ask_tcp(address: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
 /// Many queries over one connected socket, told apart by their ids.
 #[derive(Debug)]
 struct Shared {
-    socket: Arc<UdpSocket>,
+    socket: Arc<Messages>,
     waiting: Arc<Waiting>,
     receiver: JoinHandle<()>,
+}
+
+/// A connected socket that keeps messages apart.
+#[derive(Debug)]
+enum Messages {
+    Udp(UdpSocket),
+    Unix(UnixDatagram),
+}
+
+impl Messages {
+    async fn send(&self, message: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Udp(socket) => socket.send(message).await,
+            Self::Unix(socket) => socket.send(message).await,
+        }
+    }
+
+    async fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Udp(socket) => socket.recv(buffer).await,
+            Self::Unix(socket) => socket.recv(buffer).await,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -128,7 +172,7 @@ struct Asked {
 }
 
 impl Shared {
-    fn new(socket: UdpSocket) -> Self {
+    fn new(socket: Messages) -> Self {
         let (socket, waiting) = (Arc::new(socket), Arc::new(Waiting::default()));
         let receiver = tokio::spawn(receive(socket.clone(), waiting.clone()));
         Self { socket, waiting, receiver }
@@ -182,7 +226,7 @@ impl Drop for Remove<'_> {
     }
 }
 
-async fn receive(socket: Arc<UdpSocket>, waiting: Arc<Waiting>) {
+async fn receive(socket: Arc<Messages>, waiting: Arc<Waiting>) {
     let mut buffer = vec![0; MAX_REPLY];
     loop {
         match socket.recv(&mut buffer).await {

@@ -178,10 +178,14 @@ async fn connected(address: SocketAddr) -> UdpSocket {
     socket
 }
 
+async fn inherited(address: SocketAddr) -> Inherited {
+    Inherited { udp: connected(address).await, whole: None }
+}
+
 #[tokio::test]
 async fn other_names_are_forwarded_and_false_replies_ignored() {
     let address = resolver().await;
-    for resolvers in [Resolvers::new(vec![address], None), Resolvers::new(vec![], Some(connected(address).await))] {
+    for resolvers in [Resolvers::new(vec![address], None), Resolvers::new(vec![], Some(inherited(address).await))] {
         let dns = dns(resolvers);
         let reply = ask(&dns, &bytes("example.com.", RecordType::A), Transport::Udp).await;
         assert_eq!(reply.metadata.id, 4711);
@@ -201,6 +205,54 @@ async fn a_reply_that_was_cut_off_is_fetched_whole_for_tcp() {
     assert_eq!(addresses(&reply), ["192.0.2.1"]);
 }
 
+/// Where the resolver cannot be reached from here, somebody else asks it over TCP.
+#[tokio::test]
+async fn a_reply_that_was_cut_off_comes_whole_through_inherited_sockets_too() {
+    let udp = connected(resolver().await).await;
+    let (whole, outside) = tokio::net::UnixDatagram::pair().unwrap();
+    let dns = dns(Resolvers::new(vec![], Some(Inherited { udp, whole: Some(whole) })));
+    tokio::spawn(async move {
+        let mut buffer = [0; 512];
+        let length = outside.recv(&mut buffer).await.unwrap();
+        let query = Message::from_vec(&buffer[..length]).unwrap();
+        let mut reply = Message::response(query.metadata.id, OpCode::Query);
+        reply.queries.clone_from(&query.queries);
+        for number in 0..2000 {
+            let [high, low] = u16::to_be_bytes(number);
+            let address = RData::A(A::new(198, 18, high, low));
+            reply.add_answer(Record::from_rdata(query.queries[0].name().clone(), 1, address));
+        }
+        outside.send(&reply.to_vec().unwrap()).await.unwrap();
+    });
+    let reply = ask(&dns, &bytes("long.example.", RecordType::A), Transport::Udp).await;
+    assert!(reply.metadata.truncation);
+    let reply = ask(&dns, &bytes("long.example.", RecordType::A), Transport::Tcp).await;
+    assert_eq!((reply.metadata.id, reply.answers.len(), reply.metadata.truncation), (4711, 2000, false));
+}
+
+#[test]
+fn a_resolvers_reply_is_cut_to_what_the_client_takes() {
+    let mut reply = query("many.example.", RecordType::A);
+    reply.metadata.message_type = MessageType::Response;
+    for number in 0..60 {
+        let address = RData::A(A::new(192, 0, 2, number));
+        reply.add_answer(Record::from_rdata(reply.queries[0].name().clone(), 1, address));
+    }
+    let reply = reply.to_vec().unwrap();
+    let cut = |size: Option<u16>| {
+        let mut query = query("many.example.", RecordType::A);
+        if let Some(size) = size {
+            let mut edns = Edns::new();
+            edns.set_max_payload(size);
+            query.set_edns(edns);
+        }
+        let fitting = message::for_udp(reply.clone(), &query.to_vec().unwrap()).unwrap();
+        assert!(fitting.len() <= usize::from(size.unwrap_or(512)));
+        Message::from_vec(&fitting).unwrap().metadata.truncation
+    };
+    assert!(cut(None) && cut(Some(800)) && !cut(Some(1232)));
+}
+
 #[tokio::test]
 async fn the_next_resolver_is_asked_when_one_is_gone() {
     let gone = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
@@ -212,7 +264,7 @@ async fn the_next_resolver_is_asked_when_one_is_gone() {
 #[tokio::test]
 async fn many_queries_share_one_connected_socket() {
     let address = resolver().await;
-    let dns = Arc::new(dns(Resolvers::new(vec![], Some(connected(address).await))));
+    let dns = Arc::new(dns(Resolvers::new(vec![], Some(inherited(address).await))));
     let mut tasks = JoinSet::new();
     for i in 0..20 {
         let dns = dns.clone();

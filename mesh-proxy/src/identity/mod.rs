@@ -44,9 +44,8 @@ pub enum IdentityError {
         "{address} does not hold the root certificate that the join token or the trust bundle names: it is another mesh's control plane, or the token is from a mesh that was set up anew; make a new token with `meshctl token create`, or in Kubernetes restart the pod ({reason})"
     )]
     WrongRoot { address: Address, reason: String },
-    #[error(
-        "the control plane refuses to issue a certificate: {reason}; make a new join token with `meshctl token create` if the old one is used up or expired"
-    )]
+    /// The reason says what to do about it.
+    #[error("the control plane refuses to issue a certificate: {reason}")]
     Refused { reason: String },
     #[error("the control plane at {address} cannot be reached: {reason}")]
     Unreachable { address: Address, reason: String },

@@ -25,7 +25,8 @@ pub use accept::{Connections, accept};
 pub use in_flight::{Flight, InFlight};
 pub use phase::Phase;
 pub use socket::{
-    Bind, BindError, everywhere, inherited_udp, mark, original_destination, plain, reset_on_close, tcp_listener,
+    Bind, BindError, everywhere, inherited_udp, inherited_unix_datagrams, mark, original_destination, plain,
+    reset_on_close, tcp_listener,
 };
 
 /// Which way a connection crosses the proxy.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixDatagram};
 
 /// Connections that may wait to be accepted; the kernel takes `net.core.somaxconn` when that is less.
 const BACKLOG: i32 = 4096;
@@ -87,6 +87,19 @@ pub fn inherited_udp(fd: RawFd) -> io::Result<UdpSocket> {
     }
     socket.set_nonblocking(true)?;
     UdpSocket::from_std(socket.into())
+}
+
+/// One end of a pair of Unix datagram sockets, the other end of which the process that started this one has.
+pub fn inherited_unix_datagrams(fd: RawFd) -> io::Result<UnixDatagram> {
+    let socket = inherited(fd)?;
+    if socket.r#type()? != Type::DGRAM || !socket.peer_addr().is_ok_and(|peer| peer.is_unix()) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("file descriptor {fd} is not a connected Unix datagram socket; pass one that is"),
+        ));
+    }
+    socket.set_nonblocking(true)?;
+    UnixDatagram::from_std(OwnedFd::from(socket).into())
 }
 
 /// Where the connection was going before the redirect, or where it arrived when there was none.
@@ -215,6 +228,10 @@ mod tests {
         assert!(error.to_string().contains("not a listening TCP socket"), "{error}");
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         assert!(inherited_udp(udp.into_raw_fd()).unwrap_err().to_string().contains("not a connected UDP socket"));
+        let (unix, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        assert!(inherited_unix_datagrams(unix.into_raw_fd()).is_ok());
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(inherited_unix_datagrams(udp.into_raw_fd()).unwrap_err().to_string().contains("not a connected Unix"));
         assert!(tcp_listener(Bind::Inherited(1_000_000)).unwrap_err().to_string().contains("is not open"));
     }
 }
