@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -35,34 +38,68 @@ fn once(user: User) {
 }
 
 #[test]
-fn the_demo_works_with_meshctl_and_leaves_nothing_behind() {
-    let mesh = Mesh::start(User::Same).unwrap();
-    let before = host_state();
-    let mut demo = demo(&mesh, &["--rate", "50"]);
+fn the_demo_works_with_meshctl_and_leaves_nothing_behind_as_root() {
+    leaves_nothing_behind(User::Same);
+}
+
+#[test]
+fn the_demo_works_with_meshctl_and_leaves_nothing_behind_without_root() {
+    leaves_nothing_behind(User::Unprivileged);
+}
+
+fn leaves_nothing_behind(user: User) {
+    let mut mesh = Mesh::start(user).unwrap();
+    // Other programs write into the real ones meanwhile.
+    for (variable, name) in [("TMPDIR", "tmp"), ("XDG_RUNTIME_DIR", "run")] {
+        let folder = mesh.data().join(name);
+        fs::create_dir(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+        mesh.environment.push((variable, folder.display().to_string()));
+    }
     let folder = mesh.data().join("demo");
-    let meshctl = |args: &[&str]| -> anyhow::Result<String> {
-        let mut command = mesh.command("meshctl");
-        command.arg("--control").arg(format!("unix:{}", folder.join("control.sock").display()));
-        let output = command.args(args).output()?;
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        anyhow::ensure!(output.status.success(), "meshctl {}: {error}", args.join(" "));
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    };
+    let before = host_state(&mesh);
+    let mut demo = demo(&mesh, &["--rate", "50"]);
     eventually(Duration::from_secs(20), || {
         anyhow::ensure!(demo.running(), "the demo ended: {}", demo.tail());
         anyhow::ensure!(demo.stdout().contains("Ctrl-C ends"), "not ready: {}", demo.tail());
         Ok(())
     })
     .unwrap();
-    // What it tells to try, from another terminal.
-    eventually(Duration::from_secs(20), || {
-        let services = meshctl(&["get", "services"])?;
-        anyhow::ensure!(["web", "reviews", "ratings", "stock"].iter().all(|s| services.contains(s)), "{services}");
-        meshctl(&["route", "set-weight", "reviews", "v1=90", "v2=10", "--wait"]).map(drop)
+    // A row for each version of each service, with mutual TLS all over.
+    let table = eventually(Duration::from_secs(30), || {
+        let said = demo.stdout();
+        let rows: Vec<Vec<String>> = said
+            .lines()
+            .skip_while(|line| !line.starts_with("SERVICE"))
+            .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect())
+            .take_while(|row: &Vec<String>| !row.is_empty())
+            .collect();
+        anyhow::ensure!(rows.len() > 1, "no table yet: {said}");
+        Ok(rows)
     })
     .unwrap();
-    meshctl(&["check"]).unwrap();
-    assert!(meshctl(&["proxy", "status"]).unwrap().lines().count() > 5);
+    assert_eq!(table[0], ["SERVICE", "VERSION", "REQ/S", "SUCCESS", "P50", "P99", "MTLS"]);
+    let names: Vec<_> = table[1..].iter().map(|row| row[0].as_str()).collect();
+    assert_eq!(names, ["web", "reviews", "reviews", "ratings", "stock"], "{table:?}");
+    assert!(table[1..].iter().all(|row| row.len() == 7 && row[6] == "yes"), "{table:?}");
+    assert!(table[1..5].iter().all(|row| row[3] == "100%"), "{table:?}");
+
+    // What it tells to try, from another terminal.
+    let said = demo.stdout();
+    let (_, try_these) = said.split_once("Try from another terminal:\n").unwrap();
+    let commands: Vec<_> = try_these.lines().filter_map(|line| line.trim().strip_prefix("meshctl ")).collect();
+    assert_eq!(commands.len(), 5, "{said}");
+    for command in commands {
+        let printed = meshctl(&mesh, &command.split(' ').collect::<Vec<_>>()).unwrap();
+        assert!(!printed.trim().is_empty(), "{command}");
+        if command == "get services" {
+            assert!(["web", "reviews", "ratings", "stock"].iter().all(|s| printed.contains(s)), "{printed}");
+        } else if command == "proxy status" {
+            assert!(printed.lines().count() > 5, "{printed}");
+        }
+    }
+    meshctl(&mesh, &["wait"]).unwrap();
+    meshctl(&mesh, &["check"]).unwrap();
 
     demo.signal(Signal::SIGINT).unwrap();
     let status = demo.wait(Duration::from_secs(20)).unwrap();
@@ -70,11 +107,21 @@ fn the_demo_works_with_meshctl_and_leaves_nothing_behind() {
     eventually(Duration::from_secs(5), || {
         let left = processes(&folder.to_string_lossy());
         anyhow::ensure!(left.is_empty(), "still running: {left:?}");
-        let after = host_state();
+        let after = host_state(&mesh);
         anyhow::ensure!(after == before, "before:\n{before}\nafter:\n{after}");
         Ok(())
     })
     .unwrap();
+}
+
+/// On the demo's control plane.
+fn meshctl(mesh: &Mesh, args: &[&str]) -> anyhow::Result<String> {
+    let mut command = mesh.command("meshctl");
+    command.arg("--control").arg(format!("unix:{}", mesh.data().join("demo/control.sock").display()));
+    let output = command.args(args).output()?;
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    anyhow::ensure!(output.status.success(), "meshctl {}: {error}", args.join(" "));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn demo(mesh: &Mesh, args: &[&str]) -> Process {
@@ -83,16 +130,47 @@ fn demo(mesh: &Mesh, args: &[&str]) -> Process {
     Process::start("demo", command, &mesh.logs()).unwrap()
 }
 
-/// Interfaces, named namespaces, mounts and firewall rules of the host.
-fn host_state() -> String {
-    let commands =
-        [["ip", "-br", "link"], ["ip", "netns", "list"], ["nft", "list", "ruleset"], ["ip", "route", "list"]];
-    let run = |command: &[&str; 3]| {
-        let output = Command::new(command[0]).args(&command[1..]).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).into_owned()
+/// Interfaces, named namespaces, mounts, firewall and routing rules of the host, and the files of the demo's user outside of
+/// the demo's folder.
+fn host_state(mesh: &Mesh) -> String {
+    let commands = [
+        "ip -br link",
+        "ip netns list",
+        "nft list ruleset",
+        "ip route list table all",
+        "ip -6 route list table all",
+        "ip rule list",
+        "ip -6 rule list",
+    ];
+    let run = |command: &&str| {
+        let words: Vec<_> = command.split(' ').collect();
+        let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
+        format!("{command}:\n{}", String::from_utf8_lossy(&output.stdout))
     };
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    commands.iter().map(run).collect::<Vec<_>>().join("\n") + &mounts
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let demo = mesh.data().join("demo");
+    let mut files = Vec::new();
+    list(&mesh.data(), &demo, &mut files);
+    for shared in ["/tmp", "/run", "/dev/shm"] {
+        let names = fs::read_dir(shared).unwrap().flatten().map(|entry| entry.path());
+        // Those of other tests are named by them.
+        files.extend(names.filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.contains("mesh") && !name.starts_with("mesh-e2e-")
+        }));
+    }
+    files.sort();
+    commands.iter().map(run).collect::<Vec<_>>().join("\n") + &mounts + &format!("{files:#?}")
+}
+
+/// All below a folder but one.
+fn list(folder: &Path, but: &Path, files: &mut Vec<PathBuf>) {
+    for path in fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path()).filter(|path| path != but) {
+        if path.is_dir() {
+            list(&path, but, files);
+        }
+        files.push(path);
+    }
 }
 
 /// Command lines that name a folder, other than this test's own.
