@@ -1,10 +1,10 @@
 //! From what a proxy says of its workload to the object that stands for it.
 
-use std::net::IpAddr;
-
-use mesh_common::identity::{Identity, check_label};
+use mesh_common::identity::check_label;
 use mesh_common::proto::workload::{Registration, WorkloadPort as ProtoPort};
 use mesh_common::resource::{LABEL_REGISTERED, Metadata, WorkloadEntry, WorkloadEntrySpec, WorkloadPort};
+
+use super::{Registrant, address};
 
 const MAX_ADDRESSES: usize = 16;
 const MAX_PORTS: usize = 100;
@@ -15,10 +15,11 @@ const PROTOCOLS: [&str; 5] = ["", "http", "http2", "grpc", "tcp"];
 
 /// The service account and the namespace are the caller's own, whatever it says. The error is the end of a sentence.
 pub(super) fn from_registration(
-    identity: &Identity,
+    registrant: &Registrant,
     registration: &Registration,
     healthy: bool,
 ) -> Result<WorkloadEntry, String> {
+    let Registrant { identity, origin } = registrant;
     let Registration { name, namespace, service, version, addresses, ports, labels, locality, weight } = registration;
     if !namespace.is_empty() && *namespace != identity.namespace {
         return Err(format!("its namespace is {namespace:?}, but its identity is of {:?}", identity.namespace));
@@ -48,7 +49,7 @@ pub(super) fn from_registration(
         spec: WorkloadEntrySpec {
             service: service.clone(),
             version: version.clone(),
-            addresses: addresses.iter().map(|text| address(text)).collect::<Result<_, _>>()?,
+            addresses: addresses.iter().map(|text| address::own(text, *origin)).collect::<Result<_, _>>()?,
             ports: ports.iter().map(port).collect::<Result<_, _>>()?,
             service_account: identity.service_account.clone(),
             locality: (!locality.is_empty()).then(|| locality.clone()),
@@ -62,15 +63,6 @@ pub(super) fn from_registration(
     }
     entry.metadata.labels.insert(LABEL_REGISTERED.to_owned(), "true".to_owned());
     Ok(entry)
-}
-
-fn address(text: &str) -> Result<IpAddr, String> {
-    let address: IpAddr = text.parse().map_err(|_| format!("{text:?} is not an IP address"))?;
-    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
-    if address.is_unspecified() || address.is_multicast() || broadcast {
-        return Err(format!("{address} is no address of one host"));
-    }
-    Ok(address)
 }
 
 fn port(port: &ProtoPort) -> Result<WorkloadPort, String> {

@@ -3,6 +3,7 @@
 //!
 //! In: registrations with proven identities, ends of streams, the time. Out: objects in the store.
 
+mod address;
 mod depart;
 mod entry;
 mod member;
@@ -22,6 +23,7 @@ use tonic::Status;
 
 use crate::store::{Store, StoreError, blocking};
 
+pub use address::Origin;
 pub use service::{RegistryService, Workloads};
 
 /// How long a workload stays when its stream broke, or when mesh-control restarted.
@@ -54,6 +56,13 @@ struct Session {
     until: Option<Instant>,
 }
 
+/// Who registers, and from where.
+#[derive(Clone, Debug)]
+pub struct Registrant {
+    pub identity: Identity,
+    pub origin: Origin,
+}
+
 /// Names one stream's claim to an entry. A later stream for the same entry takes the claim over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
@@ -82,16 +91,16 @@ impl Registry {
     /// Registers, or registers anew. Returns the claim and the revision that holds the entry.
     pub async fn register(
         &self,
-        identity: &Identity,
+        registrant: &Registrant,
         registration: &Registration,
         healthy: bool,
     ) -> Result<(Claim, u64), Status> {
-        let entry = entry::from_registration(identity, registration, healthy)
+        let entry = entry::from_registration(registrant, registration, healthy)
             .map_err(|reason| Status::invalid_argument(format!("registration refused: {reason}")))?;
         let key = Object::from(entry.clone()).key();
         // Held to the end: between the write and the claim, the entry must not be found without a stream.
         let _writing = self.inner.writing.lock().await;
-        let revision = self.put(identity, &key, entry).await?;
+        let revision = self.put(registrant, &key, entry).await?;
 
         let mut sessions = self.sessions();
         sessions.newest += 1;
@@ -107,17 +116,17 @@ impl Registry {
     pub async fn update(
         &self,
         claim: &Claim,
-        identity: &Identity,
+        registrant: &Registrant,
         registration: &Registration,
         healthy: bool,
     ) -> Result<u64, Status> {
-        let entry = entry::from_registration(identity, registration, healthy)
+        let entry = entry::from_registration(registrant, registration, healthy)
             .map_err(|reason| Status::invalid_argument(format!("registration refused: {reason}")))?;
         let _writing = self.inner.writing.lock().await;
         if !self.holds(claim) {
             return Err(Status::aborted("another stream has registered this workload"));
         }
-        self.put(identity, &claim.key, entry).await
+        self.put(registrant, &claim.key, entry).await
     }
 
     /// Whether `claim` still speaks for its entry.
@@ -194,12 +203,15 @@ impl Registry {
     }
 
     /// The caller holds `writing`.
-    async fn put(&self, identity: &Identity, key: &Key, entry: WorkloadEntry) -> Result<u64, Status> {
+    async fn put(&self, registrant: &Registrant, key: &Key, entry: WorkloadEntry) -> Result<u64, Status> {
+        let Registrant { identity, origin } = registrant;
         let current = self.inner.store.current();
         if let Some(stored) = current.objects.get(key) {
             refuse_takeover(identity, key, stored)?;
         }
         member::refuse_foreign(identity, key, &entry, &current.objects)?;
+        let has_stream = |key: &Key| self.sessions().by_key.get(key).is_some_and(|session| session.until.is_none());
+        address::refuse_held(identity, *origin, key, &entry, &current.objects, has_stream)?;
         let store = self.inner.store.clone();
         let applied = blocking(move || store.apply(vec![entry.into()], false)).await.map_err(|error| {
             tracing::error!(workload = %key, %error, "cannot store a registration");

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_common::identity::Identity;
 use mesh_common::proto::workload::workload_registry_server::WorkloadRegistry;
 use mesh_common::proto::workload::{DepartRequest, DepartResponse, RegisterRequest, RegisterResponse, Registration};
 use tokio::sync::{mpsc, watch};
@@ -11,7 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::depart::{self, Standing};
-use super::{Claim, GRACE, Registry};
+use super::{Claim, GRACE, Origin, Registrant, Registry};
 use crate::auth::{Authenticator, Proof};
 use crate::snapshot::Snapshot;
 use crate::xds::Xds;
@@ -71,13 +70,15 @@ impl WorkloadRegistry for RegistryService {
     ) -> Result<Response<Self::RegisterStream>, Status> {
         let caller = self.auth.caller(&Proof::of(&request)?).await?;
         let identity = caller.required()?.clone();
+        let registrant = Registrant { identity, origin: Origin::parse(&caller.address) };
         let Workloads::Registered(registry) = &self.workloads else {
             return Err(Status::failed_precondition(
                 "workloads are discovered by the platform here; run mesh-proxy without --service and --address",
             ));
         };
         let (answers, stream) = mpsc::channel(4);
-        let session = Session { registry: registry.clone(), snapshots: self.snapshots.clone(), identity, claim: None };
+        let session =
+            Session { registry: registry.clone(), snapshots: self.snapshots.clone(), registrant, claim: None };
         // A task of its own, so that the entry is looked after even when the caller drops the answer.
         tokio::spawn(session.run(request.into_inner(), answers));
         Ok(Response::new(ReceiverStream::new(stream)))
@@ -110,7 +111,7 @@ fn waits(r#for: &str, last: bool) -> Response<DepartResponse> {
 struct Session {
     registry: Registry,
     snapshots: watch::Receiver<Arc<Snapshot>>,
-    identity: Identity,
+    registrant: Registrant,
     claim: Option<Claim>,
 }
 
@@ -191,12 +192,12 @@ impl Session {
     async fn register(&mut self, registration: &Registration, healthy: bool, answers: &Answers) -> Result<(), Status> {
         let (claim, revision) = match &self.claim {
             Some(claim) => {
-                let revision = self.registry.update(claim, &self.identity, registration, healthy).await?;
+                let revision = self.registry.update(claim, &self.registrant, registration, healthy).await?;
                 (claim.clone(), revision)
             }
             None => {
-                let registered = self.registry.register(&self.identity, registration, healthy).await?;
-                tracing::info!(workload = %registered.0.key, identity = %self.identity, healthy, "registered");
+                let registered = self.registry.register(&self.registrant, registration, healthy).await?;
+                tracing::info!(workload = %registered.0.key, identity = %self.registrant.identity, healthy, "registered");
                 registered
             }
         };
