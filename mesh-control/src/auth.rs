@@ -1,6 +1,7 @@
 //! Who a call comes from: what the acceptor learned of the connection, and the token in the call's metadata.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
 use mesh_common::identity::Identity;
@@ -28,6 +29,33 @@ pub struct Peer {
     pub transport: Transport,
     /// From the client certificate, whose chain the handshake verified.
     pub certificate: Option<PeerCertificate>,
+    /// Whether it has proven an identity, by its certificate or by a token in one of its calls. Clones share it.
+    pub proven: Proven,
+}
+
+impl Peer {
+    pub fn new(address: String, transport: Transport, certificate: Option<PeerCertificate>) -> Self {
+        let proven = Proven::default();
+        if certificate.is_some() {
+            proven.set();
+        }
+        Self { address, transport, certificate, proven }
+    }
+}
+
+/// Set once, for as long as a connection lives. The first calls of a connection come after it was accepted, so this is told
+/// from where calls are looked at to where the connection is kept.
+#[derive(Clone, Debug, Default)]
+pub struct Proven(Arc<AtomicBool>);
+
+impl Proven {
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -117,6 +145,9 @@ impl Authenticator {
             (None, Some(token)) => Some(self.bearer(token, spend, now).await?),
             (None, None) => None,
         };
+        if bearer.is_some() {
+            peer.proven.set();
+        }
         let (identity, pod) = bearer.map_or((None, None), |bearer| (Some(bearer.identity), bearer.pod));
         Ok(Caller { identity, pod, address: peer.address.clone(), transport: peer.transport })
     }

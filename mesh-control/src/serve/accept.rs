@@ -30,11 +30,13 @@ pub struct Limits {
     pub connections: usize,
     /// For the TLS handshake and the first bytes of HTTP/2.
     pub handshake: Duration,
+    /// For a certificate or a token, on a door with TLS. Who proves no identity has nothing to stay for.
+    pub proof: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 10_000, handshake: Duration::from_secs(10) }
+        Self { connections: 10_000, handshake: Duration::from_secs(10), proof: Duration::from_secs(10) }
     }
 }
 
@@ -82,9 +84,10 @@ impl Door {
             };
             let open_one = Open::new(name, permit);
             let (tls, transport, ready) = (self.tls.clone(), self.transport, ready.clone());
-            let limit = self.limits.handshake;
+            let Limits { handshake: limit, proof, .. } = self.limits;
             tokio::spawn(async move {
-                let opened = tokio::time::timeout(limit, open(io, address.clone(), tls, transport, open_one)).await;
+                let opened =
+                    tokio::time::timeout(limit, open(io, address.clone(), tls, transport, proof, open_one)).await;
                 let reason = match opened {
                     Ok(Ok(connection)) => {
                         // Nobody takes it any more when the server is ending.
@@ -119,12 +122,12 @@ impl Door {
 
 /// A connection's place under the limit, from the accept to its end.
 pub(super) struct Open {
-    name: &'static str,
+    pub name: &'static str,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Open {
-    fn new(name: &'static str, permit: OwnedSemaphorePermit) -> Self {
+    pub(super) fn new(name: &'static str, permit: OwnedSemaphorePermit) -> Self {
         gauge!("mesh_control_connections", "listener" => name).increment(1);
         Self { name, _permit: permit }
     }
@@ -141,10 +144,11 @@ async fn open(
     address: String,
     tls: Option<TlsAcceptor>,
     transport: Transport,
+    proof: Duration,
     open: Open,
 ) -> io::Result<Connection> {
     let Some(tls) = tls else {
-        return Connection::open(io, Peer { address, transport, certificate: None }, open).await;
+        return Connection::open(io, Peer::new(address, transport, None), None, open).await;
     };
     let stream = tls.accept(io).await?;
     let certificate = match stream.get_ref().1.peer_certificates() {
@@ -153,7 +157,7 @@ async fn open(
         })?),
         None => None,
     };
-    Connection::open(Box::new(stream), Peer { address, transport, certificate }, open).await
+    Connection::open(Box::new(stream), Peer::new(address, transport, certificate), Some(proof), open).await
 }
 
 /// Of a chain that the handshake has verified.

@@ -3,8 +3,11 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use metrics::counter;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
 use super::accept::Open;
@@ -22,12 +25,15 @@ pub struct Connection {
     /// How much of the preface has been handed on; it was read here.
     replayed: usize,
     peer: Peer,
-    _open: Open,
+    /// By then the peer must have proven an identity. None once it has, or if it need not.
+    deadline: Option<Pin<Box<Sleep>>>,
+    open: Open,
 }
 
 impl Connection {
-    /// Reads the preface. Anything else is an error, before any of it reaches an HTTP implementation.
-    pub(super) async fn open(mut io: Box<dyn Io>, peer: Peer, open: Open) -> io::Result<Self> {
+    /// Reads the preface. Anything else is an error, before any of it reaches an HTTP implementation. `proof` is the time that
+    /// the peer has to prove an identity.
+    pub(super) async fn open(mut io: Box<dyn Io>, peer: Peer, proof: Option<Duration>, open: Open) -> io::Result<Self> {
         let mut seen = [0; PREFACE.len()];
         let mut length = 0;
         while length < seen.len() {
@@ -40,7 +46,22 @@ impl Connection {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "this is not HTTP/2"));
             }
         }
-        Ok(Self { io, replayed: 0, peer, _open: open })
+        let deadline = proof.filter(|_| !peer.proven.is_set()).map(|proof| Box::pin(tokio::time::sleep(proof)));
+        Ok(Self { io, replayed: 0, peer, deadline, open })
+    }
+
+    /// An error once the time is over and the peer is still nobody. Answering pings is no way to stay.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Some(deadline) = &mut self.deadline else { return Ok(()) };
+        if self.peer.proven.is_set() {
+            self.deadline = None;
+        } else if deadline.as_mut().poll(cx).is_ready() {
+            let (name, peer) = (self.open.name, &self.peer.address);
+            counter!("mesh_control_connections_refused_total", "listener" => name, "reason" => "identity").increment(1);
+            tracing::debug!(listener = name, peer, "closed a connection that proved no identity in time");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer proved no identity in time"));
+        }
+        Ok(())
     }
 }
 
@@ -54,6 +75,7 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.poll_deadline(cx)?;
         let rest = &PREFACE[self.replayed..];
         if !rest.is_empty() {
             let length = rest.len().min(buf.remaining());
@@ -89,5 +111,79 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::io::{AsyncWriteExt, DuplexStream};
+    use tokio::sync::Semaphore;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::auth::Transport;
+
+    const PROOF: Duration = Duration::from_secs(10);
+
+    async fn open(proof: Option<Duration>) -> (Connection, DuplexStream) {
+        let (mut client, server) = tokio::io::duplex(1024);
+        client.write_all(PREFACE).await.unwrap();
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let peer = Peer::new("10.0.0.1:7".to_owned(), Transport::Tls, None);
+        let opened = Connection::open(Box::new(server), peer, proof, Open::new("test", permit)).await;
+        (opened.unwrap(), client)
+    }
+
+    /// How long a peer may stay that says something every second, as one that answers pings does; at most a minute.
+    async fn stay(mut connection: Connection, mut client: DuplexStream) -> Duration {
+        let begun = Instant::now();
+        let talk = async move {
+            while client.write_all(b"pong").await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let read = async {
+            let mut buffer = [0; 64];
+            while begun.elapsed() < Duration::from_secs(60) {
+                match connection.read(&mut buffer).await {
+                    Ok(read) => assert_ne!(read, 0),
+                    Err(error) => return assert_eq!(error.kind(), io::ErrorKind::TimedOut),
+                }
+            }
+        };
+        tokio::select! {
+            () = talk => {}
+            () = read => {}
+        }
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_proves_nothing_may_not_stay() {
+        let (connection, client) = open(Some(PROOF)).await;
+        assert_eq!(stay(connection, client).await, PROOF);
+
+        // One that says nothing at all is woken for it.
+        let (mut connection, _client) = open(Some(PROOF)).await;
+        let begun = Instant::now();
+        connection.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
+        assert_eq!(connection.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(begun.elapsed(), PROOF);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_proves_an_identity_in_time_may() {
+        let (connection, client) = open(Some(PROOF)).await;
+        let peer = connection.connect_info();
+        tokio::spawn(async move {
+            tokio::time::sleep(PROOF - Duration::from_secs(1)).await;
+            peer.proven.set();
+        });
+        assert!(stay(connection, client).await >= Duration::from_secs(60));
+        // A door for this machine alone asks for no proof.
+        let (connection, client) = open(None).await;
+        assert!(stay(connection, client).await >= Duration::from_secs(60));
     }
 }

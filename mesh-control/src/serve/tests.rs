@@ -42,7 +42,8 @@ async fn is_closed(mut client: TcpStream) -> bool {
 
 #[tokio::test]
 async fn closes_what_does_not() {
-    let (door, address) = door(Limits { connections: 2, handshake: Duration::from_millis(50) }).await;
+    let (door, address) =
+        door(Limits { connections: 2, handshake: Duration::from_millis(50), ..Limits::default() }).await;
     let mut incoming = door.incoming();
     for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x16\x03\x01", b"PRI * HTTP/2.0\r\n\r\nXX", &[0; 4096]] {
         let mut client = TcpStream::connect(address).await.unwrap();

@@ -133,7 +133,7 @@ fn describe(mut request: Request<()>) -> Result<Request<()>, Status> {
     let not_after = Timestamp::now() + Duration::from_secs(3600);
     let certificate = text("test-identity").map(|id| PeerCertificate { identity: id.parse().unwrap(), not_after });
     let transport = if text("test-tls").is_some() { Transport::Tls } else { Transport::Loopback };
-    request.extensions_mut().insert(Peer { address: "127.0.0.1:7".to_owned(), transport, certificate });
+    request.extensions_mut().insert(Peer::new("127.0.0.1:7".to_owned(), transport, certificate));
     Ok(request)
 }
 
