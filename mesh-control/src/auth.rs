@@ -8,7 +8,7 @@ use mesh_common::identity::Identity;
 use tonic::{Request, Status};
 
 use crate::kubernetes::Reviewer;
-use crate::store::{TokenError, Tokens};
+use crate::store::{TokenError, Tokens, blocking};
 
 /// How a connection came in. What it may do hangs on this as much as on its identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,8 +155,14 @@ impl Authenticator {
     async fn bearer(&self, token: &str, spend: bool, now: Timestamp) -> Result<Bearer, Status> {
         match self {
             Self::Tokens(tokens) => {
-                let identity = if spend { tokens.redeem(token, now) } else { tokens.check(token, now) };
-                Ok(Bearer { identity: identity.map_err(refusal)?, pod: None })
+                let mut identity = tokens.check(token, now).map_err(refusal)?;
+                if spend {
+                    // Waits for the disk, so on a thread that may; and only for tokens that are good, so that strangers can't
+                    // fill those threads. The use is counted even if the caller goes away meanwhile.
+                    let (tokens, token) = (tokens.clone(), token.to_owned());
+                    identity = blocking(move || tokens.redeem(&token, now)).await.map_err(refusal)?;
+                }
+                Ok(Bearer { identity, pod: None })
             }
             Self::Reviewer(reviewer) => reviewer.review(token).await,
         }
@@ -176,5 +182,46 @@ fn refusal(error: TokenError) -> Status {
     match error {
         TokenError::Store(error) => Status::unavailable(error.to_string()),
         refused => Status::unauthenticated(refused.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::Store;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_use_is_granted_to_one_of_many_that_come_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = Store::open(dir.path()).unwrap().tokens().clone();
+        let web = Identity::new("mesh.local", "shop", "web").unwrap();
+        let auth = Authenticator::Tokens(tokens.clone());
+        for uses in [1, 3] {
+            let now = Timestamp::now();
+            let (token, _) = tokens.create(&web, Duration::from_secs(60), uses, [0; 32], now).unwrap();
+            let calls: Vec<_> = (0..50)
+                .map(|_| {
+                    let peer = Peer::new("10.0.0.1:7".to_owned(), Transport::Tls, None);
+                    let (auth, proof) = (auth.clone(), Proof { peer, token: Some(token.reveal()) });
+                    tokio::spawn(async move { (auth.caller(&proof).await, proof.peer.proven.is_set()) })
+                })
+                .collect();
+            let mut granted = 0;
+            for call in calls {
+                match call.await.unwrap() {
+                    (Ok(caller), proven) => {
+                        assert_eq!((caller.required().unwrap(), proven), (&web, true));
+                        granted += 1;
+                    }
+                    (Err(status), proven) => {
+                        assert_eq!((status.code(), proven), (tonic::Code::Unauthenticated, false));
+                    }
+                }
+            }
+            assert_eq!(granted, uses);
+        }
+        assert!(tokens.is_empty());
     }
 }

@@ -3,7 +3,7 @@
 //! The store keeps a hash of each secret. A use is on the disk before it is granted, so that no crash gives one back.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -22,7 +22,10 @@ pub const MAX_TOKENS: usize = 10_000;
 
 pub struct Tokens {
     db: Arc<Db>,
+    /// What is on the disk. Never held over a write, so that looking at a token never waits for the disk.
     records: Mutex<BTreeMap<String, Record>>,
+    /// Held over a write and the look at the records that it hangs on, so that no use is granted twice.
+    writing: Mutex<()>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +63,7 @@ impl Tokens {
                 Err(error) => Err(StoreError::Unreadable { key: format!("token {id}"), reason: error.to_string() }),
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { db, records: Mutex::new(records) })
+        Ok(Self { db, records: Mutex::new(records), writing: Mutex::default() })
     }
 
     /// Makes a token for `identity` that can be used `uses` times until `ttl` from `now`; returns it with its end.
@@ -81,55 +84,67 @@ impl Tokens {
         let record =
             Record { identity: identity.clone(), hash: to_hex(&token.secret_hash()), expires, uses_left: uses };
 
-        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        if records.len() >= MAX_TOKENS {
+        let _writing = self.writing();
+        if self.len() >= MAX_TOKENS {
             return Err(TokenError::TooMany);
         }
         self.db.write_tokens(&[record.put(token.id())?])?;
-        records.insert(token.id().to_owned(), record);
+        self.records().insert(token.id().to_owned(), record);
         Ok((token, expires))
     }
 
     /// Uses a token once. Blocks until the use is on the disk.
     pub fn redeem(&self, text: &str, now: Timestamp) -> Result<Identity, TokenError> {
         let token: JoinToken = text.parse()?;
-        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        let record = records.get_mut(token.id()).ok_or(TokenError::Unknown)?;
-        record.check(&token, now)?;
-        let used = Record { uses_left: record.uses_left.saturating_sub(1), ..record.clone() };
+        let _writing = self.writing();
+        let record = self.checked(&token, now)?;
+        let used = Record { uses_left: record.uses_left.saturating_sub(1), ..record };
+        let identity = used.identity.clone();
         if used.uses_left == 0 {
             self.db.write_tokens(&[(token.id().to_owned(), None)])?;
-            records.remove(token.id());
+            self.records().remove(token.id());
         } else {
             self.db.write_tokens(&[used.put(token.id())?])?;
-            *record = used.clone();
+            self.records().insert(token.id().to_owned(), used);
         }
-        Ok(used.identity)
+        Ok(identity)
     }
 
-    /// Whom a token stands for, without using it.
+    /// Whom a token stands for, without using it. Never blocks.
     pub fn check(&self, text: &str, now: Timestamp) -> Result<Identity, TokenError> {
         let token: JoinToken = text.parse()?;
-        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(self.checked(&token, now)?.identity)
+    }
+
+    fn checked(&self, token: &JoinToken, now: Timestamp) -> Result<Record, TokenError> {
+        let records = self.records();
         let record = records.get(token.id()).ok_or(TokenError::Unknown)?;
-        record.check(&token, now)?;
-        Ok(record.identity.clone())
+        record.check(token, now)?;
+        Ok(record.clone())
     }
 
     /// Forgets tokens that have expired, and returns how many there were.
     pub fn purge(&self, now: Timestamp) -> Result<usize, StoreError> {
-        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        let gone: Vec<Change> =
-            records.iter().filter(|(_, record)| record.expires <= now).map(|(id, _)| (id.clone(), None)).collect();
+        let _writing = self.writing();
+        let expired = |(_, record): &(&String, &Record)| record.expires <= now;
+        let gone: Vec<Change> = self.records().iter().filter(expired).map(|(id, _)| (id.clone(), None)).collect();
         if !gone.is_empty() {
             self.db.write_tokens(&gone)?;
-            records.retain(|_, record| record.expires > now);
+            self.records().retain(|_, record| record.expires > now);
         }
         Ok(gone.len())
     }
 
     pub fn len(&self) -> usize {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.records().len()
+    }
+
+    fn records(&self) -> MutexGuard<'_, BTreeMap<String, Record>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn is_empty(&self) -> bool {
