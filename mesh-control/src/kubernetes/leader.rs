@@ -13,7 +13,8 @@ use kube::{Client, Error};
 use mesh_common::resource::Kind;
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::lease::Election;
 use super::{Source, View, standing, trust};
@@ -23,27 +24,40 @@ use crate::objects::Objects;
 use crate::snapshot::Snapshot;
 
 const RENEW: Duration = Duration::from_secs(4);
+/// How often a replica that doesn't lead looks whether it may.
+const STAND_BY: Duration = Duration::from_secs(1);
 /// How often what nobody tells us about is looked at.
 const LOOK: Duration = Duration::from_secs(5);
 /// A status that could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Runs for as long as the process lives, and does the leader's work while this replica leads.
-pub async fn lead(client: Client, ca: Arc<Ca>, source: Source, snapshots: watch::Receiver<Arc<Snapshot>>) {
+/// Does the leader's work while this replica leads, until `stopping`; then it gives the lease back.
+pub async fn lead(
+    client: Client,
+    ca: Arc<Ca>,
+    source: Source,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    stopping: watch::Receiver<bool>,
+) {
     let me = std::env::var("POD_NAME").unwrap_or_else(|_| format!("mesh-control-{:016x}", fastrand::u64(..)));
-    let mut election = Election::new(client.clone(), me);
-    let mut ticks = tokio::time::interval(RENEW);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut work: Option<tokio::task::JoinHandle<()>> = None;
+    let election = Election::new(client.clone(), me);
+    let begin = || {
+        let leader = Leader { client: client.clone(), ca: ca.clone() };
+        tokio::spawn(leader.work(source.clone(), snapshots.clone()))
+    };
+    stand(election, stopping, begin).await;
+}
+
+/// Stands for election until `stopping`, and does the work that `begin` begins whenever it is elected.
+async fn stand(mut election: Election, mut stopping: watch::Receiver<bool>, begin: impl Fn() -> JoinHandle<()>) {
+    let mut work: Option<JoinHandle<()>> = None;
     loop {
-        ticks.tick().await;
         // A renewal that hangs must not keep the work going.
         let leads = tokio::time::timeout(RENEW, election.run()).await.unwrap_or(false);
         match (leads, work.as_ref().is_some_and(|work| !work.is_finished())) {
             (true, false) => {
                 tracing::info!("this replica leads");
-                let leader = Leader { client: client.clone(), ca: ca.clone() };
-                work = Some(tokio::spawn(leader.work(source.clone(), snapshots.clone())));
+                work = Some(begin());
             }
             (false, true) => {
                 tracing::info!("this replica leads no more");
@@ -51,6 +65,19 @@ pub async fn lead(client: Client, ca: Arc<Ca>, source: Source, snapshots: watch:
             }
             _ => {}
         }
+        // Whoever sent it has ended as well, when there is no sender any more.
+        let stops = stopping.wait_for(|it| *it);
+        if tokio::time::timeout(if leads { RENEW } else { STAND_BY }, stops).await.is_ok() {
+            break;
+        }
+    }
+    if let Some(work) = work {
+        work.abort();
+        let _ = work.await;
+    }
+    match election.release().await {
+        Ok(()) => tracing::debug!("the lease is nobody's, if it was ours"),
+        Err(error) => tracing::warn!(%error, "cannot give the lease back; another replica takes it when it is old"),
     }
 }
 
@@ -165,4 +192,58 @@ impl Leader {
 fn resource(kind: Kind) -> ApiResource {
     let (group, version) = kind.api_version().split_once('/').unwrap_or(("", kind.api_version()));
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.as_str()), kind.plural())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::super::lease::tests::Server;
+    use super::*;
+
+    /// Counts itself while it runs.
+    struct Running(Arc<AtomicU32>);
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_ends_hands_over_in_about_a_second() {
+        let server = Server::default();
+        let replica = |name: &str| {
+            let (stop, stopping) = watch::channel(false);
+            let running = Arc::new(AtomicU32::new(0));
+            let counter = running.clone();
+            let begin = move || {
+                counter.fetch_add(1, Ordering::SeqCst);
+                let running = Running(counter.clone());
+                tokio::spawn(async move {
+                    let _running = running;
+                    std::future::pending().await
+                })
+            };
+            let task = tokio::spawn(stand(Election::new(server.client(), name.to_owned()), stopping, begin));
+            (stop, running, task)
+        };
+        let (stop, first, ended) = replica("a");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let (_stop, second, _task) = replica("b");
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let count = |of: &AtomicU32| of.load(Ordering::SeqCst);
+        assert_eq!((count(&first), count(&second), server.holder().as_deref()), (1, 0, Some("a")));
+
+        let begun = Instant::now();
+        stop.send_replace(true);
+        ended.await.unwrap();
+        // The work ended before the lease was given back.
+        assert_eq!((count(&first), server.holder()), (0, None));
+        while count(&second) == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(begun.elapsed() <= STAND_BY + Duration::from_millis(100), "{:?}", begun.elapsed());
+        assert_eq!(server.holder().as_deref(), Some("b"));
+    }
 }

@@ -1,4 +1,5 @@
-//! Who leads: whoever holds the Lease. Judged by this machine's clock alone, so that clocks need not agree.
+//! Who leads: whoever holds the Lease. Judged by this machine's clock alone, so that clocks need not agree. Who ends gives it
+//! back.
 
 use std::time::{Duration, Instant};
 
@@ -73,6 +74,23 @@ impl Election {
         self.watch.leads(Instant::now())
     }
 
+    /// Gives the lease back if it is held, so that another replica need not wait until it is old.
+    pub async fn release(&mut self) -> Result<(), Error> {
+        self.watch.held = None;
+        // A renewal that was given up may still arrive in between.
+        for _ in 0..2 {
+            let Some(lease) = self.leases.get_opt(NAME).await? else { return Ok(()) };
+            let mine = lease.spec.as_ref().filter(|spec| spec.holder_identity.as_deref() == Some(&self.me));
+            let Some(spec) = mine else { return Ok(()) };
+            let free = Lease { spec: Some(released(spec)), ..lease };
+            match self.leases.replace(NAME, &PostParams::default(), &free).await {
+                Err(Error::Api(status)) if status.code == 409 => {}
+                result => return result.map(|_| ()),
+            }
+        }
+        Ok(())
+    }
+
     async fn attempt(&mut self, now: Instant) -> Result<bool, Error> {
         let lease = self.leases.get_opt(NAME).await?;
         let known = lease.as_ref().map(|lease| {
@@ -115,9 +133,107 @@ impl Election {
     }
 }
 
+/// Nobody's, in the way in which client-go writes it: replicas of any version understand it.
+fn released(spec: &LeaseSpec) -> LeaseSpec {
+    let now = MicroTime(Timestamp::now());
+    LeaseSpec {
+        holder_identity: None,
+        lease_duration_seconds: Some(1),
+        acquire_time: Some(now.clone()),
+        renew_time: Some(now),
+        lease_transitions: spec.lease_transitions,
+        ..LeaseSpec::default()
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use http::{Method, Request, Response, StatusCode};
+    use http_body_util::BodyExt;
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
     use super::*;
+
+    /// An API server that has one Lease, or none, and holds to its versions.
+    #[derive(Clone, Default)]
+    pub struct Server(Arc<Mutex<(u64, Option<Value>)>>);
+
+    impl Server {
+        pub fn client(&self) -> Client {
+            let server = self.clone();
+            let answer = move |request: Request<Body>| {
+                let server = server.clone();
+                async move {
+                    let (head, body) = request.into_parts();
+                    let body = body.collect().await?.to_bytes();
+                    let (status, answer) = server.answer(&head.method, &body);
+                    let response = Response::builder().status(status);
+                    Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
+                        response.body(Body::from(answer.to_string().into_bytes()))?,
+                    )
+                }
+            };
+            Client::new(tower::service_fn(answer), MESH_NAMESPACE)
+        }
+
+        pub fn lease(&self) -> Option<Value> {
+            self.0.lock().unwrap().1.clone()
+        }
+
+        pub fn holder(&self) -> Option<String> {
+            self.lease()?["spec"]["holderIdentity"].as_str().map(str::to_owned)
+        }
+
+        fn answer(&self, method: &Method, body: &[u8]) -> (StatusCode, Value) {
+            let refusal = |status: StatusCode| {
+                (
+                    status,
+                    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status.as_u16(), "message": ""}),
+                )
+            };
+            let mut state = self.0.lock().unwrap();
+            if *method == Method::GET {
+                return state.1.clone().map_or_else(|| refusal(StatusCode::NOT_FOUND), |lease| (StatusCode::OK, lease));
+            }
+            let mut lease: Value = serde_json::from_slice(body).unwrap();
+            let given = lease["metadata"]["resourceVersion"].clone();
+            let current =
+                state.1.as_ref().map(|lease| lease["metadata"]["resourceVersion"].clone()).unwrap_or_default();
+            if given != current {
+                return refusal(StatusCode::CONFLICT);
+            }
+            state.0 += 1;
+            lease["metadata"]["resourceVersion"] = state.0.to_string().into();
+            state.1 = Some(lease.clone());
+            (StatusCode::OK, lease)
+        }
+    }
+
+    #[tokio::test]
+    async fn who_ends_gives_the_lease_back() {
+        let server = Server::default();
+        let [mut a, mut b] = ["a", "b"].map(|me| Election::new(server.client(), me.to_owned()));
+        assert!(a.run().await && !b.run().await && a.run().await);
+        // Not held, not given back.
+        b.release().await.unwrap();
+        assert_eq!(server.holder().as_deref(), Some("a"));
+
+        a.release().await.unwrap();
+        let spec = server.lease().unwrap()["spec"].clone();
+        assert_eq!(
+            (spec.get("holderIdentity"), &spec["leaseDurationSeconds"], &spec["leaseTransitions"]),
+            (None, &json!(1), &json!(1))
+        );
+        assert!(b.run().await && !a.run().await);
+        let spec = server.lease().unwrap()["spec"].clone();
+        assert_eq!(
+            (&spec["holderIdentity"], &spec["leaseDurationSeconds"], &spec["leaseTransitions"]),
+            (&json!("b"), &json!(15), &json!(2))
+        );
+    }
 
     #[test]
     fn a_lease_is_taken_when_its_holder_is_silent() {

@@ -1,5 +1,6 @@
 //! In a cluster: objects from the API server, keys from a Secret, identities from service accounts' tokens.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use mesh_control::snapshot;
 use mesh_control::status::{StatusServer, install_metrics};
 use mesh_control::xds::Xds;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -40,18 +41,28 @@ pub(crate) async fn run(args: Args, log: LogFilter) -> anyhow::Result<()> {
             _ = interrupt.recv() => (),
         }
     };
-    tokio::select! {
-        result = serve(args, log) => result,
+    let (stop, stopping) = watch::channel(false);
+    // Closed when the leader's part has ended; before it has begun, when `serve` is dropped.
+    let (leading, mut led) = mpsc::channel(1);
+    let result = tokio::select! {
+        result = serve(args, log, stopping, leading) => result,
         () = stopped => {
             tracing::info!("stopping");
-            // Proxies see their streams end and go to another replica.
-            tokio::time::sleep(FAREWELL / 10).await;
             Ok(())
         }
-    }
+    };
+    stop.send_replace(true);
+    // Proxies see their streams end and go to another replica, and another one leads.
+    let _ = tokio::join!(tokio::time::sleep(FAREWELL / 10), tokio::time::timeout(FAREWELL, led.recv()));
+    result
 }
 
-async fn serve(args: Args, log: LogFilter) -> anyhow::Result<()> {
+async fn serve(
+    args: Args,
+    log: LogFilter,
+    stopping: watch::Receiver<bool>,
+    leading: mpsc::Sender<Infallible>,
+) -> anyhow::Result<()> {
     let metrics = install_metrics().context("cannot collect metrics")?;
     let (ready, is_ready) = watch::channel(false);
     let mut addresses = Vec::new();
@@ -102,8 +113,7 @@ async fn serve(args: Args, log: LogFilter) -> anyhow::Result<()> {
         listeners: addresses.clone(),
     };
 
-    let (_stop, stopping) = watch::channel(false);
-    let mut servers = Servers { tasks: JoinSet::new(), stopping };
+    let mut servers = Servers { tasks: JoinSet::new(), stopping: stopping.clone() };
     let (limits, listener) = (Limits::default(), Listener::Tcp(xds_listener));
     let acceptor = TlsAcceptor::from(Arc::new(tls.config()?));
     servers.spawn(Door { name: "xds", listener, tls: Some(acceptor), transport: Transport::Tls, limits }, for_proxies);
@@ -116,7 +126,10 @@ async fn serve(args: Args, log: LogFilter) -> anyhow::Result<()> {
         tokio::spawn(webhook::serve(listener, tls.config()?, config));
     }
     tokio::spawn(renew(ca.clone(), tls));
-    tokio::spawn(lead(client, ca, source, snapshots));
+    tokio::spawn(async move {
+        lead(client, ca, source, snapshots, stopping).await;
+        drop(leading);
+    });
 
     ready.send_replace(true);
     say_ready(&args, &addresses);
