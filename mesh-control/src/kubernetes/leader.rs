@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::events::{Events, transitions};
 use super::lease::Election;
 use super::{Source, View, standing, trust};
 use crate::ca::Ca;
@@ -40,9 +41,9 @@ pub async fn lead(
     stopping: watch::Receiver<bool>,
 ) {
     let me = std::env::var("POD_NAME").unwrap_or_else(|_| format!("mesh-control-{:016x}", fastrand::u64(..)));
-    let election = Election::new(client.clone(), me);
+    let election = Election::new(client.clone(), me.clone());
     let begin = || {
-        let leader = Leader { client: client.clone(), ca: ca.clone() };
+        let leader = Leader { client: client.clone(), ca: ca.clone(), me: me.clone() };
         tokio::spawn(leader.work(source.clone(), snapshots.clone()))
     };
     stand(election, stopping, begin).await;
@@ -85,12 +86,16 @@ async fn stand(mut election: Election, mut stopping: watch::Receiver<bool>, begi
 struct Leader {
     client: Client,
     ca: Arc<Ca>,
+    /// The replica's name.
+    me: String,
 }
 
 impl Leader {
     async fn work(self, source: Source, snapshots: watch::Receiver<Arc<Snapshot>>) {
         let Source { objects, view } = source;
-        tokio::join!(self.spread_trust(), self.write_statuses(view, snapshots), self.end_faults(objects));
+        let (events, writing) = Events::new(self.client.clone(), self.me.clone());
+        let statuses = self.write_statuses(view, snapshots, events);
+        tokio::join!(self.spread_trust(), statuses, writing, self.end_faults(objects));
     }
 
     /// At once in a new namespace, as pods there wait for it.
@@ -119,11 +124,12 @@ impl Leader {
         &self,
         mut view: watch::Receiver<Arc<View>>,
         mut snapshots: watch::Receiver<Arc<Snapshot>>,
+        events: Events,
     ) {
         loop {
             let (now, snapshot) = (view.borrow_and_update().clone(), snapshots.borrow_and_update().clone());
             // A generation is spoken about only once the model knows it.
-            let well = snapshot.revision < now.revision || self.write_round(&now, &snapshot).await;
+            let well = snapshot.revision < now.revision || self.write_round(&now, &snapshot, &events).await;
             let retry = async {
                 match well {
                     true => std::future::pending().await,
@@ -139,7 +145,7 @@ impl Leader {
     }
 
     /// False: something could not be written.
-    async fn write_round(&self, view: &View, snapshot: &Snapshot) -> bool {
+    async fn write_round(&self, view: &View, snapshot: &Snapshot, events: &Events) -> bool {
         let mut well = true;
         let mut apis: BTreeMap<Kind, ApiResource> = BTreeMap::new();
         for (key, standing) in &view.written {
@@ -149,9 +155,9 @@ impl Leader {
             let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, resource);
             // Whoever wrote in between is not overwritten: the watch brings what they wrote, and then it is our turn again.
             let patch =
-                json!({"metadata": {"resourceVersion": standing.resource_version.to_string()}, "status": fresh});
+                json!({"metadata": {"resourceVersion": standing.resource_version.to_string()}, "status": &fresh});
             match api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await {
-                Ok(_) => {}
+                Ok(_) => events.tell(key, standing, transitions(standing, &fresh)),
                 Err(Error::Api(status)) if matches!(status.code, 404 | 409) => {}
                 Err(error) => {
                     tracing::warn!(object = %key, %error, "cannot write its status");

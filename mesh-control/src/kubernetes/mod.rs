@@ -4,6 +4,7 @@
 //! store of standalone mode gives, and, from the one replica that leads, what others in the cluster read of the mesh.
 
 mod convert;
+mod events;
 mod leader;
 mod lease;
 mod review;

@@ -97,7 +97,7 @@ fn accepted() -> Value {
     json!({"type": "Accepted", "status": "True", "reason": "Accepted", "message": ""})
 }
 
-fn list(value: &Value, field: &str) -> Vec<Value> {
+pub(super) fn list(value: &Value, field: &str) -> Vec<Value> {
     value.get(field).and_then(Value::as_array).cloned().unwrap_or_default()
 }
 

@@ -49,6 +49,7 @@ pub struct View {
 /// How an object stands in the API server.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Standing {
+    pub uid: Option<String>,
     pub generation: Option<i64>,
     pub resource_version: u64,
     pub status: Value,
@@ -118,10 +119,11 @@ impl Tables {
         let place = (watched, seen.namespace, seen.name);
         match seen.fact {
             // What it was before stays in force: better the old than nothing.
-            Some(Fact::Refused { reasons, generation, status, parents }) => {
+            Some(Fact::Refused { reasons, uid, generation, status, parents }) => {
                 let resource_version = seen.resource_version;
                 let left_out = Vec::new();
-                let standing = Standing { generation, resource_version, status, refused: reasons, parents, left_out };
+                let standing =
+                    Standing { uid, generation, resource_version, status, refused: reasons, parents, left_out };
                 self.refused.insert(place, standing);
             }
             Some(fact) => {
@@ -212,6 +214,7 @@ impl Tables {
         for ((_, namespace, name), (resource_version, fact)) in &self.facts {
             let Fact::Object(Written { object, status, left_out }) = fact else { continue };
             let standing = Standing {
+                uid: object.metadata().uid.clone(),
                 generation: object.metadata().generation,
                 resource_version: *resource_version,
                 status: status.clone(),

@@ -32,6 +32,7 @@ pub(super) enum Fact {
     /// An object that cannot be taken, with the reasons.
     Refused {
         reasons: Vec<String>,
+        uid: Option<String>,
         generation: Option<i64>,
         status: Value,
         parents: Value,

@@ -21,6 +21,7 @@ pub(in crate::kubernetes) fn object(kind: Kind, given: &DynamicObject) -> Option
     }
     let refused = |reasons| Fact::Refused {
         reasons,
+        uid: given.metadata.uid.clone(),
         generation: given.metadata.generation,
         status: status.clone(),
         parents: ours,
