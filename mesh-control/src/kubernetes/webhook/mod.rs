@@ -124,4 +124,6 @@ fn refuse(status: StatusCode, reason: impl Into<Bytes>) -> Reply {
 }
 
 #[cfg(test)]
+mod serving;
+#[cfg(test)]
 mod tests;
