@@ -26,7 +26,7 @@ Examples:
   meshctl apply -f shop/ && meshctl wait
   meshctl wait --revision 42 --timeout 5s")]
 pub struct Args {
-    /// Revision of the store, as `apply` prints it; the newest if not given
+    /// Revision of the store, as `apply` prints it, now or yet to come; the newest if not given
     #[arg(long, value_name = "N")]
     revision: Option<u64>,
     /// How long to wait
@@ -83,7 +83,9 @@ pub async fn follow(control: &Control, revision: u64, timeout: Duration) -> Resu
     line.clear();
     match ended {
         Err(_) => Err(too_late(&last, timeout)),
-        Ok(Err(status)) if status.code() == tonic::Code::DeadlineExceeded => Err(too_late(&last, timeout)),
+        Ok(Err(status)) if status.code() == tonic::Code::DeadlineExceeded && last.proxies > 0 => {
+            Err(too_late(&last, timeout))
+        }
         Ok(Err(status)) => Err(status.into()),
         Ok(Ok(())) if last.done => Ok(last),
         // Ended before its time: every proxy that is still without the change has refused it.

@@ -160,12 +160,8 @@ impl Mesh for MeshService {
         if !objects.is_empty() {
             wait::seen(self.objects.clone(), &objects, timeout).await?;
         }
+        wait::made(self.objects.clone(), revision, timeout.saturating_sub(begun.elapsed())).await?;
         let newest = self.objects().revision;
-        if revision > newest {
-            return Err(Status::invalid_argument(format!(
-                "revision {revision} does not exist yet, the newest is {newest}; leave it out to wait for that"
-            )));
-        }
         // The newest of the store, which the newest snapshot may not have yet.
         let revision = if revision == 0 { newest } else { revision };
         Ok(Response::new(Box::pin(self.xds.wait(revision, timeout.saturating_sub(begun.elapsed())).map(Ok))))

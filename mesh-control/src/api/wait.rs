@@ -1,4 +1,4 @@
-//! Waiting until the source has come as far as the API server that took a change.
+//! Waiting until the source has come as far as somebody knows or expects that it will.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +24,20 @@ pub(super) async fn seen(
         Ok(Err(_)) => Err(Status::unavailable("mesh-control is stopping")),
         Err(_) => Err(Status::deadline_exceeded("mesh-control has not heard of the change from the API server yet")),
     }
+}
+
+/// Waits until there is this revision.
+pub(super) async fn made(mut objects: Receiver<Arc<Objects>>, revision: u64, timeout: Duration) -> Result<(), Status> {
+    let there = tokio::time::timeout(timeout, objects.wait_for(|objects| objects.revision >= revision)).await;
+    let there = there.map(|objects| objects.map(|_| ()));
+    let newest = match there {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(_)) => return Err(Status::unavailable("mesh-control is stopping")),
+        Err(_) => objects.borrow().revision,
+    };
+    Err(Status::deadline_exceeded(format!(
+        "revision {revision} did not come to be in time: the newest is {newest}; leave it out to wait for that"
+    )))
 }
 
 fn parse(wanted: &ObjectVersion) -> Result<(Key, Option<u64>), Status> {
@@ -87,5 +101,27 @@ mod tests {
         sender.send_replace(objects(7, false));
         assert!(waiting.await.unwrap().is_ok());
         assert!(seen(receiver, &[wanted("6")], short).await.is_ok());
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_revision_that_is_to_come_is_waited_for() {
+        let (sender, receiver) = watch::channel(objects(5, true));
+        let begun = tokio::time::Instant::now();
+        for past in [0, 4, 5] {
+            made(receiver.clone(), past, Duration::ZERO).await.unwrap();
+        }
+        let waiting = tokio::spawn(made(receiver.clone(), 7, Duration::from_secs(30)));
+        for revision in [6, 8] {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            assert!(!waiting.is_finished());
+            sender.send_replace(objects(revision, true));
+        }
+        waiting.await.unwrap().unwrap();
+        assert_eq!(begun.elapsed(), Duration::from_secs(20));
+
+        let late = made(receiver.clone(), 9, Duration::from_secs(30)).await.unwrap_err();
+        assert_eq!((late.code(), begun.elapsed()), (tonic::Code::DeadlineExceeded, Duration::from_secs(50)));
+        assert!(late.message().contains("revision 9") && late.message().contains("newest is 8"), "{}", late.message());
+        drop(sender);
+        assert_eq!(made(receiver, 9, Duration::from_secs(1)).await.unwrap_err().code(), tonic::Code::Unavailable);
     }
 }
