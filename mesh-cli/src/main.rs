@@ -23,6 +23,8 @@ mod output;
 mod reference;
 mod routes;
 mod run;
+#[cfg(test)]
+mod schema;
 mod views;
 
 use std::process::ExitCode;
