@@ -187,7 +187,7 @@ async fn tells_how_it_is() {
     assert_eq!((late[1].level(), late[1].subject.as_str()), (finding::Level::Warning, "root certificate"));
 
     let ahead = WaitRequest { revision: 9, timeout_ms: 1, ..WaitRequest::default() };
-    assert_eq!(api.wait(Request::new(ahead)).await.err().unwrap().code(), Code::InvalidArgument);
+    assert_eq!(api.wait(Request::new(ahead)).await.err().unwrap().code(), Code::DeadlineExceeded);
     let mut wait = api.wait(Request::new(WaitRequest::default())).await.unwrap().into_inner();
     assert!(wait.next().await.unwrap().unwrap().done);
 }

@@ -189,10 +189,10 @@ pub(super) mod tests {
 
         fn answer(&self, method: &Method, body: &[u8]) -> (StatusCode, Value) {
             let refusal = |status: StatusCode| {
-                (
-                    status,
-                    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status.as_u16(), "message": ""}),
-                )
+                let reason = if status == StatusCode::CONFLICT { "Conflict" } else { "NotFound" };
+                let said = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status.as_u16(),
+                    "reason": reason, "message": ""});
+                (status, said)
             };
             let mut state = self.0.lock().unwrap();
             if *method == Method::GET {
