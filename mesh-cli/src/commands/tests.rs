@@ -155,6 +155,54 @@ async fn objects_are_printed_in_every_format() {
     assert_eq!(services[0]["versions"], serde_json::json!(["v1", "v2"]));
 }
 
+/// In the order in which they have something to say. (What needs an editor, a real proxy or a cluster is tested with these.)
+#[tokio::test]
+async fn every_command_prints_json_and_yaml_when_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("route.yaml");
+    std::fs::write(&file, ROUTE).unwrap();
+    let apply = format!("apply -f {}", file.display());
+    for format in ["json", "yaml"] {
+        let running = shop();
+        running.state().proxies =
+            vec![Proxy { id: "web-1.default".into(), namespace: "default".into(), ..Proxy::default() }];
+        running.state().progress = vec![WaitProgress { done: true, ..WaitProgress::default() }];
+        for line in [
+            apply.as_str(),
+            "get all",
+            "get services",
+            "get workloads",
+            "get httproutes",
+            "get httproute reviews",
+            "route list",
+            "route set-weight reviews v1=90 v2=10",
+            "route set-match reviews --header end-user=jason v2",
+            "route reset reviews --header end-user=jason",
+            "fault delay reviews --percent 50 --delay 300ms --from web",
+            "fault abort reviews --status 418",
+            "fault reset reviews",
+            "fault list",
+            "fault clear reviews",
+            "delete httproute reviews",
+            "wait",
+            "proxy status",
+            "proxy status web",
+            "log-level debug",
+            "token create --service-account web",
+            "version",
+        ] {
+            let printed = meshctl(&running, &format!("{line} -o {format}")).await;
+            let text = printed.unwrap_or_else(|failure| panic!("{line}: {failure}"));
+            let data: Result<serde_json::Value, String> = match format {
+                "json" => serde_json::from_str(&text).map_err(|error| error.to_string()),
+                _ => serde_saphyr::from_str(&text).map_err(|error| error.to_string()),
+            };
+            let data = data.unwrap_or_else(|error| panic!("{line} -o {format}: {error}: {text}"));
+            assert!(data.is_object() || data.is_array(), "{line} -o {format}: {text}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn wait_tells_success_rejection_and_delay_apart() {
     let running = shop();

@@ -199,3 +199,43 @@ async fn a_shared_connection_that_dies_is_no_error_for_what_may_be_repeated() {
     // What may have been processed is not repeated.
     assert_eq!(client.answer(post("/", "x")).await.status, 503);
 }
+
+/// Of ten requests that fail at once, three are tried again while those retries last; the others get the answer they have.
+#[tokio::test]
+async fn the_retry_budget_is_exhausted_and_given_back() {
+    const CALLERS: usize = 10;
+    let (count, all) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Barrier::new(CALLERS)));
+    let (release, released) = watch::channel(false);
+    let counted = count.clone();
+    let app = App::http1(move |_| {
+        let (n, all, mut released) = (counted.fetch_add(1, Ordering::SeqCst), all.clone(), released.clone());
+        async move {
+            if n < CALLERS {
+                // All ten are under way when the first of them fails.
+                all.wait().await;
+                let mut response = reply("no");
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                return response;
+            }
+            released.wait_for(|it| *it).await.unwrap();
+            reply("again")
+        }
+    })
+    .await;
+    let proxy =
+        Proxy::with(retrying(|policy| policy.on.gateway_error = true), UpstreamHttp::Http1, &[app.address]).await;
+    let budget = Some(RetryBudget { percent: 20, min_concurrency: 3 });
+    let limits = Limits { retry_budget: budget, ..cluster("app", UpstreamHttp::Http1).limits };
+    proxy.put(limited(limits)).await;
+    let callers: Vec<_> = (0..CALLERS).map(|_| proxy.http1()).collect();
+    let callers = futures_util::future::join_all(callers).await.into_iter();
+    let callers: Vec<_> =
+        callers.map(|mut it| tokio::spawn(async move { it.get("/").await.status.as_u16() })).collect();
+    until("the others have their answer", || callers.iter().filter(|it| it.is_finished()).count() == CALLERS - 3).await;
+    until("three are tried again", || count.load(Ordering::SeqCst) == CALLERS + 3).await;
+    release.send_replace(true);
+    let mut statuses: Vec<_> = futures_util::future::join_all(callers).await.into_iter().map(Result::unwrap).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [[200; 3].as_slice(), &[503; CALLERS - 3]].concat());
+    assert_eq!(count.load(Ordering::SeqCst), CALLERS + 3);
+}
