@@ -12,32 +12,37 @@ use mesh_e2e::process::{Process, eventually};
 #[test]
 fn prometheus_sees_the_load_that_was_sent() {
     let mesh = Mesh::start(User::Same).unwrap();
-    let (client_metrics, server_metrics) = (local_port(), local_port());
+    let (client_metrics, server_metrics, stock_metrics) = (local_port(), local_port(), local_port());
     let server_args = ["--version", "v1", "--port", "9080:http", "--metrics", &server_metrics];
     let _reviews = mesh.run("reviews", &server_args, &["testapp", "http", "--version", "v1"]).unwrap();
     mesh.discovered("reviews", "v1").unwrap();
-    let prometheus = Prometheus::start(&mesh, &[&mesh.metrics, &client_metrics, &server_metrics]);
+    let stock_args = ["--version", "v1", "--port", "7000:tcp", "--metrics", &stock_metrics];
+    let stock_app = ["testapp", "tcp", "--listen", "0.0.0.0:7000", "--version", "v1"];
+    let _stock = mesh.run("stock", &stock_args, &stock_app).unwrap();
+    mesh.discovered("stock", "v1").unwrap();
+    mesh.apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: empty}\nspec: {ports: [{port: 9080, appProtocol: http}]}\n",
+    )
+    .unwrap();
+    let targets = [&mesh.metrics, &client_metrics, &server_metrics, &stock_metrics].map(String::as_str);
+    let prometheus = Prometheus::start(&mesh, &targets);
 
-    // Stays after its 500 requests, so that its proxy can be scraped.
-    let load = [
-        "testapp",
-        "load",
-        "--url",
-        "http://reviews:9080/status/200",
-        "--requests",
-        "500",
-        "--connections",
-        "2",
-        "--linger",
-    ];
-    let client = mesh.run("web", &["--metrics", &client_metrics], &load).unwrap();
+    // Requests that are answered, that the application fails, that nobody is there for, and byte streams; then it stays, so
+    // that its proxy can be scraped.
+    let load = format!("{} load --requests", mesh.program("testapp").display());
+    let load = format!(
+        "{load} 50 --url tcp://stock:7000 && {load} 40 --url http://reviews:9080/status/500 && \
+         {load} 30 --url http://empty:9080/ && exec {load} 500 --url http://reviews:9080/status/200 --connections 2 --linger"
+    );
+    let args = ["--workload", "web-a", "--metrics", &client_metrics, "--access-log", "json"];
+    let client = mesh.run("web", &args, &["/bin/sh", "-c", &load]).unwrap();
     eventually(Duration::from_secs(30), || {
-        ensure!(client.stdout().contains("by_status"), "the load is not over: {}", client.tail());
+        ensure!(client.stdout().lines().count() == 4, "the load is not over: {}", client.tail());
         Ok(())
     })
     .unwrap();
 
-    prometheus.becomes("count(up == 1)", 3.0);
+    prometheus.becomes("count(up == 1)", 4.0);
     for direction in ["inbound", "outbound"] {
         let labels = format!(
             "direction=\"{direction}\",response_code=\"200\",security=\"mutual_tls\",destination_version=\"v1\",source_identity=\"spiffe://mesh.local/ns/default/sa/web\""
@@ -45,11 +50,37 @@ fn prometheus_sees_the_load_that_was_sent() {
         prometheus.becomes(&format!("sum(mesh_requests_total{{{labels}}})"), 500.0);
         prometheus.becomes(&format!("sum(mesh_request_duration_seconds_count{{{labels}}})"), 500.0);
     }
+    let count = |metric: &str, labels: &str, want: f64| prometheus.becomes(&format!("sum({metric}{{{labels}}})"), want);
+    for direction in ["inbound", "outbound"] {
+        let failed = format!("direction=\"{direction}\",response_code=\"500\",response_flags=\"-\"");
+        count("mesh_requests_total", &failed, 40.0);
+        let stock = format!(
+            "direction=\"{direction}\",security=\"mutual_tls\",destination_service=\"stock.default.svc.cluster.local\""
+        );
+        count("mesh_tcp_connections_opened_total", &stock, 50.0);
+        count("mesh_tcp_connections_closed_total", &format!("{stock},response_flags=\"-\""), 50.0);
+        // `hello` there and `v1 hello` back, each with the end of its line.
+        count("mesh_tcp_received_bytes_total", &stock, 50.0 * 6.0);
+        count("mesh_tcp_sent_bytes_total", &stock, 50.0 * 9.0);
+    }
+    count("mesh_requests_total", "direction=\"outbound\",response_code=\"503\",response_flags=\"UH\"", 30.0);
+    count("mesh_requests_total", "direction=\"outbound\"", 570.0);
+    let log = mesh.proxy_logs("web-a").unwrap();
+    let entries: Vec<serde_json::Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let logged = |code: u16, flags: &str| {
+        entries.iter().filter(|it| it["response_code"] == code && it["response_flags"] == flags).count()
+    };
+    assert_eq!((logged(200, "-"), logged(500, "-"), logged(503, "UH")), (500, 40, 30), "{log}");
+
     let p99 = "histogram_quantile(0.99, sum by (le) (mesh_request_duration_seconds_bucket{direction=\"outbound\"}))";
     let p99 = prometheus.query(p99).unwrap();
     assert!(p99 > 0.0 && p99 < 5.0, "p99 is {p99} s");
-    prometheus.becomes("sum(mesh_control_xds_streams)", 2.0);
-    prometheus.becomes("count(mesh_proxy_certificate_expiry_timestamp_seconds > time())", 2.0);
+    prometheus.becomes("sum(mesh_control_xds_streams)", 3.0);
+    prometheus.becomes("count(mesh_proxy_certificate_expiry_timestamp_seconds > time())", 3.0);
+    prometheus.becomes("mesh_control_certificates_issued_total", 3.0);
+    prometheus.becomes("mesh_control_workloads", 3.0);
+    prometheus.becomes("sum(mesh_control_xds_nacks_total) or vector(0)", 0.0);
+    prometheus.becomes("count(mesh_control_xds_pushes_total{type=~\"LDS|RDS|CDS|EDS\"} > 0)", 4.0);
     // No series has a label whose values a client chooses.
     prometheus.becomes("count({__name__=~\"mesh_.*\", path!=\"\"}) or vector(0)", 0.0);
 }

@@ -1,31 +1,38 @@
 //! Bytes that no server should be hurt by: random ones, and broken HTTP, HTTP/2, TLS and DNS.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Context;
+
 /// Sends each payload over a connection of its own, waits a moment for what comes back, and closes.
-/// How a server answers is its own affair; the caller looks at whether it still lives.
-pub fn tcp(address: SocketAddr) {
+/// How a server answers is its own affair, but it must take every connection; the caller looks at whether it still works.
+pub fn tcp(address: SocketAddr) -> anyhow::Result<()> {
     for payload in payloads() {
-        if let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) {
-            let _ = stream.set_read_timeout(Some(Duration::from_millis(20)));
-            let _ = stream.set_write_timeout(Some(Duration::from_millis(200)));
-            throw(stream, &payload);
-        }
+        let stream = match TcpStream::connect_timeout(&address, Duration::from_secs(5)) {
+            Ok(stream) => stream,
+            // Taken, and ended before this side has looked.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => continue,
+            Err(error) => return Err(error).with_context(|| format!("cannot connect to {address}")),
+        };
+        let _ = stream.set_read_timeout(Some(Duration::from_millis(20)));
+        let _ = stream.set_write_timeout(Some(Duration::from_millis(200)));
+        throw(stream, &payload);
     }
+    Ok(())
 }
 
-pub fn unix(path: &Path) {
+pub fn unix(path: &Path) -> anyhow::Result<()> {
     for payload in payloads() {
-        if let Ok(stream) = UnixStream::connect(path) {
-            let _ = stream.set_read_timeout(Some(Duration::from_millis(20)));
-            let _ = stream.set_write_timeout(Some(Duration::from_millis(200)));
-            throw(stream, &payload);
-        }
+        let stream = UnixStream::connect(path).with_context(|| format!("cannot connect to {}", path.display()))?;
+        let _ = stream.set_read_timeout(Some(Duration::from_millis(20)));
+        let _ = stream.set_write_timeout(Some(Duration::from_millis(200)));
+        throw(stream, &payload);
     }
+    Ok(())
 }
 
 pub fn udp(address: SocketAddr) -> std::io::Result<()> {

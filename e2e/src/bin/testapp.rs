@@ -75,7 +75,7 @@ async fn main() -> anyhow::Result<()> {
         }
         Command::Garbage { targets } => {
             for target in targets {
-                garbage::tcp(target);
+                garbage::tcp(target)?;
                 garbage::udp(target)?;
             }
             Ok(())
