@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use mesh_e2e::mesh::{Mesh, User};
@@ -12,15 +12,18 @@ use nix::sys::signal::Signal;
 
 const LOAD: [&str; 6] = ["--url", "http://reviews:9080/", "--connections", "8", "--rate", "400"];
 
-/// Nothing fails. Proxies keep what they have, and take up again by themselves.
+/// Nothing fails. Proxies keep what they have, and take up again by themselves; also when their certificates, good for ten
+/// seconds here and renewed after five, have to be renewed meanwhile.
 #[test]
 fn killing_the_control_plane_costs_nothing() {
     let mut mesh = Mesh::start(User::Same).unwrap();
+    mesh.environment.push(("MESH_CERTIFICATE_TTL", "10".to_owned()));
     let _v1 = mesh.echo("reviews", "v1").unwrap();
     let _v2 = mesh.echo("reviews", "v2").unwrap();
     mesh.meshctl(&["route", "set-weight", "reviews", "v1=100", "v2=0"]).unwrap();
     mesh.wait().unwrap();
     let load = mesh.load("web", &LOAD).unwrap();
+    let began = Instant::now();
     std::thread::sleep(Duration::from_secs(1));
     for _ in 0..3 {
         let mut control = mesh.control.take().unwrap();
@@ -39,7 +42,16 @@ fn killing_the_control_plane_costs_nothing() {
     .unwrap();
     mesh.meshctl(&["route", "set-weight", "reviews", "v1=0", "v2=100"]).unwrap();
     mesh.wait().unwrap();
-    std::thread::sleep(Duration::from_secs(1));
+    // Beyond the end of the first certificates, and the second.
+    std::thread::sleep(Duration::from_secs(21).saturating_sub(began.elapsed()));
+    for workload in ["web", "reviews-v1", "reviews-v2"] {
+        let log = mesh.proxy_logs(workload).unwrap();
+        let certificates = log.matches("the proxy has a certificate").count();
+        assert!(certificates >= 3, "{workload} had {certificates} certificates in 21 s:\n{log}");
+        assert!(!log.contains("has expired"), "{log}");
+    }
+    // New connections are made with the new ones.
+    assert_eq!(mesh.curl("late", &["-o", "/dev/null", "-w", "%{http_code}", "http://reviews:9080/"]).unwrap(), "200");
     let report = load.stop().unwrap();
     assert_eq!((report.failed, report.closed, report.good()), (0, 0, report.requests), "{report:?}");
     assert!(report.by_version["v2"] >= 300 && report.by_version["v1"] >= 300, "{report:?}");
