@@ -47,11 +47,10 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
         }
     }
     found.extend(host().await);
-    report(context, &found)?;
-    match (unreachable, found.iter().any(|f| f.level == Level::Error)) {
-        (Some(exit), _) => Err(Failure::silent(exit)),
-        (None, true) => Err(Failure::silent(Exit::Failed)),
-        (None, false) => Ok(()),
+    match unreachable {
+        // It has an exit code of its own.
+        Some(exit) => report(context, &found).and(Err(Failure::silent(exit))),
+        None => judge(context, &found),
     }
 }
 
@@ -65,17 +64,18 @@ async fn in_cluster(context: &Context, cluster: &Cluster) -> Result<(), Failure>
             found.push(Finding::error("control plane", failure.message, failure.hint.unwrap_or_default()));
         }
     }
-    report(context, &found)?;
-    match found.iter().any(|f| f.level == Level::Error) {
-        true => Err(Failure::silent(Exit::Failed)),
-        false => Ok(()),
-    }
+    judge(context, &found)
 }
 
 /// What the cluster says of the mesh in it, once what was just installed had time to take effect.
 pub async fn cluster_only(context: &Context, cluster: &Cluster) -> Result<(), Failure> {
     let found = kubernetes::check::settled(cluster).await?;
-    report(context, &found)?;
+    judge(context, &found)
+}
+
+/// Reports, and fails if something is wrong.
+fn judge(context: &Context, found: &[Finding]) -> Result<(), Failure> {
+    report(context, found)?;
     match found.iter().any(|f| f.level == Level::Error) {
         true => Err(Failure::silent(Exit::Failed)),
         false => Ok(()),
