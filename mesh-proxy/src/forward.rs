@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::config::{HttpManager, RouteSource};
+use crate::config::{Authorization, HttpManager, RouteSource};
 use crate::http;
 use crate::listen::{self, Bind, BindError, Connections, Context, Direction, Downstream, Phase};
 
@@ -53,6 +53,7 @@ impl FromStr for Forward {
 pub async fn serve(routes: &str, listener: TcpListener, connections: Connections, ctx: Arc<Context>) {
     let manager = Arc::new(HttpManager {
         stat_prefix: routes.to_owned(),
+        authorization: Authorization::default(),
         routes: RouteSource::Rds(routes.to_owned()),
         idle_timeout: IDLE,
         stream_idle_timeout: STREAM_IDLE,

@@ -20,6 +20,10 @@ use crate::snapshot::Found;
 use crate::tls::peer_identity;
 use crate::{http, tcp};
 
+mod chosen;
+
+pub(crate) use chosen::Chosen;
+
 /// Takes the connections that the redirect sends here, until no peer comes any more.
 pub async fn serve(listener: TcpListener, connections: Connections, ctx: Arc<Context>) {
     listen::accept(listener, &connections, ctx.reached(Phase::Closing), |stream, peer| {
@@ -53,19 +57,19 @@ async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, 
     let began = Instant::now();
     let arriving = ctx.in_flight.flight();
     let _active = ctx.telemetry.connection(Direction::Inbound);
-    let (tls, filter) = match choose(&stream, local, &mut downstream, &ctx).await {
+    let chosen = match choose(&stream, local, &mut downstream, &ctx).await {
         Ok(chosen) => chosen,
         Err(error) => return tcp::refuse(stream, &downstream, "", began, &error, &ctx),
     };
-    let Some(tls) = tls else { return dispatch(stream, downstream, filter, arriving, ctx).await };
-    match handshake(stream, &tls, &ctx).await {
+    let Some(tls) = &chosen.tls else { return dispatch(stream, downstream, chosen, arriving, ctx).await };
+    match handshake(stream, tls, &ctx).await {
         Ok(stream) => {
             describe_peer(&stream, &mut downstream);
             if tls.require_client_certificate && downstream.identity.is_none() {
                 let error = Error::because(Kind::Denied, "the client's certificate has no identity of the mesh");
                 return tcp::refuse(stream, &downstream, "", began, &error, &ctx);
             }
-            dispatch(stream, downstream, filter, arriving, ctx).await;
+            dispatch(stream, downstream, chosen, arriving, ctx).await;
         }
         Err(error) => tcp::record_failure(&downstream, "", began, &error, &ctx),
     }
@@ -77,7 +81,7 @@ async fn choose(
     local: SocketAddr,
     downstream: &mut Downstream,
     ctx: &Context,
-) -> Result<(Option<DownstreamTls>, NetworkFilter), Error> {
+) -> Result<Chosen, Error> {
     let destination = downstream.original_destination;
     let port = destination.port();
     // Without a redirect the peer connected to the proxy's own port, which belongs to no application.
@@ -92,9 +96,8 @@ async fn choose(
     } else {
         Detected::Raw
     };
-    let chain = detect::chain(&listener, port, &detected).ok_or_else(|| no_chain(&detected, port))?;
     downstream.alpn = detected.plaintext_protocol().map(<[u8]>::to_vec);
-    Ok((chain.tls.clone(), chain.filter.clone()))
+    Chosen::new(&listener, port, &detected).ok_or_else(|| no_chain(&detected, port))
 }
 
 async fn find(ctx: &Context) -> Result<Arc<Listener>, Error> {
@@ -135,13 +138,13 @@ fn describe_peer(stream: &TlsStream<TcpStream>, downstream: &mut Downstream) {
 async fn dispatch<IO: DownstreamIo>(
     io: IO,
     downstream: Downstream,
-    filter: NetworkFilter,
+    chosen: Chosen,
     arriving: Flight,
     ctx: Arc<Context>,
 ) {
-    match filter {
-        NetworkFilter::Http(manager) => http::serve_peer(io, Arc::new(downstream), manager, arriving, ctx).await,
-        NetworkFilter::Tcp(filter) => tcp::proxy(io, &downstream, &filter, &ctx).await,
+    match chosen.filter() {
+        NetworkFilter::Http(manager) => http::serve_peer(io, Arc::new(downstream), manager, chosen, arriving, ctx).await,
+        NetworkFilter::Tcp(filter) => tcp::proxy(io, &downstream, &filter, Some(&chosen), &ctx).await,
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod application;
+pub mod authorization;
 pub mod bootstrap;
 pub mod cni;
 pub mod config;
@@ -21,6 +22,7 @@ pub mod intercept;
 pub mod listen;
 mod mirror;
 pub mod outbound;
+pub mod path;
 pub mod probe;
 pub mod registry;
 pub mod retry;

@@ -46,7 +46,7 @@ async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, 
     let _active = ctx.telemetry.connection(Direction::Outbound);
     match route(&stream, local, &mut downstream, &ctx).await {
         Ok(Path::Http(manager)) => http::serve(stream, Arc::new(downstream), manager, ctx).await,
-        Ok(Path::Tcp(filter)) => tcp::proxy(stream, &downstream, &filter, &ctx).await,
+        Ok(Path::Tcp(filter)) => tcp::proxy(stream, &downstream, &filter, None, &ctx).await,
         Ok(Path::Passthrough) => tcp::passthrough(stream, &downstream, &ctx).await,
         Err(error) => tcp::refuse(stream, &downstream, "", began, &error, &ctx),
     }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::config::{Cluster, Endpoints, Listener, Name, RouteTable};
 
@@ -180,6 +180,8 @@ struct Shared {
     interest: Mutex<Interest>,
     /// Told when there are subscriptions to send.
     wanted: Notify,
+    /// Told when there are new listeners.
+    listeners: watch::Sender<()>,
 }
 
 /// What one response of the control plane changes, of one type.
@@ -210,7 +212,7 @@ impl Store {
     fn with(snapshot: Snapshot, interest: Interest, started: Instant) -> Self {
         let clock = snapshot.clock.clone();
         let current = ArcSwap::from_pointee(snapshot);
-        let shared = Shared { current, clock, started, interest: Mutex::new(interest), wanted: Notify::new() };
+        let shared = Shared { current, clock, started, interest: Mutex::new(interest), wanted: Notify::new(), listeners: watch::Sender::default() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -310,9 +312,17 @@ impl Store {
         let wake = interest.has_changes();
         drop(interest);
         answered.iter().for_each(|waiters| waiters.notify_waiters());
+        if ty == Type::Listener {
+            self.shared.listeners.send_replace(());
+        }
         if wake {
             self.shared.wanted.notify_one();
         }
+    }
+
+    /// Has changed when listeners may have.
+    pub(crate) fn listener_changes(&self) -> watch::Receiver<()> {
+        self.shared.listeners.subscribe()
     }
 
     /// Drops what nobody used for ten minutes, and what was removed but still referred to until now. To be called

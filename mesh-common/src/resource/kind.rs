@@ -14,6 +14,7 @@ pub enum Kind {
     TrafficPolicy,
     FaultInjection,
     PeerAuthentication,
+    AuthorizationPolicy,
     WorkloadEntry,
     MeshConfig,
 }
@@ -25,7 +26,7 @@ pub struct UnknownKind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Service,
         Self::HttpRoute,
         Self::GrpcRoute,
@@ -35,6 +36,7 @@ impl Kind {
         Self::TrafficPolicy,
         Self::FaultInjection,
         Self::PeerAuthentication,
+        Self::AuthorizationPolicy,
         Self::WorkloadEntry,
         Self::MeshConfig,
     ];
@@ -65,6 +67,7 @@ impl Kind {
             Self::TrafficPolicy => "TrafficPolicy",
             Self::FaultInjection => "FaultInjection",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::WorkloadEntry => "WorkloadEntry",
             Self::MeshConfig => "MeshConfig",
         }
@@ -81,6 +84,7 @@ impl Kind {
             Self::TrafficPolicy => "trafficpolicy",
             Self::FaultInjection => "faultinjection",
             Self::PeerAuthentication => "peerauthentication",
+            Self::AuthorizationPolicy => "authorizationpolicy",
             Self::WorkloadEntry => "workloadentry",
             Self::MeshConfig => "meshconfig",
         }
@@ -97,6 +101,7 @@ impl Kind {
             Self::TrafficPolicy => "trafficpolicies",
             Self::FaultInjection => "faultinjections",
             Self::PeerAuthentication => "peerauthentications",
+            Self::AuthorizationPolicy => "authorizationpolicies",
             Self::WorkloadEntry => "workloadentries",
             Self::MeshConfig => "meshconfigs",
         }
@@ -109,6 +114,7 @@ impl Kind {
             Self::TrafficPolicy => &["tp"],
             Self::FaultInjection => &["fault", "faults"],
             Self::PeerAuthentication => &["pa"],
+            Self::AuthorizationPolicy => &["ap"],
             Self::WorkloadEntry => &["we", "workload", "workloads"],
             _ => &[],
         }

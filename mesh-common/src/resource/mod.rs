@@ -3,6 +3,7 @@
 //! In: YAML or JSON. Out: typed objects, kept as they were written (defaults are filled in by the model, not here), or
 //! errors with file, line, column and field path.
 
+mod authorization_policy;
 mod duration;
 mod fault;
 mod gateway;
@@ -23,6 +24,7 @@ mod workload_entry;
 
 use serde::{Deserialize, Serialize};
 
+pub use authorization_policy::*;
 pub use duration::{Duration, DurationError};
 pub use fault::*;
 pub use gateway::*;
@@ -73,6 +75,7 @@ pub type ReferenceGrant = Resource<ReferenceGrantSpec>;
 pub type TrafficPolicy = Resource<TrafficPolicySpec>;
 pub type FaultInjection = Resource<FaultInjectionSpec>;
 pub type PeerAuthentication = Resource<PeerAuthenticationSpec>;
+pub type AuthorizationPolicy = Resource<AuthorizationPolicySpec>;
 pub type WorkloadEntry = Resource<WorkloadEntrySpec>;
 pub type MeshConfig = Resource<MeshConfigSpec>;
 
@@ -88,6 +91,7 @@ pub enum Object {
     TrafficPolicy(TrafficPolicy),
     FaultInjection(FaultInjection),
     PeerAuthentication(PeerAuthentication),
+    AuthorizationPolicy(AuthorizationPolicy),
     WorkloadEntry(WorkloadEntry),
     MeshConfig(MeshConfig),
 }
@@ -105,6 +109,7 @@ macro_rules! each {
             Object::TrafficPolicy($resource) => $body,
             Object::FaultInjection($resource) => $body,
             Object::PeerAuthentication($resource) => $body,
+            Object::AuthorizationPolicy($resource) => $body,
             Object::WorkloadEntry($resource) => $body,
             Object::MeshConfig($resource) => $body,
         }
@@ -131,6 +136,7 @@ into_object! {
     TrafficPolicy(TrafficPolicySpec),
     FaultInjection(FaultInjectionSpec),
     PeerAuthentication(PeerAuthenticationSpec),
+    AuthorizationPolicy(AuthorizationPolicySpec),
     WorkloadEntry(WorkloadEntrySpec),
     MeshConfig(MeshConfigSpec),
 }
@@ -158,6 +164,7 @@ impl Object {
             Self::TrafficPolicy(_) => Kind::TrafficPolicy,
             Self::FaultInjection(_) => Kind::FaultInjection,
             Self::PeerAuthentication(_) => Kind::PeerAuthentication,
+            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::WorkloadEntry(_) => Kind::WorkloadEntry,
             Self::MeshConfig(_) => Kind::MeshConfig,
         }

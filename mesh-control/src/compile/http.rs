@@ -34,7 +34,7 @@ pub(super) enum Routes {
 }
 
 /// The connection manager without a codec or upgrades, as a gRPC client takes it.
-pub(super) fn bare_manager(routes: Routes, faults: bool) -> HttpConnectionManager {
+pub(super) fn bare_manager(routes: Routes, filters: Vec<HttpFilter>) -> HttpConnectionManager {
     let (stat_prefix, specifier) = match routes {
         Routes::Named(name) => {
             let rds = Rds { config_source: ads(), route_config_name: name.clone() };
@@ -42,23 +42,27 @@ pub(super) fn bare_manager(routes: Routes, faults: bool) -> HttpConnectionManage
         }
         Routes::Inline(config) => (config.name.clone(), RouteSpecifier::RouteConfig(*config)),
     };
-    let filter = |name: &str, config: Any| HttpFilter {
-        name: name.to_owned(),
-        config_type: Some(http_filter::ConfigType::TypedConfig(config)),
-        ..HttpFilter::default()
-    };
-    let fault = faults.then(|| filter(names::FILTER_FAULT, any(HttpFault::default())));
     let router = filter("envoy.filters.http.router", any(Router::default()));
     HttpConnectionManager {
         stat_prefix,
         route_specifier: Some(specifier),
-        http_filters: fault.into_iter().chain([router]).collect(),
+        http_filters: filters.into_iter().chain([router]).collect(),
         ..HttpConnectionManager::default()
     }
 }
 
-/// `faults`: routes may have some.
-pub(super) fn manager(routes: Routes, codec: CodecType, faults: bool) -> Filter {
+/// What routes need that may have faults.
+pub(super) fn faults() -> Vec<HttpFilter> {
+    vec![filter(names::FILTER_FAULT, any(HttpFault::default()))]
+}
+
+pub(super) fn filter(name: &str, config: Any) -> HttpFilter {
+    let config_type = Some(http_filter::ConfigType::TypedConfig(config));
+    HttpFilter { name: name.to_owned(), config_type, ..HttpFilter::default() }
+}
+
+/// With these filters before the router.
+pub(super) fn manager(routes: Routes, codec: CodecType, filters: Vec<HttpFilter>) -> Filter {
     let upgrade = |upgrade: &str| UpgradeConfig { upgrade_type: upgrade.to_owned(), ..UpgradeConfig::default() };
     let manager = HttpConnectionManager {
         codec_type: codec as i32,
@@ -68,7 +72,7 @@ pub(super) fn manager(routes: Routes, codec: CodecType, faults: bool) -> Filter 
             idle_timeout: duration(IDLE),
             ..HttpProtocolOptions::default()
         }),
-        ..bare_manager(routes, faults)
+        ..bare_manager(routes, filters)
     };
     network("envoy.filters.network.http_connection_manager", any(manager))
 }
@@ -96,6 +100,6 @@ pub(super) fn tcp_proxy(stat_prefix: &str, clusters: &[(String, u32)]) -> Filter
     network("envoy.filters.network.tcp_proxy", any(proxy))
 }
 
-fn network(name: &str, config: Any) -> Filter {
+pub(super) fn network(name: &str, config: Any) -> Filter {
     Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(config)) }
 }

@@ -15,6 +15,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use mesh_common::names;
 use mesh_common::resource::PeerMode;
 
+use super::authorization::{self, Filters};
 use super::build::{address, any, boolean, duration, uint32};
 use super::http::{self, Routes};
 use super::listener::{chain, inspector, passthrough};
@@ -26,17 +27,18 @@ const DETECTION: Duration = Duration::from_secs(1);
 
 pub(super) fn listener(model: &Model, scope: &Scope) -> Listener {
     let others = mode(model, scope, 0) == PeerMode::Permissive;
+    let filters = authorization::filters(model, scope);
     let mut chains = Vec::new();
     for (port, protocol) in ports(model, scope) {
-        chains.extend(mutual(scope, Some(port), protocol));
+        chains.extend(mutual(scope, Some(port), protocol, &filters));
         if mode(model, scope, port) == PeerMode::Permissive {
-            chains.extend(plain(port));
+            chains.extend(plain(port, &filters));
         } else if others && scope.client == ClientKind::Envoy {
             chains.extend(refusing(port));
         }
     }
     if scope.client == ClientKind::Mesh {
-        chains.extend(mutual(scope, None, Protocol::Detect));
+        chains.extend(mutual(scope, None, Protocol::Detect, &filters));
     }
     Listener {
         name: names::LISTENER_INBOUND.to_owned(),
@@ -50,7 +52,7 @@ pub(super) fn listener(model: &Model, scope: &Scope) -> Listener {
         continue_on_listener_filters_timeout: true,
         // A listener has a chain at least; this one takes no connection, as none comes from port 0.
         filter_chains: if chains.is_empty() && !others { vec![nobody()] } else { chains },
-        default_filter_chain: others.then(|| chain("passthrough", vec![passthrough()])),
+        default_filter_chain: others.then(|| chain("passthrough", guarded(&filters, passthrough()))),
         bind_to_port: boolean(true),
         ..Listener::default()
     }
@@ -86,14 +88,14 @@ fn mode(model: &Model, scope: &Scope, port: u16) -> PeerMode {
 }
 
 /// Chains of mutual TLS, for one port or for all that have none of their own.
-fn mutual(scope: &Scope, port: Option<u16>, protocol: Protocol) -> Vec<FilterChain> {
+fn mutual(scope: &Scope, port: Option<u16>, protocol: Protocol, filters: &Filters) -> Vec<FilterChain> {
     let (cluster, label) = match port {
         Some(port) => (names::inbound_cluster(port), port.to_string()),
         None => (names::CLUSTER_PASSTHROUGH.to_owned(), "others".to_owned()),
     };
     let http = |name: &str, codec: CodecType, alpn: &[&[u8]]| {
         let routes = Routes::Inline(Box::new(route::inbound(&cluster)));
-        let filter = http::manager(routes, codec, false);
+        let filter = http::manager(routes, codec, filters.http.clone());
         FilterChain {
             filter_chain_match: Some(matching(port, "tls", alpn)),
             transport_socket: Some(tls::downstream(alpn)),
@@ -103,7 +105,7 @@ fn mutual(scope: &Scope, port: Option<u16>, protocol: Protocol) -> Vec<FilterCha
     let stream = FilterChain {
         filter_chain_match: Some(matching(port, "tls", &[names::ALPN_TCP])),
         transport_socket: Some(tls::downstream(&[names::ALPN_TCP])),
-        ..chain(&format!("mesh-tcp:{label}"), vec![to_cluster(&cluster)])
+        ..chain(&format!("mesh-tcp:{label}"), guarded(filters, to_cluster(&cluster)))
     };
     match (protocol, scope.client) {
         (Protocol::Tcp, _) => vec![stream],
@@ -118,10 +120,10 @@ fn mutual(scope: &Scope, port: Option<u16>, protocol: Protocol) -> Vec<FilterCha
 }
 
 /// Chains for everything else, passed on as it came.
-fn plain(port: u16) -> [FilterChain; 2] {
+fn plain(port: u16, filters: &Filters) -> [FilterChain; 2] {
     [("plaintext", "raw_buffer"), ("tls", "tls")].map(|(name, transport)| FilterChain {
         filter_chain_match: Some(matching(Some(port), transport, &[])),
-        ..chain(&format!("{name}:{port}"), vec![to_cluster(&names::inbound_cluster(port))])
+        ..chain(&format!("{name}:{port}"), guarded(filters, to_cluster(&names::inbound_cluster(port))))
     })
 }
 
@@ -136,6 +138,11 @@ fn refusing(port: u16) -> [FilterChain; 2] {
         filter_chain_match: Some(matching(Some(port), transport, &[])),
         ..chain(&format!("refused-{name}:{port}"), vec![close()])
     })
+}
+
+/// A TCP proxy with what decides who may reach it.
+fn guarded(filters: &Filters, proxy: Filter) -> Vec<Filter> {
+    filters.network.iter().cloned().chain([proxy]).collect()
 }
 
 fn to_cluster(cluster: &str) -> Filter {

@@ -135,7 +135,7 @@ fn listening(base: Listener, filters: Filters) -> Listener {
 fn of_port(model: &Model, scope: &Scope, service: &Service, port: &Port) -> Filters {
     let name = names::service_port(&service.name.name, &service.name.namespace, port.number);
     let routes = port.routes_for(&scope.namespace);
-    let http = || http::manager(Routes::Named(name.clone()), CodecType::Auto, true);
+    let http = || http::manager(Routes::Named(name.clone()), CodecType::Auto, http::faults());
     let to = |backends: &[Backend]| {
         let clusters: Vec<_> = backends.iter().map(|to| (stream_cluster(model, to), to.weight)).collect();
         streams(scope, port, &name, &clusters)
@@ -164,7 +164,7 @@ fn direct(scope: &Scope, service: &Service, port: &Port, at: SocketAddr) -> Filt
     let cluster = names::direct_cluster(at);
     let http = || {
         let config = route::to_cluster(scope, service, port, &cluster);
-        http::manager(Routes::Inline(Box::new(config)), CodecType::Auto, true)
+        http::manager(Routes::Inline(Box::new(config)), CodecType::Auto, http::faults())
     };
     let streams = |to: String| Some(streams(scope, port, &cluster, &[(to, 1)]));
     match port.protocol {
@@ -225,7 +225,7 @@ fn api(model: &Model, scope: &Scope, name: &str) -> Option<Listener> {
     let port = service.ports.get(&number).filter(|port| port.protocol.may_be_http())?;
     let full = names::service_port(&service.name.name, &service.name.namespace, port.number);
     debug_assert!(Upstream::service_port(model, &full).is_some(), "{full}");
-    let manager = http::bare_manager(Routes::Named(full), true);
+    let manager = http::bare_manager(Routes::Named(full), http::faults());
     Some(Listener {
         name: name.to_owned(),
         api_listener: Some(ApiListener { api_listener: Some(any(manager)) }),

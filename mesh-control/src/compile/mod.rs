@@ -3,6 +3,7 @@
 //! In: a [`Model`] and a [`Scope`]. Out: resources as `docs/reference/xds.md` describes them. No message has a map with
 //! two keys, because those would have no stable encoding.
 
+mod authorization;
 mod build;
 mod cluster;
 mod endpoints;

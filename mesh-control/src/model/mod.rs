@@ -5,6 +5,7 @@
 
 mod address;
 mod attach;
+mod authorization;
 mod condition;
 mod fault;
 mod objects;
@@ -14,6 +15,7 @@ mod route;
 mod service;
 mod workload;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -23,6 +25,7 @@ use mesh_common::names::CLUSTER_DOMAIN;
 use mesh_common::resource::{Key, Kind, MESH_NAMESPACE, Object, PeerMode};
 
 pub use address::Addresses;
+pub use authorization::{Authorization, Reach};
 pub use condition::Condition;
 pub use fault::{Caller, CallerName, FaultKind, FaultRule};
 pub use policy::Policy;
@@ -32,6 +35,7 @@ pub(crate) use workload::selectable_labels;
 pub use workload::{Workload, WorkloadPort};
 
 use attach::{Attached, Attacher};
+use authorization::Authorizations;
 use condition::Status;
 use fault::Faults;
 use objects::Sorted;
@@ -59,6 +63,7 @@ pub struct Model {
     /// Ports that byte streams are routed to.
     stream_backends: BTreeSet<(Name, u16)>,
     peers: Peers,
+    authorizations: Authorizations,
     addresses: Addresses,
     statuses: BTreeMap<Key, Status>,
 }
@@ -118,7 +123,10 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
         let key = Key::new(Kind::MeshConfig, MESH_NAMESPACE, "default");
         statuses.entry(key).or_default().conditions.push(condition);
     }
-    let peers = Peers::new(&sorted.peer_authentications, |name| services.contains_key(name), &mut statuses);
+    let known = |name: &Name| services.contains_key(name);
+    let peers = Peers::new(&sorted.peer_authentications, known, &mut statuses);
+    let policies_of_access = &sorted.authorization_policies;
+    let authorizations = Authorizations::new(policies_of_access, &settings.trust_domain, known, &mut statuses);
     for service in services.values_mut() {
         let ports: Vec<_> = service.ports.values().map(|port| (port.number, port.name.clone())).collect();
         for (number, name) in ports {
@@ -152,6 +160,7 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
         workloads,
         stream_backends,
         peers,
+        authorizations,
         addresses,
         statuses,
     }
@@ -350,15 +359,29 @@ impl Model {
 
     /// Whether a workload's port takes plaintext. `service` and `version` speak for a workload that is not known here.
     pub fn peer_mode(&self, namespace: &str, workload: &str, service: &str, version: &str, port: u16) -> PeerMode {
-        let version = format!("{service}-{version}");
-        let guess = [service, version.as_str()];
-        let served = self.served.get(&Name::new(namespace, workload));
-        match served {
-            Some(served) => {
-                let served: Vec<&str> = served.iter().map(String::as_str).collect();
-                self.peers.mode(namespace, &served, port)
-            }
-            None => self.peers.mode(namespace, &guess, port),
+        self.peers.mode(namespace, &self.serving(namespace, workload, service, version), port)
+    }
+
+    /// The policies of access that hold for a workload, in the order of their names; `service` and `version` as before.
+    pub fn authorizations(
+        &self,
+        namespace: &str,
+        workload: &str,
+        service: &str,
+        version: &str,
+    ) -> Vec<&Authorization> {
+        self.authorizations.of(namespace, &self.serving(namespace, workload, service, version))
+    }
+
+    pub fn trust_domain(&self) -> &str {
+        &self.authorizations.trust_domain
+    }
+
+    /// Names of the services that a workload serves.
+    fn serving<'a>(&'a self, namespace: &str, workload: &str, service: &'a str, version: &str) -> Vec<Cow<'a, str>> {
+        match self.served.get(&Name::new(namespace, workload)) {
+            Some(served) => served.iter().map(|name| Cow::Borrowed(name.as_str())).collect(),
+            None => vec![Cow::Borrowed(service), Cow::Owned(format!("{service}-{version}"))],
         }
     }
 

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_common::resource::{
-    FaultInjection, GrpcRoute, HttpRoute, Key, Kind, MeshConfig, Object, PeerAuthentication, ReferenceGrant, Retries,
+    AuthorizationPolicy, FaultInjection, GrpcRoute, HttpRoute, Key, Kind, MeshConfig, Object, PeerAuthentication, ReferenceGrant, Retries,
     Service, TcpRoute, TlsRoute, TrafficPolicy, WorkloadEntry,
 };
 
@@ -21,6 +21,7 @@ pub(super) struct Sorted<'a> {
     pub traffic_policies: Vec<&'a TrafficPolicy>,
     pub fault_injections: Vec<&'a FaultInjection>,
     pub peer_authentications: Vec<&'a PeerAuthentication>,
+    pub authorization_policies: Vec<&'a AuthorizationPolicy>,
     pub workload_entries: Vec<&'a WorkloadEntry>,
     mesh_config: Option<&'a MeshConfig>,
 }
@@ -39,6 +40,7 @@ impl<'a> Sorted<'a> {
                 Object::TrafficPolicy(object) => sorted.traffic_policies.push(object),
                 Object::FaultInjection(object) => sorted.fault_injections.push(object),
                 Object::PeerAuthentication(object) => sorted.peer_authentications.push(object),
+                Object::AuthorizationPolicy(object) => sorted.authorization_policies.push(object),
                 Object::WorkloadEntry(object) => sorted.workload_entries.push(object),
                 Object::MeshConfig(object) => sorted.mesh_config = Some(object),
             }

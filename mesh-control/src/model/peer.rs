@@ -53,9 +53,9 @@ impl Peers {
 
     /// The mode of a workload's port. `services` are those that the workload serves, in any order: when they differ, the
     /// strict one holds.
-    pub fn mode(&self, namespace: &str, services: &[&str], port: u16) -> PeerMode {
+    pub fn mode(&self, namespace: &str, services: &[impl AsRef<str>], port: u16) -> PeerMode {
         let of = |spec: &PeerAuthenticationSpec| spec.ports.get(&port.to_string()).copied().or(spec.mode);
-        let own = services.iter().filter_map(|s| of(self.services.get(&Name::new(namespace, s))?));
+        let own = services.iter().filter_map(|s| of(self.services.get(&Name::new(namespace, s.as_ref()))?));
         let own = own.reduce(|a, b| if a == b { a } else { PeerMode::Strict });
         let wider = || self.namespaces.get(namespace).and_then(of).or_else(|| self.mesh.as_ref().and_then(of));
         own.or_else(wider).unwrap_or_default()

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Fault, RouteTable, WeightedClusters};
+use super::{Authorization, Fault, RouteTable, WeightedClusters};
 
 /// A listener: the filter chains that a connection may take.
 #[derive(Debug)]
@@ -72,6 +72,7 @@ pub enum NetworkFilter {
 #[derive(Debug)]
 pub struct HttpManager {
     pub stat_prefix: String,
+    pub authorization: Authorization,
     pub routes: RouteSource,
     /// Zero: none.
     pub idle_timeout: Duration,
@@ -88,6 +89,7 @@ pub enum RouteSource {
 #[derive(Debug)]
 pub struct TcpProxy {
     pub stat_prefix: String,
+    pub authorization: Authorization,
     pub clusters: WeightedClusters,
     /// Zero: none.
     pub idle_timeout: Duration,

@@ -2,11 +2,13 @@
 //! validate), so that whoever holds one need not check it again. A resource that cannot be decoded is refused with a
 //! reason (NACK) and what was there before stays.
 
+mod authorization;
 mod cluster;
 pub mod decode;
 mod listener;
 mod route;
 
+pub use authorization::*;
 pub use cluster::*;
 pub use listener::*;
 pub use route::*;

@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::config::{DownstreamTls, NetworkFilter, ServerName, TcpProxy, WeightedClusters};
+use crate::config::{Authorization, DownstreamTls, NetworkFilter, ServerName, TcpProxy, WeightedClusters};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -198,7 +198,7 @@ fn listener(chains: &[Chain<'_>], default: Option<&str>) -> Listener {
             .then(|| DownstreamTls { require_client_certificate: true, alpn: vec![] }),
         matches,
         filter: NetworkFilter::Tcp(Arc::new(TcpProxy {
-            stat_prefix: name.to_owned(),
+            stat_prefix: name.to_owned(), authorization: Authorization::default(),
             clusters: WeightedClusters::single(name),
             idle_timeout: Duration::ZERO,
             fault: None,

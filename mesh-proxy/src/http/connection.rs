@@ -19,7 +19,8 @@ use super::io::{DownstreamIo, Io, Signals};
 use super::pipeline::handle;
 use super::timer::{Timer, Timers};
 use super::unused::unused;
-use crate::config::HttpManager;
+use crate::config::{HttpManager, NetworkFilter};
+use crate::inbound::Chosen;
 use crate::listen::{Context, Direction, Downstream, Flight, Phase};
 
 /// What an HTTP/2 client says first.
@@ -40,10 +41,37 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) downstream: Arc<Downstream>,
-    pub(crate) manager: Arc<HttpManager>,
+    /// As it was when the connection came.
+    pub(super) manager: Arc<HttpManager>,
+    /// Of a peer's connection, by which it is known whether it would still be taken.
+    chosen: Option<Chosen>,
+    /// The SPIFFE ID that the peer proved to have.
+    pub(crate) identity: Option<String>,
     pub(crate) ctx: Arc<Context>,
     pub(crate) timers: Timers,
     pub(crate) signals: Arc<Signals>,
+}
+
+impl Connection {
+    pub(super) fn new(
+        downstream: Arc<Downstream>,
+        manager: Arc<HttpManager>,
+        chosen: Option<Chosen>,
+        ctx: Arc<Context>,
+        signals: Arc<Signals>,
+    ) -> Self {
+        let identity = downstream.identity.as_deref().map(ToString::to_string);
+        Self { downstream, manager, chosen, identity, ctx, timers: Timers::default(), signals }
+    }
+
+    /// The connection manager for the next request; `None` if connections like this one are not taken any more.
+    pub(super) fn manager(&self) -> Option<Arc<HttpManager>> {
+        let Some(chosen) = &self.chosen else { return Some(self.manager.clone()) };
+        match chosen.now(&self.ctx.store)? {
+            NetworkFilter::Http(manager) => Some(manager),
+            NetworkFilter::Tcp(_) => None,
+        }
+    }
 }
 
 /// Serves HTTP/1.1 or HTTP/2 (by ALPN or by preface) on a downstream connection until it ends.
@@ -57,7 +85,7 @@ pub async fn serve<IO: DownstreamIo>(
     manager: Arc<HttpManager>,
     ctx: Arc<Context>,
 ) {
-    serve_until_end(io, downstream, manager, Signals::new(), ctx).await;
+    serve_until_end(io, downstream, manager, None, Signals::new(), ctx).await;
 }
 
 /// The same for a peer's connection, which may bring its first request at any moment.
@@ -65,16 +93,18 @@ pub async fn serve_peer<IO: DownstreamIo>(
     io: IO,
     downstream: Arc<Downstream>,
     manager: Arc<HttpManager>,
+    chosen: Chosen,
     arriving: Flight,
     ctx: Arc<Context>,
 ) {
-    serve_until_end(io, downstream, manager, Signals::arriving(arriving), ctx).await;
+    serve_until_end(io, downstream, manager, Some(chosen), Signals::arriving(arriving), ctx).await;
 }
 
 async fn serve_until_end<IO: DownstreamIo>(
     mut io: IO,
     downstream: Arc<Downstream>,
     manager: Arc<HttpManager>,
+    chosen: Option<Chosen>,
     signals: Signals,
     ctx: Arc<Context>,
 ) {
@@ -98,7 +128,7 @@ async fn serve_until_end<IO: DownstreamIo>(
     };
     let signals = Arc::new(signals);
     let io = Io::new(io, signals.clone(), before);
-    let conn = Arc::new(Connection { downstream, manager, ctx, timers: Timers::default(), signals });
+    let conn = Arc::new(Connection::new(downstream, manager, chosen, ctx, signals));
     let served =
         if http2 { serve_http2(io, conn.clone(), goaway).await } else { serve_http1(io, conn.clone(), close).await };
     conn.signals.tunnels_ended().await;

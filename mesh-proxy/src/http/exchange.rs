@@ -10,7 +10,7 @@ use super::connection::Connection;
 use super::deadline::Deadline;
 use super::head::{Head, text};
 use super::request_body::Upload;
-use crate::config::{Action, Route};
+use crate::config::{Action, HttpManager, Route};
 use crate::error::{Error, Kind};
 use crate::listen::{Direction, Security};
 use crate::retry::grpc_status;
@@ -20,6 +20,8 @@ use crate::upstream::{Held, Target};
 /// Recorded when it is dropped, whoever ends it: that happens exactly once, also when the client goes away.
 pub(crate) struct Exchange {
     pub(crate) conn: Arc<Connection>,
+    /// `None`: the connection is not one that is taken any more.
+    pub(crate) manager: Option<Arc<HttpManager>>,
     pub(crate) start: Instant,
     /// The request as it goes on.
     pub(crate) head: Head,
@@ -51,7 +53,10 @@ impl Exchange {
     /// How long nothing may move, in either direction; zero: for ever.
     pub(crate) fn idle_timeout(&self) -> Duration {
         match self.route.as_deref().map(|route| &route.action) {
-            Some(Action::Forward(it)) => it.idle_timeout.unwrap_or(self.conn.manager.stream_idle_timeout),
+            Some(Action::Forward(it)) => {
+                let default = || self.manager.as_ref().map_or(Duration::ZERO, |manager| manager.stream_idle_timeout);
+                it.idle_timeout.unwrap_or_else(default)
+            },
             _ => Duration::ZERO,
         }
     }
@@ -71,6 +76,7 @@ impl Exchange {
             head,
             upload: Upload::new(body, start),
             deadline: Deadline::none(&conn.timers, start),
+            manager: conn.manager(),
             conn,
             route: None,
             cluster: None,

@@ -15,6 +15,7 @@ use super::RequestBody;
 use crate::config::{HeaderMutation, PathMatch, PathRewrite, UpstreamHttp};
 use crate::error::{Error, Kind};
 use crate::listen::{Direction, Downstream, Security};
+use crate::path::{PathError, canonical};
 use crate::route::Subject;
 use crate::upstream::{Target, Version};
 
@@ -50,6 +51,8 @@ pub(crate) struct Head {
     authority: Option<HeaderValue>,
     /// What is wrong with how it names the host, if anything.
     misnamed: Option<&'static str>,
+    /// Why its path has no canonical form, if it has none.
+    pathless: Option<PathError>,
 }
 
 /// What one look at the headers finds.
@@ -98,6 +101,7 @@ impl Head {
         let http2 = version == http::Version::HTTP_2;
         let misnamed = misnamed(version, &seen);
         drop_user(&mut uri);
+        let pathless = make_canonical(&mut uri, &method).err();
         let mut upgrade = None;
         let mut upgrade_to = None;
         if seen.upgrade && seen.connection && !http2 {
@@ -143,6 +147,7 @@ impl Head {
             declared,
             authority: None,
             misnamed,
+            pathless,
         }
     }
 
@@ -166,7 +171,12 @@ impl Head {
     /// A request that names its host in no way or in several could mean one to the proxy and another to who comes after
     /// it (RFC 9112, 3.2).
     pub(crate) fn check(&self) -> Result<(), Error> {
-        self.misnamed.map_or(Ok(()), |what| Err(Error::because(Kind::DownstreamProtocol, what)))
+        let invalid = |what: &dyn std::fmt::Display| Err(Error::because(Kind::DownstreamProtocol, what));
+        match (self.misnamed, self.pathless) {
+            (Some(what), _) => invalid(&what),
+            (None, Some(what)) => invalid(&what),
+            (None, None) => Ok(()),
+        }
     }
 
     /// Host and port that the client asked for; empty if it named none.
@@ -358,6 +368,28 @@ fn misnamed(version: http::Version, seen: &Seen) -> Option<&'static str> {
         0 | 1 => seen.user_in_host.then_some("a user in the host"),
         _ => Some("more than one host"),
     }
+}
+
+/// Gives the path its canonical form, before anybody matches it. A tunnel has no path, and `*` is the server as a whole.
+fn make_canonical(uri: &mut Uri, method: &Method) -> Result<(), PathError> {
+    let path = uri.path();
+    if *method == Method::CONNECT || (path == "*" && *method == Method::OPTIONS) {
+        return Ok(());
+    }
+    // Of an absolute form: the root.
+    let form = canonical(if path.is_empty() && uri.authority().is_some() { "/" } else { path })?;
+    if form == path {
+        return Ok(());
+    }
+    let target = match uri.query() {
+        Some(query) => format!("{form}?{query}"),
+        None => form.into_owned(),
+    };
+    let mut parts = std::mem::take(uri).into_parts();
+    // It has only characters that were in a path before, or stand for themselves.
+    parts.path_and_query = Some(PathAndQuery::try_from(target).map_err(|_| PathError::Control)?);
+    *uri = Uri::from_parts(parts).map_err(|_| PathError::Control)?;
+    Ok(())
 }
 
 /// Who the client is at the server does not belong into the Host of the request that goes on (RFC 9110, 4.2.4).

@@ -16,7 +16,8 @@ use super::head::{Head, apply, concerns_connection, remove_hop_by_hop};
 use super::request_body::{Gate, RequestBody, Upload};
 use super::response_body::{Content, ResponseBody};
 use super::{reply, upgrade};
-use crate::config::{Action, Fault, Forward, RetryPolicy, Route, RouteSource, RouteTable, WeightedCluster};
+use crate::authorization::{self, Subject};
+use crate::config::{Action, Authorization, Fault, Forward, HttpManager, RetryPolicy, Route, RouteSource, RouteTable, WeightedCluster};
 use crate::error::{Error, Kind, Retry, Side};
 use crate::fault::{self, End};
 use crate::listen::{Direction, Security};
@@ -92,7 +93,10 @@ fn hands_back(exchange: &Exchange, error: &Error) -> bool {
 
 async fn respond(exchange: &mut Exchange) -> Result<Response<Content>, Ended> {
     exchange.head.check()?;
-    let route = find_route(&exchange.conn, &exchange.head).await?;
+    let gone = || Error::because(Kind::Denied, "connections like this one are not taken any more");
+    let manager = exchange.manager.clone().ok_or_else(gone)?;
+    authorize(&manager.authorization, &exchange.conn, &exchange.head)?;
+    let route = find_route(&exchange.conn, &manager, &exchange.head).await?;
     exchange.route = Some(route.clone());
     exchange.deadline = deadline(exchange, &route);
     if let Some(fault) = &route.fault {
@@ -107,8 +111,17 @@ async fn respond(exchange: &mut Exchange) -> Result<Response<Content>, Ended> {
     Ok(response)
 }
 
-async fn find_route(conn: &Connection, head: &Head) -> Result<Arc<Route>, Error> {
-    match &conn.manager.routes {
+/// Whether the policies let the request in.
+fn authorize(authorization: &Authorization, conn: &Connection, head: &Head) -> Result<(), Error> {
+    if authorization.gates.is_empty() {
+        return Ok(());
+    }
+    let subject = Subject::new(&conn.downstream, conn.identity.as_deref(), Some(head.subject()));
+    authorization::decide(authorization, &subject).enforce(&conn.ctx.telemetry)
+}
+
+async fn find_route(conn: &Connection, manager: &HttpManager, head: &Head) -> Result<Arc<Route>, Error> {
+    match &manager.routes {
         RouteSource::Inline(table) => find_in(table, head),
         RouteSource::Rds(name) => {
             if let Some(table) = conn.ctx.store.load().routes(name) {

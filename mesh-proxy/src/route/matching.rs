@@ -1,6 +1,6 @@
 use std::borrow::Cow;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 
 use super::Subject;
 use crate::config::{HeaderMatch, PathMatch, QueryMatch, RouteMatch, StringMatch};
@@ -43,6 +43,21 @@ pub(super) fn header(matcher: &HeaderMatch, subject: &Subject<'_>) -> bool {
     found != matcher.invert
 }
 
+/// Some servers take the first of several values, some the last, some all of them.
+pub(super) fn header_certainly(matcher: &HeaderMatch, subject: &Subject<'_>) -> Option<bool> {
+    let holds = header(matcher, subject);
+    let mut values = subject.headers.get_all(&matcher.name).iter();
+    if matches!(matcher.matcher, StringMatch::Present(_)) {
+        return Some(holds);
+    }
+    let binary = |value: &HeaderValue| std::str::from_utf8(value.as_bytes()).is_err();
+    let single = |value: &HeaderValue| text(&matcher.matcher, std::str::from_utf8(value.as_bytes()).ok()) != matcher.invert;
+    match values.size_hint() {
+        (_, Some(0)) => Some(holds),
+        _ => values.all(|value| !binary(value) && single(value) == holds).then_some(holds),
+    }
+}
+
 enum Values<'a> {
     None,
     Text(Cow<'a, str>),
@@ -73,7 +88,7 @@ fn query(matcher: &QueryMatch, query: Option<&str>) -> bool {
     text(&matcher.matcher, value)
 }
 
-fn text(matcher: &StringMatch, value: Option<&str>) -> bool {
+pub(super) fn text(matcher: &StringMatch, value: Option<&str>) -> bool {
     let Some(value) = value else { return matches!(matcher, StringMatch::Present(false)) };
     match matcher {
         StringMatch::Exact(exact) => value == exact,

@@ -1,7 +1,8 @@
 //! Which route of a table takes a request: pure functions of the table and the request's head.
 //!
 //! Virtual hosts are chosen as in Envoy: an exact domain before the longest `*.suffix`, before the longest `prefix.*`,
-//! before `*`. Within the virtual host the first route that matches decides. Paths are compared as they came, percent-encoding untouched.
+//! before `*`. Within the virtual host the first route that matches decides. Paths are compared in
+//! their canonical form.
 
 mod matching;
 #[cfg(test)]
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, Method};
 
-use crate::config::{HeaderMatch, Route, RouteTable, VirtualHost};
+use crate::config::{HeaderMatch, Route, RouteTable, StringMatch, VirtualHost};
 
 /// What routing looks at.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +36,15 @@ pub fn find<'t>(table: &'t RouteTable, subject: &Subject<'_>) -> Option<&'t Arc<
 /// Whether all of the matchers hold, for rules that are not routes.
 pub fn headers_match(matchers: &[HeaderMatch], subject: &Subject<'_>) -> bool {
     matchers.iter().all(|matcher| matching::header(matcher, subject))
+}
+
+/// Whether a matcher holds; `None` where servers may differ, as several values of one header do not all say the same.
+pub fn header_certainly(matcher: &HeaderMatch, subject: &Subject<'_>) -> Option<bool> {
+    matching::header_certainly(matcher, subject)
+}
+
+pub fn text_matches(matcher: &StringMatch, text: &str) -> bool {
+    matching::text(matcher, Some(text))
 }
 
 /// How well a domain fits; the greater the better.

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use mesh_common::names::CLUSTER_PASSTHROUGH;
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::config::{Endpoint, Fault, FaultKind, FaultRule, TcpProxy};
+use crate::authorization::{self, Subject};
+use crate::config::{Endpoint, Fault, FaultKind, FaultRule, NetworkFilter, TcpProxy};
 use crate::error::{Error, Kind, Side};
 use crate::http::DownstreamIo;
+use crate::inbound::Chosen;
 use crate::listen::{self, Context, Direction, Downstream, Security};
 use crate::telemetry::{StreamMetrics, TcpRecord};
 use crate::upstream::{TcpUpstream, UpstreamStream};
@@ -24,8 +26,19 @@ const PASSTHROUGH_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const PASSTHROUGH_IDLE: Duration = Duration::from_secs(3600);
 
 /// Carries the connection to one of the proxy's clusters until it ends.
-pub async fn proxy<IO: DownstreamIo>(io: IO, downstream: &Downstream, filter: &TcpProxy, ctx: &Context) {
+///
+/// `chosen`, of a peer's connection, tells when it is not one that is taken any more.
+pub async fn proxy<IO: DownstreamIo>(
+    io: IO,
+    downstream: &Downstream,
+    filter: &TcpProxy,
+    chosen: Option<&Chosen>,
+    ctx: &Context,
+) {
     let began = Instant::now();
+    if let Err(error) = authorize(downstream, filter, ctx) {
+        return refuse(io, downstream, "", began, &error, ctx);
+    }
     if let Some(fault) = &filter.fault
         && let Err(error) = inject(fault).await
     {
@@ -37,9 +50,41 @@ pub async fn proxy<IO: DownstreamIo>(io: IO, downstream: &Downstream, filter: &T
     match ctx.upstreams.connect_tcp(&choice.cluster, downstream).await {
         Ok(upstream) => {
             let idle = (!filter.idle_timeout.is_zero()).then_some(filter.idle_timeout);
-            carry(io, downstream, &choice.cluster, upstream, idle, began, ctx).await;
+            let revoked = revoked(downstream, chosen, ctx);
+            carry(io, downstream, &choice.cluster, upstream, idle, began, revoked, ctx).await;
         }
         Err(error) => refuse(io, downstream, &choice.cluster, began, &error, ctx),
+    }
+}
+
+/// Whether the policies let the connection in.
+fn authorize(downstream: &Downstream, filter: &TcpProxy, ctx: &Context) -> Result<(), Error> {
+    if filter.authorization.gates.is_empty() {
+        return Ok(());
+    }
+    let identity = downstream.identity.as_deref().map(ToString::to_string);
+    let subject = Subject::new(downstream, identity.as_deref(), None);
+    authorization::decide(&filter.authorization, &subject).enforce(&ctx.telemetry)
+}
+
+/// Ends when a policy that came later does not let the connection in.
+async fn revoked(downstream: &Downstream, chosen: Option<&Chosen>, ctx: &Context) -> Error {
+    let Some(chosen) = chosen else { return std::future::pending().await };
+    let mut changes = ctx.store.listener_changes();
+    loop {
+        match chosen.now(&ctx.store) {
+            Some(NetworkFilter::Tcp(filter)) => {
+                if let Err(error) = authorize(downstream, &filter, ctx) {
+                    return error;
+                }
+            }
+            Some(NetworkFilter::Http(_)) | None => {
+                return Error::because(Kind::Denied, "connections like this one are not taken any more");
+            }
+        }
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
     }
 }
 
@@ -64,7 +109,8 @@ pub async fn passthrough<IO: DownstreamIo>(io: IO, downstream: &Downstream, ctx:
                 security: Security::None,
                 _counted: None,
             };
-            carry(io, downstream, CLUSTER_PASSTHROUGH, upstream, Some(PASSTHROUGH_IDLE), began, ctx).await;
+            let always = std::future::pending();
+            carry(io, downstream, CLUSTER_PASSTHROUGH, upstream, Some(PASSTHROUGH_IDLE), began, always, ctx).await;
         }
         Ok(Err(error)) => {
             let error = Error::because(Kind::UpstreamConnect, format_args!("{address}: {error}"));
@@ -113,7 +159,8 @@ pub fn record_failure(downstream: &Downstream, cluster: &str, began: Instant, er
     log(downstream, error, ctx);
 }
 
-/// Carries bytes until both sides have ended or one breaks, and records it.
+/// Carries bytes until both sides have ended, one breaks or the connection is revoked, and records it.
+#[allow(clippy::too_many_arguments)]
 async fn carry<IO: DownstreamIo>(
     mut io: IO,
     downstream: &Downstream,
@@ -121,6 +168,7 @@ async fn carry<IO: DownstreamIo>(
     mut upstream: TcpUpstream,
     idle: Option<Duration>,
     began: Instant,
+    revoked: impl Future<Output = Error>,
     ctx: &Context,
 ) {
     let security = match downstream.direction {
@@ -139,12 +187,18 @@ async fn carry<IO: DownstreamIo>(
         detail: None,
     };
     let mut counted = Counted { metrics: ctx.telemetry.tcp_opened(&record), received: 0, sent: 0 };
-    let result = copy::copy(&mut io, &mut upstream.io, idle, &mut counted).await;
-    let error = result.err().map(|broken| match broken {
-        Broken::Downstream(error) => Error::because(Kind::Downstream, error),
-        Broken::Upstream(error) => Error::because(Kind::UpstreamReset, error),
-        Broken::Idle => Error::new(Kind::StreamIdle),
-    });
+    let carried = async {
+        let result = copy::copy(&mut io, &mut upstream.io, idle, &mut counted).await;
+        result.err().map(|broken| match broken {
+            Broken::Downstream(error) => Error::because(Kind::Downstream, error),
+            Broken::Upstream(error) => Error::because(Kind::UpstreamReset, error),
+            Broken::Idle => Error::new(Kind::StreamIdle),
+        })
+    };
+    let error = tokio::select! {
+        error = carried => error,
+        error = revoked => Some(error),
+    };
     if error.is_some() {
         io.reset_on_close();
         listen::reset_on_close(upstream.io.tcp());

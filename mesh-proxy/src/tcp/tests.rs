@@ -3,7 +3,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::*;
-use crate::config::WeightedClusters;
+use crate::config::{Authorization, WeightedClusters};
 use crate::listen::{InFlight, Phase, Settings};
 use crate::snapshot::Store;
 use crate::telemetry::{Telemetry, TelemetryOptions};
@@ -113,12 +113,12 @@ async fn a_reset_fault_comes_before_the_upstream() {
     let (mut client, io) = pair().await;
     let ctx = context();
     let filter = TcpProxy {
-        stat_prefix: "t".into(),
+        stat_prefix: "t".into(), authorization: Authorization::default(),
         clusters: WeightedClusters::single("c"),
         idle_timeout: Duration::ZERO,
         fault: Some(Arc::new(Fault { rules: vec![rule(FaultKind::Reset)] })),
     };
-    proxy(io, &downstream("240.240.0.1:1".parse().unwrap()), &filter, &ctx).await;
+    proxy(io, &downstream("240.240.0.1:1".parse().unwrap()), &filter, None, &ctx).await;
     assert_eq!(client.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     assert!(has(&ctx, r#"response_flags="FI""#));
 }
@@ -128,12 +128,12 @@ async fn no_cluster_to_choose_is_recorded() {
     let (_client, io) = pair().await;
     let ctx = context();
     let filter = TcpProxy {
-        stat_prefix: "t".into(),
+        stat_prefix: "t".into(), authorization: Authorization::default(),
         clusters: WeightedClusters::new(vec![]),
         idle_timeout: Duration::ZERO,
         fault: None,
     };
-    proxy(io, &downstream("240.240.0.1:1".parse().unwrap()), &filter, &ctx).await;
+    proxy(io, &downstream("240.240.0.1:1".parse().unwrap()), &filter, None, &ctx).await;
     assert!(has(&ctx, r#"response_flags="NC""#));
 }
 

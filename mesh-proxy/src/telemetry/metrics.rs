@@ -31,6 +31,7 @@ const XDS: &str = "mesh_proxy_xds_connected";
 const EXPIRY: &str = "mesh_proxy_certificate_expiry_timestamp_seconds";
 const LOG_DROPPED: &str = "mesh_proxy_access_log_dropped_total";
 const DNS: &str = "mesh_proxy_dns_queries_total";
+const WOULD_REFUSE: &str = "mesh_authorization_dry_run_refused_total";
 
 /// From 100 µs to 60 s, narrow enough that an interpolated quantile is off by a fifth at most where requests usually are.
 const BUCKETS: [f64; 30] = [
@@ -231,6 +232,11 @@ impl Metrics {
             DnsResult::Malformed => "malformed",
         };
         counter(&self.recorder, DNS, vec![Label::new("result", result)]).increment(1);
+    }
+
+    pub(super) fn would_refuse(&self, policy: &str) {
+        // As many as there are policies.
+        counter(&self.recorder, WOULD_REFUSE, vec![Label::new("policy", policy.to_owned())]).increment(1);
     }
 
     pub(super) fn xds_connected(&self, connected: bool) {
@@ -481,6 +487,7 @@ fn describe(recorder: &PrometheusRecorder) {
         (OVERFLOW, "Records counted under the label value `overflow` because there are too many series."),
         (LOG_DROPPED, "Access log lines dropped because their reader is too slow."),
         (DNS, "DNS queries, by what became of them."),
+        (WOULD_REFUSE, "Requests and byte streams that policies on trial (`dryRun`) would have refused."),
     ];
     for (name, text) in counters {
         recorder.describe_counter(name.into(), None, text.into());

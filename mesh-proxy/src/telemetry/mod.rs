@@ -89,6 +89,11 @@ impl Telemetry {
         }
     }
 
+    /// A policy on trial would have refused something; `policy` is empty if that is because no policy allows it.
+    pub fn would_refuse(&self, policy: &str) {
+        self.inner.metrics.would_refuse(policy);
+    }
+
     /// A byte stream reached its upstream. Bytes are counted while they flow, through the handle.
     pub fn tcp_opened(&self, record: &TcpRecord<'_>) -> StreamMetrics {
         self.inner.metrics.stream_opened(record)

@@ -193,6 +193,7 @@ impl Reader {
             Kind::TrafficPolicy => self.typed(kind, node).map(Object::TrafficPolicy),
             Kind::FaultInjection => self.typed(kind, node).map(Object::FaultInjection),
             Kind::PeerAuthentication => self.typed(kind, node).map(Object::PeerAuthentication),
+            Kind::AuthorizationPolicy => self.typed(kind, node).map(Object::AuthorizationPolicy),
             Kind::WorkloadEntry => self.typed(kind, node).map(Object::WorkloadEntry),
             Kind::MeshConfig => self.typed(kind, node).map(Object::MeshConfig),
         };

@@ -1,6 +1,7 @@
 //! What can be known to be wrong from an object alone. What depends on other objects (a backend that does not exist, two
 //! objects that want different things) is a condition, found by the model.
 
+mod authorization;
 mod fields;
 mod metadata;
 mod policies;
@@ -42,6 +43,7 @@ pub fn validate(object: &Object) -> Vec<FieldError> {
         Object::TrafficPolicy(policy) => policies::traffic(&policy.spec, &mut errors),
         Object::FaultInjection(fault) => policies::fault(&fault.spec, &mut errors),
         Object::PeerAuthentication(policy) => policies::peer(&policy.spec, &mut errors),
+        Object::AuthorizationPolicy(policy) => authorization::policy(&policy.spec, &mut errors),
         Object::MeshConfig(config) => policies::mesh(&config.spec, &mut errors),
     }
     errors.0

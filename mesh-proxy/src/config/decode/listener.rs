@@ -29,11 +29,11 @@ use envoy_types::pb::google::protobuf::Any;
 use mesh_common::proto::extensions::Fault as PbFault;
 
 use super::{
-    At, Decoded, Rejected, duration_or, each, fault, from_ads, is, is_true, route, tls, unless, unpack,
+    At, Decoded, Rejected, authorization, duration_or, each, fault, from_ads, is, is_true, route, tls, unless, unpack,
     unsupported_type,
 };
 use crate::config::{
-    ChainMatch, Fault, FilterChain, HeaderMutation, HttpManager, Listener, NetworkFilter, RouteSource, ServerName,
+    Authorization, ChainMatch, Fault, FilterChain, Gate, HeaderMutation, HttpManager, Listener, NetworkFilter, RouteSource, ServerName,
     TcpProxy, Transport, WeightedCluster, WeightedClusters,
 };
 
@@ -117,45 +117,57 @@ fn server_name(name: String) -> Decoded<ServerName> {
     })
 }
 
-/// Faults, then one HTTP connection manager or TCP proxy.
-fn network_filters(filters: Vec<Filter>) -> Decoded<NetworkFilter> {
-    let last = filters.len().checked_sub(1).ok_or_else(|| Rejected::field("filters", "must not be empty"))?;
-    let mut found_fault = None;
-    let mut found = None;
+/// What stands before a TCP proxy.
+#[derive(Default)]
+struct Before {
+    gates: Vec<Gate>,
+    fault: Option<Arc<Fault>>,
+}
+
+/// Gates and faults, then one HTTP connection manager or TCP proxy.
+fn network_filters(mut filters: Vec<Filter>) -> Decoded<NetworkFilter> {
+    let last = filters.pop().ok_or_else(|| Rejected::field("filters", "must not be empty"))?;
+    let at_last = format!("filters[{}]", filters.len());
+    let mut before = Before::default();
     for (index, filter) in filters.into_iter().enumerate() {
-        let (decoded, any_fault) = network_filter(filter, index == last).at(format_args!("filters[{index}]"))?;
-        found = decoded;
-        found_fault = any_fault.or(found_fault);
+        typed(filter).and_then(|any| before.add(&any)).at(format_args!("filters[{index}]"))?;
     }
-    match (found, found_fault) {
-        (Some(NetworkFilter::Tcp(tcp)), fault) => {
-            let tcp = Arc::try_unwrap(tcp).map_err(|_| Rejected::field("filters", "must not be shared"))?;
-            Ok(NetworkFilter::Tcp(Arc::new(TcpProxy { fault, ..tcp })))
-        }
-        (Some(_), Some(_)) => Err(Rejected::field("filters", "faults of HTTP belong to its routes")),
-        (Some(http), None) => Ok(http),
-        (None, _) => Err(Rejected::field("filters", "the last must be an HTTP connection manager or a TCP proxy")),
+    typed(last).and_then(|any| network_filter(&any, before)).at(at_last)
+}
+
+fn typed(pb: Filter) -> Decoded<Any> {
+    match pb.config_type {
+        Some(FilterConfig::TypedConfig(any)) => Ok(any),
+        _ => Err(Rejected::field("typed_config", "is needed")),
     }
 }
 
-fn network_filter(pb: Filter, last: bool) -> Decoded<(Option<NetworkFilter>, Option<Arc<Fault>>)> {
-    let any = match pb.config_type {
-        Some(FilterConfig::TypedConfig(any)) => any,
-        _ => return Err(Rejected::field("typed_config", "is needed")),
-    };
-    if !last {
-        return match is::<PbFault>(&any).then(|| fault::fault(&any)).flatten() {
-            Some(fault) => Ok((None, Some(Arc::new(fault.at("typed_config")?)))),
-            None => Err(unsupported_type(&any)),
-        };
+impl Before {
+    fn add(&mut self, any: &Any) -> Decoded<()> {
+        if let Some(gates) = authorization::network(any) {
+            self.gates.extend(gates.at("typed_config")?);
+            return Ok(());
+        }
+        let fault = is::<PbFault>(any).then(|| fault::fault(any)).flatten().ok_or_else(|| unsupported_type(any))?;
+        self.fault = Some(Arc::new(fault.at("typed_config")?));
+        Ok(())
     }
-    if let Some(pb) = unpack::<HttpConnectionManager>(&any) {
-        return Ok((Some(NetworkFilter::Http(Arc::new(pb.and_then(http_manager).at("typed_config")?))), None));
+}
+
+fn network_filter(any: &Any, before: Before) -> Decoded<NetworkFilter> {
+    if let Some(pb) = unpack::<HttpConnectionManager>(any) {
+        unless(before.fault.is_some(), "typed_config", "faults of HTTP belong to its routes")?;
+        let mut manager = pb.and_then(http_manager).at("typed_config")?;
+        // What is said of the connection is asked first.
+        manager.authorization.gates.splice(0..0, before.gates);
+        return Ok(NetworkFilter::Http(Arc::new(manager)));
     }
-    if let Some(pb) = unpack::<PbTcp>(&any) {
-        return Ok((Some(NetworkFilter::Tcp(Arc::new(pb.and_then(tcp_proxy).at("typed_config")?))), None));
+    if let Some(pb) = unpack::<PbTcp>(any) {
+        let proxy = pb.and_then(tcp_proxy).at("typed_config")?;
+        let authorization = Authorization { gates: before.gates };
+        return Ok(NetworkFilter::Tcp(Arc::new(TcpProxy { authorization, fault: before.fault, ..proxy })));
     }
-    Err(unsupported_type(&any))
+    Err(unsupported_type(any))
 }
 
 fn http_manager(pb: HttpConnectionManager) -> Decoded<HttpManager> {
@@ -170,7 +182,7 @@ fn http_manager(pb: HttpConnectionManager) -> Decoded<HttpManager> {
     unless(detection, "original_ip_detection_extensions", "is not supported")?;
     unless(pb.typed_header_validation_config.is_some(), "typed_header_validation_config", "is not supported")?;
     unless(pb.local_reply_config.is_some(), "local_reply_config", "is not supported")?;
-    http_filters(pb.http_filters)?;
+    let authorization = Authorization { gates: http_filters(pb.http_filters)? };
     let routes = match pb.route_specifier {
         Some(RouteSpecifier::Rds(rds)) => {
             from_ads(&rds.config_source).at("rds.config_source")?;
@@ -186,13 +198,16 @@ fn http_manager(pb: HttpConnectionManager) -> Decoded<HttpManager> {
     let common = pb.common_http_protocol_options.unwrap_or_default();
     Ok(HttpManager {
         stat_prefix: pb.stat_prefix,
+        authorization,
         routes,
         idle_timeout: duration_or("common_http_protocol_options.idle_timeout", &common.idle_timeout, IDLE)?,
         stream_idle_timeout: duration_or("stream_idle_timeout", &pb.stream_idle_timeout, STREAM_IDLE)?,
     })
 }
 
-fn http_filters(filters: Vec<HttpFilter>) -> Decoded<()> {
+/// The gates before the router.
+fn http_filters(filters: Vec<HttpFilter>) -> Decoded<Vec<Gate>> {
+    let mut gates = Vec::new();
     let last = filters.len().checked_sub(1).ok_or_else(|| Rejected::field("http_filters", "must end in the router"))?;
     for (index, filter) in filters.into_iter().enumerate() {
         let at = format!("http_filters[{index}]");
@@ -202,7 +217,14 @@ fn http_filters(filters: Vec<HttpFilter>) -> Decoded<()> {
             _ => return Err(Rejected::field("typed_config", "is needed")).at(at),
         };
         if is::<Router>(&any) && index == last {
-            return Ok(());
+            return Ok(gates);
+        }
+        if let Some(more) = authorization::http(&any) {
+            // One that is only there for routes to turn on is refused with the route that does.
+            if !filter.disabled {
+                gates.extend(more.at("typed_config").at(at)?);
+            }
+            continue;
         }
         if !(filter.disabled || filter.is_optional) {
             http_filter(&any).at(at)?;
@@ -237,7 +259,13 @@ fn tcp_proxy(pb: PbTcp) -> Decoded<TcpProxy> {
         _ => return Err(Rejected::new("one of cluster and weighted_clusters is needed")),
     };
     let idle_timeout = duration_or("idle_timeout", &pb.idle_timeout, IDLE)?;
-    Ok(TcpProxy { stat_prefix: pb.stat_prefix, clusters, idle_timeout, fault: None })
+    Ok(TcpProxy {
+        stat_prefix: pb.stat_prefix,
+        authorization: Authorization::default(),
+        clusters,
+        idle_timeout,
+        fault: None,
+    })
 }
 
 fn weighted(pb: ClusterWeight) -> Decoded<WeightedCluster> {

@@ -21,6 +21,7 @@ use prost::Message;
 use super::Name;
 use crate::snapshot::{Resource, Type};
 
+mod authorization;
 mod cluster;
 mod endpoints;
 mod fault;

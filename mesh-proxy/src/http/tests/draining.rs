@@ -205,6 +205,7 @@ async fn a_connection_that_became_a_tunnel_is_open_until_the_tunnel_ends() {
     let (stream, _) = listener.accept().await.unwrap();
     let manager = HttpManager {
         stat_prefix: String::new(),
+        authorization: Authorization::default(),
         routes: RouteSource::Inline(Arc::new(to(forward(&[("app", 1)])))),
         idle_timeout: Duration::ZERO,
         stream_idle_timeout: Duration::ZERO,

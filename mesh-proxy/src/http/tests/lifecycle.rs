@@ -262,18 +262,19 @@ async fn a_byte_stream_passes_over_an_endpoint_that_takes_no_connection() {
 #[tokio::test]
 async fn the_future_of_a_request_is_small() {
     let proxy = Proxy::new([], ProxyOptions::default()).await;
-    let conn = Arc::new(Connection {
-        downstream: Arc::new(downstream()),
-        manager: Arc::new(HttpManager {
+    let conn = Arc::new(Connection::new(
+        Arc::new(downstream()),
+        Arc::new(HttpManager {
             stat_prefix: String::new(),
+            authorization: Authorization::default(),
             routes: RouteSource::Rds("routes".to_owned()),
             idle_timeout: Duration::ZERO,
             stream_idle_timeout: Duration::ZERO,
         }),
-        ctx: proxy.ctx.clone(),
-        timers: timer::Timers::default(),
-        signals: Arc::new(io::Signals::new()),
-    });
+        None,
+        proxy.ctx.clone(),
+        Arc::new(io::Signals::new()),
+    ));
     let size = pipeline::size_of_future(conn);
     assert!(size <= 4096, "{size} bytes are moved for each request");
 }

@@ -313,6 +313,7 @@ impl Proxy {
         });
         let manager = Arc::new(HttpManager {
             stat_prefix: "test".to_owned(),
+            authorization: Authorization::default(),
             routes: match options.inline {
                 Some(table) => RouteSource::Inline(Arc::new(table)),
                 None => RouteSource::Rds("routes".to_owned()),

@@ -1,0 +1,180 @@
+//! Who may come in: pure functions of the gates, the connection and, over HTTP, the request.
+//!
+//! A condition may be neither met nor missed: one about HTTP on a byte stream, about a header whose values do not agree, or
+//! about a path that servers read in different ways. What is not certain never lets anybody in: it refuses at a `DENY`,
+//! and does not allow at an `ALLOW`.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use http::Method;
+
+use crate::config::{Authorization, Condition, Gate, GateAction, Policy, StringMatch};
+use crate::error::{Error, Kind};
+use crate::listen::Downstream;
+use crate::path::OtherReading;
+use crate::route;
+use crate::telemetry::Telemetry;
+
+/// What the gates look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    pub peer: SocketAddr,
+    pub destination: SocketAddr,
+    /// The SPIFFE ID that the peer proved to have.
+    pub identity: Option<&'a str>,
+    pub request: Option<route::Subject<'a>>,
+}
+
+impl<'a> Subject<'a> {
+    pub fn new(downstream: &Downstream, identity: Option<&'a str>, request: Option<route::Subject<'a>>) -> Self {
+        Self { peer: downstream.peer, destination: downstream.original_destination, identity, request }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Verdict<'a> {
+    /// Why it is refused; `None` if it is not.
+    pub refused: Option<Refusal<'a>>,
+    /// The first gate on trial that would have refused it.
+    pub would_refuse: Option<Refusal<'a>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal<'a> {
+    /// This policy denies it.
+    Denied(&'a str),
+    /// No policy allows it.
+    NotAllowed,
+}
+
+impl Verdict<'_> {
+    /// Counts what policies on trial would refuse, and refuses what the others do.
+    pub fn enforce(&self, telemetry: &Telemetry) -> Result<(), Error> {
+        if let Some(refusal) = &self.would_refuse {
+            telemetry.would_refuse(refusal.policy());
+        }
+        match &self.refused {
+            Some(refusal) => Err(Error::because(Kind::Denied, refusal)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Refusal<'_> {
+    /// The name of the policy that denies; empty if none allows.
+    pub fn policy(&self) -> &str {
+        match self {
+            Self::Denied(policy) => policy,
+            Self::NotAllowed => "",
+        }
+    }
+}
+
+impl fmt::Display for Refusal<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Denied(policy) => write!(f, "denied by the policy {policy}"),
+            Self::NotAllowed => f.write_str("allowed by no policy"),
+        }
+    }
+}
+
+pub fn decide<'a>(authorization: &'a Authorization, subject: &Subject<'_>) -> Verdict<'a> {
+    let mut verdict = Verdict::default();
+    for gate in &authorization.gates {
+        let slot = if gate.dry_run { &mut verdict.would_refuse } else { &mut verdict.refused };
+        if slot.is_none() {
+            *slot = refusal(gate, subject);
+        }
+        if verdict.refused.is_some() {
+            break;
+        }
+    }
+    verdict
+}
+
+fn refusal<'a>(gate: &'a Gate, subject: &Subject<'_>) -> Option<Refusal<'a>> {
+    match gate.action {
+        GateAction::Deny => {
+            let denies = gate.policies.iter().find(|policy| matches(policy, subject) != Some(false));
+            denies.map(|policy| Refusal::Denied(&policy.name))
+        }
+        GateAction::Allow => {
+            let allows = gate.policies.iter().any(|policy| matches(policy, subject) == Some(true));
+            (!allows).then_some(Refusal::NotAllowed)
+        }
+    }
+}
+
+/// Whether a policy matches; `None` if that is not certain.
+pub fn matches(policy: &Policy, subject: &Subject<'_>) -> Option<bool> {
+    // Who comes is found out faster than what they want.
+    match one_of(&policy.principals, subject) {
+        Some(false) => Some(false),
+        principals => both(principals, one_of(&policy.permissions, subject)),
+    }
+}
+
+/// Whether a condition is met; `None` if that is not certain.
+pub fn holds(condition: &Condition, subject: &Subject<'_>) -> Option<bool> {
+    let request = subject.request.as_ref();
+    match condition {
+        Condition::Any => Some(true),
+        Condition::All(all) => {
+            let mut result = Some(true);
+            for condition in all {
+                result = both(result, holds(condition, subject));
+                if result == Some(false) {
+                    break;
+                }
+            }
+            result
+        }
+        Condition::OneOf(any) => one_of(any, subject),
+        Condition::Not(condition) => holds(condition, subject).map(|holds| !holds),
+        Condition::Header(matcher) => route::header_certainly(matcher, request?),
+        Condition::Path(matcher) => path(matcher, request?),
+        Condition::Port(range) => Some(range.contains(&subject.destination.port())),
+        Condition::Destination(range) => Some(range.contains(&subject.destination.ip())),
+        Condition::Source(range) => Some(range.contains(&subject.peer.ip())),
+        Condition::Authenticated => Some(subject.identity.is_some()),
+        Condition::Identity(matcher) => Some(subject.identity.is_some_and(|it| route::text_matches(matcher, it))),
+    }
+}
+
+fn one_of(conditions: &[Condition], subject: &Subject<'_>) -> Option<bool> {
+    let mut result = Some(false);
+    for condition in conditions {
+        match holds(condition, subject) {
+            Some(true) => return Some(true),
+            Some(false) => (),
+            None => result = None,
+        }
+    }
+    result
+}
+
+fn both(a: Option<bool>, b: Option<bool>) -> Option<bool> {
+    match (a, b) {
+        (Some(false), _) | (_, Some(false)) => Some(false),
+        (Some(true), Some(true)) => Some(true),
+        _ => None,
+    }
+}
+
+fn path(matcher: &StringMatch, request: &route::Subject<'_>) -> Option<bool> {
+    // A tunnel has none.
+    if *request.method == Method::CONNECT {
+        return None;
+    }
+    let matched = route::text_matches(matcher, request.path);
+    let agrees = match OtherReading::of(request.path) {
+        None => true,
+        Some(other) => route::text_matches(matcher, other.as_str()) == matched,
+    };
+    agrees.then_some(matched)
+}
+
+#[cfg(test)]
+mod tests;

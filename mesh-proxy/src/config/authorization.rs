@@ -1,0 +1,57 @@
+use std::ops::RangeInclusive;
+
+use ipnet::IpNet;
+
+use super::{HeaderMatch, StringMatch};
+
+/// Who may come in: the gates that a request or a connection passes, in order.
+#[derive(Debug, Default)]
+pub struct Authorization {
+    pub gates: Vec<Gate>,
+}
+
+/// One of Envoy's RBAC filters.
+#[derive(Debug)]
+pub struct Gate {
+    pub action: GateAction,
+    /// It only counts what it would refuse.
+    pub dry_run: bool,
+    /// In the order of their names.
+    pub policies: Vec<Policy>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateAction {
+    /// What no policy matches is refused.
+    Allow,
+    /// What a policy matches is refused.
+    Deny,
+}
+
+/// Matches what one of the permissions and one of the principals match.
+#[derive(Debug)]
+pub struct Policy {
+    pub name: String,
+    pub permissions: Vec<Condition>,
+    pub principals: Vec<Condition>,
+}
+
+#[derive(Debug)]
+pub enum Condition {
+    Any,
+    All(Vec<Condition>),
+    OneOf(Vec<Condition>),
+    Not(Box<Condition>),
+    Header(HeaderMatch),
+    /// Without the query.
+    Path(StringMatch),
+    /// That the connection was going to.
+    Port(RangeInclusive<u16>),
+    Destination(IpNet),
+    /// Who connected.
+    Source(IpNet),
+    /// The peer proved an identity.
+    Authenticated,
+    /// The SPIFFE ID that the peer proved to have.
+    Identity(StringMatch),
+}
