@@ -81,6 +81,7 @@ pub enum Command {
     Route(commands::route::Args),
     Fault(commands::fault::Args),
     Wait(commands::wait::Args),
+    Authz(commands::authz::Args),
     Proxy(commands::proxy::Args),
     LogLevel(commands::log_level::Args),
     Inject(commands::inject::Args),

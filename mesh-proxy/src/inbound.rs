@@ -143,7 +143,9 @@ async fn dispatch<IO: DownstreamIo>(
     ctx: Arc<Context>,
 ) {
     match chosen.filter() {
-        NetworkFilter::Http(manager) => http::serve_peer(io, Arc::new(downstream), manager, chosen, arriving, ctx).await,
+        NetworkFilter::Http(manager) => {
+            http::serve_peer(io, Arc::new(downstream), manager, chosen, arriving, ctx).await
+        }
         NetworkFilter::Tcp(filter) => tcp::proxy(io, &downstream, &filter, Some(&chosen), &ctx).await,
     }
 }

@@ -212,7 +212,14 @@ impl Store {
     fn with(snapshot: Snapshot, interest: Interest, started: Instant) -> Self {
         let clock = snapshot.clock.clone();
         let current = ArcSwap::from_pointee(snapshot);
-        let shared = Shared { current, clock, started, interest: Mutex::new(interest), wanted: Notify::new(), listeners: watch::Sender::default() };
+        let shared = Shared {
+            current,
+            clock,
+            started,
+            interest: Mutex::new(interest),
+            wanted: Notify::new(),
+            listeners: watch::Sender::default(),
+        };
         Self { shared: Arc::new(shared) }
     }
 

@@ -1,6 +1,7 @@
 //! One module for each command: its arguments with their help, and what it does.
 
 pub mod apply;
+pub mod authz;
 pub mod check;
 pub mod completion;
 pub mod delete;
@@ -88,6 +89,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Route(args) => route::run(context, args).await,
         Command::Fault(args) => fault::run(context, args).await,
         Command::Wait(args) => wait::run(context, args).await,
+        Command::Authz(args) => authz::run(context, args).await,
         Command::Proxy(args) => proxy::run(context, args).await,
         Command::LogLevel(args) => log_level::run(context, args).await,
         Command::Inject(args) => inject::run(context, args).await,

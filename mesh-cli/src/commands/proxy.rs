@@ -214,7 +214,7 @@ fn nothing(id: &str, part: Part) -> String {
 }
 
 /// All resources of one client, by Envoy's client status discovery service.
-async fn fetch(control: &Control, id: &str) -> Result<Vec<GenericXdsConfig>, Failure> {
+pub(super) async fn fetch(control: &Control, id: &str) -> Result<Vec<GenericXdsConfig>, Failure> {
     let exact = StringMatcher {
         match_pattern: Some(string_matcher::MatchPattern::Exact(id.to_owned())),
         ..StringMatcher::default()

@@ -2,7 +2,8 @@
 
 use jiff::Timestamp;
 use mesh_common::resource::{
-    FaultInjection, Kind, Object, PeerAuthentication, ReferenceGrant, Service, TargetRef, TrafficPolicy,
+    AuthorizationAction, AuthorizationPolicy, FaultInjection, Kind, Object, PeerAuthentication, ReferenceGrant,
+    Service, TargetRef, TrafficPolicy,
 };
 use serde_json::Value;
 
@@ -27,6 +28,7 @@ pub fn table(kind: Kind, objects: &[Stored], namespaces: bool, now: Timestamp) -
         Kind::TrafficPolicy => (&["TARGET", "SETTINGS"], |o| of(o, traffic_policy)),
         Kind::FaultInjection => (&["CALLS OF", "BY", "EFFECT", "PERCENT", "EXPIRES"], |o| of(o, fault)),
         Kind::PeerAuthentication => (&["TARGET", "MODE", "PORTS"], |o| of(o, peer_authentication)),
+        Kind::AuthorizationPolicy => (&["TARGET", "ACTION", "RULES"], |o| of(o, authorization_policy)),
         Kind::WorkloadEntry => (&["SERVICE", "VERSION", "ADDRESSES", "PORTS", "HEALTHY"], |o| of(o, workload)),
         Kind::MeshConfig => (&["TRUST DOMAIN"], |o| of(o, mesh_config)),
     };
@@ -91,6 +93,7 @@ pub fn summary(object: &Object) -> String {
             faults::views(f, Timestamp::MIN).iter().map(faults::in_words).collect::<Vec<_>>().join("; ")
         }
         Object::PeerAuthentication(p) => texts(peer_authentication(p)),
+        Object::AuthorizationPolicy(p) => texts(authorization_policy(p)),
         Object::WorkloadEntry(w) => texts(workload(w).into_iter().take(3).collect()),
         Object::MeshConfig(m) => texts(mesh_config(m)),
     }
@@ -149,7 +152,16 @@ macro_rules! of_object {
     };
 }
 
-of_object!(ReferenceGrant, Service, TrafficPolicy, FaultInjection, PeerAuthentication, WorkloadEntry, MeshConfig);
+of_object!(
+    ReferenceGrant,
+    Service,
+    TrafficPolicy,
+    FaultInjection,
+    PeerAuthentication,
+    AuthorizationPolicy,
+    WorkloadEntry,
+    MeshConfig
+);
 
 fn route(object: &Object) -> Vec<Cell> {
     let rules = attached::rules(object);
@@ -239,6 +251,19 @@ fn peer_authentication(policy: &PeerAuthentication) -> Vec<Cell> {
     let ports = policy.spec.ports.iter().map(|(port, m)| format!("{port}: {}", mode(m))).collect::<Vec<_>>().join(", ");
     let all = policy.spec.mode.as_ref().map(mode).unwrap_or_default();
     vec![targets(&policy.spec.target_refs, "the namespace").into(), all.into(), ports.into()]
+}
+
+fn authorization_policy(policy: &AuthorizationPolicy) -> Vec<Cell> {
+    let spec = &policy.spec;
+    let action = match (spec.action, spec.dry_run, spec.overrides) {
+        (AuthorizationAction::Deny, false, _) => "DENY",
+        (AuthorizationAction::Deny, true, _) => "DENY (dry run)",
+        (AuthorizationAction::Allow, true, _) => "ALLOW (dry run)",
+        (AuthorizationAction::Allow, false, true) => "ALLOW (overrides)",
+        (AuthorizationAction::Allow, false, false) => "ALLOW",
+    };
+    let target = targets(&spec.target_refs, "the namespace");
+    vec![target.into(), action.into(), spec.rules.len().to_string().into()]
 }
 
 fn reference_grant(grant: &ReferenceGrant) -> Vec<Cell> {

@@ -69,9 +69,8 @@ fn gates<'a>(policies: &[&'a Authorization]) -> Vec<Gate<'a>> {
         policies: policies.iter().copied().filter(|policy| wanted(policy)).collect(),
     };
     let is = |policy: &Authorization, action| policy.spec.action == action && !policy.spec.dry_run;
-    let overriding = [Reach::Mesh, Reach::Namespace, Reach::Service].map(|reach| {
-        gate(Action::Allow, false, &|it| is(it, Allow) && it.spec.overrides && it.reach == reach)
-    });
+    let overriding = [Reach::Mesh, Reach::Namespace, Reach::Service]
+        .map(|reach| gate(Action::Allow, false, &|it| is(it, Allow) && it.spec.overrides && it.reach == reach));
     let mut gates = vec![gate(Action::Deny, false, &|it| is(it, Deny))];
     gates.extend(overriding);
     gates.push(gate(Action::Allow, false, &|it| is(it, Allow) && !it.spec.overrides));
@@ -219,12 +218,7 @@ fn principal(source: &AuthorizationSource, trust_domain: &str, own_namespace: &s
     being(Identifier::AndIds(principal::Set { ids: all }))
 }
 
-fn from_one_of(
-    all: &mut Vec<Principal>,
-    values: &[String],
-    nots: &[String],
-    principal: &dyn Fn(&String) -> Principal,
-) {
+fn from_one_of(all: &mut Vec<Principal>, values: &[String], nots: &[String], principal: &dyn Fn(&String) -> Principal) {
     if !values.is_empty() {
         all.push(anyone(values.iter().map(principal).collect()));
     }

@@ -76,7 +76,8 @@ impl Authorizations {
             Reach::Mesh => true,
             Reach::Namespace => policy.policy.name.namespace == namespace,
             Reach::Service => {
-                policy.policy.name.namespace == namespace && services.iter().any(|it| policy.services.contains(it.as_ref()))
+                policy.policy.name.namespace == namespace
+                    && services.iter().any(|it| policy.services.contains(it.as_ref()))
             }
         };
         self.all.iter().filter(holds).map(|policy| &policy.policy).collect()

@@ -363,13 +363,7 @@ impl Model {
     }
 
     /// The policies of access that hold for a workload, in the order of their names; `service` and `version` as before.
-    pub fn authorizations(
-        &self,
-        namespace: &str,
-        workload: &str,
-        service: &str,
-        version: &str,
-    ) -> Vec<&Authorization> {
+    pub fn authorizations(&self, namespace: &str, workload: &str, service: &str, version: &str) -> Vec<&Authorization> {
         self.authorizations.of(namespace, &self.serving(namespace, workload, service, version))
     }
 

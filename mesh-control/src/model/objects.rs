@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_common::resource::{
-    AuthorizationPolicy, FaultInjection, GrpcRoute, HttpRoute, Key, Kind, MeshConfig, Object, PeerAuthentication, ReferenceGrant, Retries,
-    Service, TcpRoute, TlsRoute, TrafficPolicy, WorkloadEntry,
+    AuthorizationPolicy, FaultInjection, GrpcRoute, HttpRoute, Key, Kind, MeshConfig, Object, PeerAuthentication,
+    ReferenceGrant, Retries, Service, TcpRoute, TlsRoute, TrafficPolicy, WorkloadEntry,
 };
 
 use super::policy::service_name;

@@ -64,9 +64,8 @@ fn a_gate_on_trial_refuses_nothing_and_is_reported() {
 #[test]
 fn what_servers_may_read_differently_lets_nobody_in() {
     let headers = HeaderMap::new();
-    let on = |matcher: StringMatch, path: &str| {
-        holds(&Condition::Path(matcher), &subject(None, Some(get(path, &headers))))
-    };
+    let on =
+        |matcher: StringMatch, path: &str| holds(&Condition::Path(matcher), &subject(None, Some(get(path, &headers))));
     assert_eq!(on(prefix("/admin"), "/admin%2Fx"), Some(true));
     assert_eq!(on(exact("/admin/x"), "/admin%2Fx"), None);
     assert_eq!(on(exact("/admin"), "/admin;x=1"), None);
@@ -84,9 +83,8 @@ fn what_servers_may_read_differently_lets_nobody_in() {
 
 #[test]
 fn several_values_of_a_header_that_do_not_agree_let_nobody_in() {
-    let condition = |invert| {
-        Condition::Header(HeaderMatch { name: "role".to_owned(), matcher: exact("admin"), invert })
-    };
+    let condition =
+        |invert| Condition::Header(HeaderMatch { name: "role".to_owned(), matcher: exact("admin"), invert });
     let with = |values: &[&[u8]], invert| {
         let mut headers = HeaderMap::new();
         for value in values {
@@ -200,9 +198,8 @@ fn authorization(rules: &[(bool, Shape, Shape)]) -> Authorization {
 fn requests() -> impl Strategy<Value = (bool, Option<String>, Vec<String>)> {
     let path = prop::option::of(prop::sample::select(vec!["/a", "/b", "/a/b", "/a%2Fb", "//a", "/a;b"]));
     let roles = prop::collection::vec(prop::sample::select(vec!["/a", "/b", "x"]), 0..3);
-    (any::<bool>(), path, roles).prop_map(|(web, path, roles)| {
-        (web, path.map(str::to_owned), roles.into_iter().map(str::to_owned).collect())
-    })
+    (any::<bool>(), path, roles)
+        .prop_map(|(web, path, roles)| (web, path.map(str::to_owned), roles.into_iter().map(str::to_owned).collect()))
 }
 
 fn lets_in(authorization: &Authorization, (web, path, roles): &(bool, Option<String>, Vec<String>)) -> bool {

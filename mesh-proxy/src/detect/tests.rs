@@ -198,7 +198,8 @@ fn listener(chains: &[Chain<'_>], default: Option<&str>) -> Listener {
             .then(|| DownstreamTls { require_client_certificate: true, alpn: vec![] }),
         matches,
         filter: NetworkFilter::Tcp(Arc::new(TcpProxy {
-            stat_prefix: name.to_owned(), authorization: Authorization::default(),
+            stat_prefix: name.to_owned(),
+            authorization: Authorization::default(),
             clusters: WeightedClusters::single(name),
             idle_timeout: Duration::ZERO,
             fault: None,

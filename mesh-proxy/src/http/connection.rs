@@ -89,7 +89,7 @@ pub async fn serve<IO: DownstreamIo>(
 }
 
 /// The same for a peer's connection, which may bring its first request at any moment.
-pub async fn serve_peer<IO: DownstreamIo>(
+pub(crate) async fn serve_peer<IO: DownstreamIo>(
     io: IO,
     downstream: Arc<Downstream>,
     manager: Arc<HttpManager>,

@@ -56,7 +56,7 @@ impl Exchange {
             Some(Action::Forward(it)) => {
                 let default = || self.manager.as_ref().map_or(Duration::ZERO, |manager| manager.stream_idle_timeout);
                 it.idle_timeout.unwrap_or_else(default)
-            },
+            }
             _ => Duration::ZERO,
         }
     }

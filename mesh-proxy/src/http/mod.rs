@@ -20,7 +20,8 @@ mod unused;
 mod upgrade;
 
 pub(crate) use connection::Connection;
-pub use connection::{serve, serve_peer};
+pub use connection::serve;
+pub(crate) use connection::serve_peer;
 pub(crate) use head::Head;
 pub use io::DownstreamIo;
 pub(crate) use request_body::{BodyError, RequestBody, Upload};

@@ -17,7 +17,9 @@ use super::request_body::{Gate, RequestBody, Upload};
 use super::response_body::{Content, ResponseBody};
 use super::{reply, upgrade};
 use crate::authorization::{self, Subject};
-use crate::config::{Action, Authorization, Fault, Forward, HttpManager, RetryPolicy, Route, RouteSource, RouteTable, WeightedCluster};
+use crate::config::{
+    Action, Authorization, Fault, Forward, HttpManager, RetryPolicy, Route, RouteSource, RouteTable, WeightedCluster,
+};
 use crate::error::{Error, Kind, Retry, Side};
 use crate::fault::{self, End};
 use crate::listen::{Direction, Security};

@@ -13,9 +13,8 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::config::{
-    Authorization,
-    Balancer, ChainMatch, Cluster, Discovery, Endpoint, Endpoints, FilterChain, Limits, TcpProxy, Transport,
-    UpstreamHttp, UpstreamTls, WeightedClusters,
+    Authorization, Balancer, ChainMatch, Cluster, Discovery, Endpoint, Endpoints, FilterChain, Limits, TcpProxy,
+    Transport, UpstreamHttp, UpstreamTls, WeightedClusters,
 };
 use crate::listen::{InFlight, Phase, Settings};
 use crate::snapshot::{Resource, Store};
@@ -69,7 +68,8 @@ fn chain(transport: Transport, protocols: &[&str]) -> FilterChain {
             alpn: protocols.iter().map(|it| it.as_bytes().to_vec()).collect(),
         }),
         filter: NetworkFilter::Tcp(Arc::new(TcpProxy {
-            stat_prefix: String::new(), authorization: Authorization::default(),
+            stat_prefix: String::new(),
+            authorization: Authorization::default(),
             clusters: WeightedClusters::single("inbound:9080"),
             idle_timeout: Duration::ZERO,
             fault: None,
@@ -269,14 +269,21 @@ fn an_application_is_called_where_it_listens() {
             let NetworkFilter::Tcp(filter) = &chain.filter else { panic!() };
             let (stat_prefix, idle_timeout) = (filter.stat_prefix.clone(), filter.idle_timeout);
             let clusters = WeightedClusters::single(&format!("inbound:{port}"));
-            chain.filter = NetworkFilter::Tcp(Arc::new(TcpProxy { stat_prefix, authorization: Authorization::default(), clusters, idle_timeout, fault: None }));
+            chain.filter = NetworkFilter::Tcp(Arc::new(TcpProxy {
+                stat_prefix,
+                authorization: Authorization::default(),
+                clusters,
+                idle_timeout,
+                fault: None,
+            }));
             chain
         };
         let rest = FilterChain {
             matches: ChainMatch::default(),
             tls: None,
             filter: NetworkFilter::Tcp(Arc::new(TcpProxy {
-                stat_prefix: String::new(), authorization: Authorization::default(),
+                stat_prefix: String::new(),
+                authorization: Authorization::default(),
                 clusters: WeightedClusters::single("passthrough"),
                 idle_timeout: Duration::ZERO,
                 fault: None,

@@ -51,7 +51,8 @@ pub(super) fn header_certainly(matcher: &HeaderMatch, subject: &Subject<'_>) -> 
         return Some(holds);
     }
     let binary = |value: &HeaderValue| std::str::from_utf8(value.as_bytes()).is_err();
-    let single = |value: &HeaderValue| text(&matcher.matcher, std::str::from_utf8(value.as_bytes()).ok()) != matcher.invert;
+    let single =
+        |value: &HeaderValue| text(&matcher.matcher, std::str::from_utf8(value.as_bytes()).ok()) != matcher.invert;
     match values.size_hint() {
         (_, Some(0)) => Some(holds),
         _ => values.all(|value| !binary(value) && single(value) == holds).then_some(holds),

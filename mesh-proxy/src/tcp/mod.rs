@@ -28,7 +28,7 @@ const PASSTHROUGH_IDLE: Duration = Duration::from_secs(3600);
 /// Carries the connection to one of the proxy's clusters until it ends.
 ///
 /// `chosen`, of a peer's connection, tells when it is not one that is taken any more.
-pub async fn proxy<IO: DownstreamIo>(
+pub(crate) async fn proxy<IO: DownstreamIo>(
     io: IO,
     downstream: &Downstream,
     filter: &TcpProxy,

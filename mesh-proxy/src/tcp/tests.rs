@@ -113,7 +113,8 @@ async fn a_reset_fault_comes_before_the_upstream() {
     let (mut client, io) = pair().await;
     let ctx = context();
     let filter = TcpProxy {
-        stat_prefix: "t".into(), authorization: Authorization::default(),
+        stat_prefix: "t".into(),
+        authorization: Authorization::default(),
         clusters: WeightedClusters::single("c"),
         idle_timeout: Duration::ZERO,
         fault: Some(Arc::new(Fault { rules: vec![rule(FaultKind::Reset)] })),
@@ -128,7 +129,8 @@ async fn no_cluster_to_choose_is_recorded() {
     let (_client, io) = pair().await;
     let ctx = context();
     let filter = TcpProxy {
-        stat_prefix: "t".into(), authorization: Authorization::default(),
+        stat_prefix: "t".into(),
+        authorization: Authorization::default(),
         clusters: WeightedClusters::new(vec![]),
         idle_timeout: Duration::ZERO,
         fault: None,

@@ -162,3 +162,47 @@ fn a_tls_route_names_servers_and_has_one_rule() {
     assert_eq!(route("a", &format!("{rule}, {rule}")), ["spec.rules"]);
     assert_eq!(route("a", "{}"), ["spec.rules[0].backendRefs"]);
 }
+
+#[test]
+fn an_authorization_policy_says_what_can_match() {
+    let policy = |spec: &str| {
+        paths(&format!(
+            "apiVersion: meshctl.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: p}}\nspec: {spec}"
+        ))
+    };
+    for fine in [
+        "{}",
+        "{action: DENY, rules: [{}]}",
+        "{overrides: true, rules: [{from: [{identities: ['*', 'spiffe://a/ns/b/*', 'spiffe://a/ns/b/sa/c']}]}]}",
+        "{rules: [{from: [{serviceAccounts: [web, shop/web], ipBlocks: [10.0.0.0/8, 'fd00::1']}]}]}",
+        "{rules: [{to: [{paths: [/, /a*, '*.css', '/a/{*}/b', '/a/{**}'], hosts: ['*.example.com', web]}]}]}",
+        "{rules: [{to: [{grpc: [shop.Ratings, shop.Ratings/Get], headers: [{name: a, values: ['*']}]}]}]}",
+    ] {
+        assert_eq!(policy(fine), [] as [&str; 0], "{fine}");
+    }
+    for (spec, path) in [
+        ("{targetRefs: [{kind: HTTPRoute, name: r}]}", "spec.targetRefs[0].kind"),
+        ("{targetRefs: [{kind: Service, name: s, sectionName: x}]}", "spec.targetRefs[0].sectionName"),
+        ("{action: DENY}", "spec.rules"),
+        ("{action: DENY, overrides: true, rules: [{}]}", "spec.overrides"),
+        ("{dryRun: true, overrides: true}", "spec.overrides"),
+        ("{rules: [{from: [{}]}]}", "spec.rules[0].from[0]"),
+        ("{rules: [{to: [{}]}]}", "spec.rules[0].to[0]"),
+        ("{rules: [{from: [{identities: [web]}]}]}", "spec.rules[0].from[0].identities[0]"),
+        ("{rules: [{from: [{identities: ['spiffe://*/x*']}]}]}", "spec.rules[0].from[0].identities[0]"),
+        ("{rules: [{from: [{namespaces: ['sh*']}]}]}", "spec.rules[0].from[0].namespaces[0]"),
+        ("{rules: [{from: [{notIpBlocks: [10.0.0.0/33]}]}]}", "spec.rules[0].from[0].notIpBlocks[0]"),
+        ("{rules: [{to: [{ports: [0]}]}]}", "spec.rules[0].to[0].ports[0]"),
+        ("{rules: [{to: [{methods: [get]}]}]}", "spec.rules[0].to[0].methods[0]"),
+        ("{rules: [{to: [{hosts: ['web:80']}]}]}", "spec.rules[0].to[0].hosts[0]"),
+        ("{rules: [{to: [{paths: [a]}]}]}", "spec.rules[0].to[0].paths[0]"),
+        ("{rules: [{to: [{paths: ['/a/../b']}]}]}", "spec.rules[0].to[0].paths[0]"),
+        ("{rules: [{to: [{paths: ['/a?b']}]}]}", "spec.rules[0].to[0].paths[0]"),
+        ("{rules: [{to: [{notPaths: ['/{a}']}]}]}", "spec.rules[0].to[0].notPaths[0]"),
+        ("{rules: [{to: [{grpc: [/a.B/C]}]}]}", "spec.rules[0].to[0].grpc[0]"),
+        ("{rules: [{to: [{headers: [{name: host, values: [a]}]}]}]}", "spec.rules[0].to[0].headers[0].name"),
+        ("{rules: [{to: [{headers: [{name: a}]}]}]}", "spec.rules[0].to[0].headers[0]"),
+    ] {
+        assert_eq!(policy(spec), [path], "{spec}");
+    }
+}

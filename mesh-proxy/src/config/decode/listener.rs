@@ -33,8 +33,8 @@ use super::{
     unsupported_type,
 };
 use crate::config::{
-    Authorization, ChainMatch, Fault, FilterChain, Gate, HeaderMutation, HttpManager, Listener, NetworkFilter, RouteSource, ServerName,
-    TcpProxy, Transport, WeightedCluster, WeightedClusters,
+    Authorization, ChainMatch, Fault, FilterChain, Gate, HeaderMutation, HttpManager, Listener, NetworkFilter,
+    RouteSource, ServerName, TcpProxy, Transport, WeightedCluster, WeightedClusters,
 };
 
 /// Envoy's defaults.

@@ -1,0 +1,369 @@
+//! `meshctl authz`: who may do what, by the configuration that the proxies have and the code that they decide with.
+
+use std::net::{IpAddr, SocketAddr};
+
+use clap::Subcommand;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use mesh_common::identity::Identity;
+use mesh_common::names::{self, LISTENER_INBOUND};
+use mesh_common::proto::control::{ListProxiesRequest, Proxy};
+use mesh_proxy::authorization::{Subject, explain};
+use mesh_proxy::config::decode::decode;
+use mesh_proxy::config::{Authorization, GateAction, Listener, NetworkFilter};
+use mesh_proxy::detect::{self, Detected, Hello};
+use mesh_proxy::path::canonical;
+use mesh_proxy::route;
+use mesh_proxy::snapshot::{Resource, Type};
+use serde::Serialize;
+
+use super::proxy::fetch;
+use crate::client::Control;
+use crate::commands::Context;
+use crate::failure::Failure;
+use crate::output::{Cell, Format, Table};
+
+/// Explain who may do what
+///
+/// The answers come from what the proxies of the service have in force, decided by the proxies' own code.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  meshctl authz list reviews
+  meshctl authz check --from web --to reviews --method GET --path /reviews/1")]
+pub struct Args {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    List(List),
+    Check(Check),
+}
+
+/// Show the rules that a service's proxies go by, in the order in which they are asked
+#[derive(Debug, clap::Args)]
+struct List {
+    /// The service
+    #[arg(value_name = "SERVICE")]
+    service: String,
+}
+
+/// Ask whether a request would be let in, by which rule, and what the nearest one misses
+///
+/// The answer may differ among the proxies of a service while a change is on its way, or where versions have policies of their own; then all
+/// answers are shown.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  meshctl authz check --from web --to reviews
+  meshctl authz check --from shop/web --to reviews --method POST --path /reviews/1 --header 'x-team: a'
+  meshctl authz check --from spiffe://mesh.local/ns/shop/sa/web --to ratings:9081 --tcp")]
+struct Check {
+    /// Who calls: a service account, with its namespace before a slash if that is another, or a SPIFFE ID. Without it: somebody who proves no identity
+    #[arg(long, value_name = "ACCOUNT")]
+    from: Option<String>,
+    /// The service that is called
+    #[arg(long, value_name = "SERVICE[:PORT]")]
+    to: String,
+    #[arg(long, default_value = "GET", conflicts_with = "tcp")]
+    method: Method,
+    #[arg(long, default_value = "/", conflicts_with = "tcp")]
+    path: String,
+    /// The host that the request names [default: the service]
+    #[arg(long, conflicts_with = "tcp")]
+    host: Option<String>,
+    /// A header of the request, as `name: value`; may be given several times
+    #[arg(long = "header", value_name = "NAME: VALUE", conflicts_with = "tcp")]
+    headers: Vec<String>,
+    /// A byte stream instead of a request
+    #[arg(long)]
+    tcp: bool,
+    /// The address that the call comes from
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
+    source: IpAddr,
+}
+
+pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
+    match args.command {
+        Action::List(args) => list(context, &args).await,
+        Action::Check(args) => check(context, &args).await,
+    }
+}
+
+/// A proxy of the service, and what it takes.
+struct Taker {
+    id: String,
+    identity: Option<Identity>,
+    listener: Listener,
+}
+
+async fn takers(context: &Context, service: &str) -> Result<Vec<Taker>, Failure> {
+    let control = context.connect().await?;
+    let listed = control.mesh().list_proxies(ListProxiesRequest {}).await?.into_inner();
+    let namespace = context.namespace();
+    let of_it: Vec<_> = listed.proxies.iter().filter(|p| p.namespace == namespace && p.service == service).collect();
+    if of_it.is_empty() {
+        let text = format!("No proxy of the service {service} in the namespace {namespace} is connected.");
+        return Err(Failure::not_found(text).hint("`meshctl proxy status` shows those that are."));
+    }
+    let mut takers = Vec::new();
+    for proxy in of_it {
+        takers.extend(taker(&control, proxy).await?);
+    }
+    if takers.is_empty() {
+        let text = format!("The proxies of {service} have no inbound listener yet.");
+        return Err(Failure::not_found(text).hint("Try again in a moment, or see `meshctl proxy status`."));
+    }
+    Ok(takers)
+}
+
+async fn taker(control: &Control, proxy: &Proxy) -> Result<Option<Taker>, Failure> {
+    let configs = fetch(control, &proxy.id).await?;
+    let mut inbound = configs.iter().filter(|it| it.type_url == names::TYPE_LISTENER && it.name == LISTENER_INBOUND);
+    let Some(any) = inbound.find_map(|config| config.xds_config.as_ref()) else { return Ok(None) };
+    match decode(Type::Listener, &any.value) {
+        Ok(Resource::Listener(listener)) => {
+            let listener = std::sync::Arc::into_inner(listener);
+            let of = |listener| Taker { id: proxy.id.clone(), identity: proxy.identity.parse().ok(), listener };
+            Ok(listener.map(of))
+        }
+        Ok(_) => Ok(None),
+        Err(refused) => Err(Failure::new(format!("The listener of {} can't be explained: {refused}.", proxy.id))),
+    }
+}
+
+async fn list(context: &Context, args: &List) -> Result<(), Failure> {
+    let takers = takers(context, &args.service).await?;
+    let mut rows: Vec<Row> = takers.iter().flat_map(|taker| rules(&taker.listener)).collect();
+    // Proxies of one service have the same rules but for those of its versions.
+    let mut seen = std::collections::HashSet::new();
+    rows.retain(|row| seen.insert(row.clone()));
+    rows.sort_by_key(|row| row.order);
+    let out = &context.out;
+    match out.format {
+        Format::Json | Format::Yaml => out.data(&rows),
+        Format::Name => rows.iter().try_for_each(|row| out.line(&row.rule)),
+        _ if rows.is_empty() => {
+            out.note(&format!("No policy holds for {}: everything is allowed.", args.service));
+            Ok(())
+        }
+        _ => {
+            let mut table = Table::new(&["ACTION", "RULE", "FROM", "TO"]);
+            for row in &rows {
+                let action = if row.dry_run { format!("{} (dry run)", row.action) } else { row.action.to_owned() };
+                table.row(vec![action.into(), row.rule.clone().into(), row.from.clone().into(), row.to.clone().into()]);
+            }
+            out.table(&table)
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    #[serde(skip)]
+    order: usize,
+    action: &'static str,
+    dry_run: bool,
+    /// `namespace/policy[rule]`
+    rule: String,
+    from: String,
+    to: String,
+}
+
+fn rules(listener: &Listener) -> Vec<Row> {
+    let http = listener.chains.iter().find_map(|chain| match &chain.filter {
+        NetworkFilter::Http(manager) => Some(&manager.authorization),
+        NetworkFilter::Tcp(_) => None,
+    });
+    let tcp = listener.chains.iter().find_map(|chain| match &chain.filter {
+        NetworkFilter::Tcp(proxy) => Some(&proxy.authorization),
+        NetworkFilter::Http(_) => None,
+    });
+    let Some(authorization) = http.or(tcp) else { return Vec::new() };
+    let mut rows = Vec::new();
+    for (order, gate) in authorization.gates.iter().enumerate() {
+        let action = match gate.action {
+            GateAction::Allow => "ALLOW",
+            GateAction::Deny => "DENY",
+        };
+        if gate.policies.is_empty() {
+            let (rule, nobody) = ("-".to_owned(), "nobody".to_owned());
+            rows.push(Row { order, action, dry_run: gate.dry_run, rule, from: nobody, to: String::new() });
+        }
+        for policy in &gate.policies {
+            let (from, to) = explain::in_words(policy);
+            rows.push(Row { order, action, dry_run: gate.dry_run, rule: policy.name.clone(), from, to });
+        }
+    }
+    rows
+}
+
+/// What one proxy says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    proxies: Vec<String>,
+    allowed: bool,
+    /// The rule that decided, if one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<String>,
+    reason: String,
+    /// Of the rules that would have allowed it, the nearest, and what it asks for beyond.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nearest: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    needs: Vec<String>,
+    /// What a policy on trial would say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dry_run: Option<String>,
+}
+
+async fn check(context: &Context, args: &Check) -> Result<(), Failure> {
+    let (service, port) = match args.to.rsplit_once(':') {
+        Some((service, port)) => {
+            let port = port.parse::<u16>().ok().filter(|port| *port > 0);
+            (service, Some(port.ok_or_else(|| Failure::usage(format!("In {}, the port is not a number.", args.to)))?))
+        }
+        None => (args.to.as_str(), None),
+    };
+    let headers = headers(&args.headers)?;
+    let mut answers: Vec<Answer> = Vec::new();
+    for taker in takers(context, service).await? {
+        let port = port.or_else(|| first_port(&taker.listener, args.tcp)).ok_or_else(|| no_port(service))?;
+        let from = args.from.as_deref().map(|from| caller(from, context.namespace(), &taker)).transpose()?;
+        let answer = answer(&taker, port, from.as_deref(), service, &headers, args);
+        // The same from several proxies is said once.
+        match answers.iter_mut().find(|it| Answer { proxies: Vec::new(), ..(*it).clone() } == answer) {
+            Some(known) => known.proxies.push(taker.id),
+            None => answers.push(Answer { proxies: vec![taker.id], ..answer }),
+        }
+    }
+    let out = &context.out;
+    match out.format {
+        Format::Json | Format::Yaml => out.data(&answers),
+        _ => {
+            let mut table = Table::new(&["VERDICT", "BY", "REASON", "AT"]);
+            for answer in &answers {
+                let verdict = if answer.allowed { Cell::good("ALLOWED") } else { Cell::bad("DENIED") };
+                let at = answer.proxies.join(", ");
+                let by = answer.rule.clone().unwrap_or_else(|| "-".to_owned());
+                table.row(vec![verdict, by.into(), answer.reason.clone().into(), at.into()]);
+            }
+            out.table(&table)?;
+            for answer in &answers {
+                if let Some(nearest) = &answer.nearest {
+                    out.line(&format!("\nThe nearest rule is {nearest}, which needs: {}.", answer.needs.join("; ")))?;
+                }
+                if let Some(trial) = &answer.dry_run {
+                    out.line(&format!("\nOn trial (dryRun): {trial}."))?;
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+fn answer(taker: &Taker, port: u16, from: Option<&str>, service: &str, headers: &HeaderMap, args: &Check) -> Answer {
+    let refused = |reason: String| Answer {
+        proxies: Vec::new(),
+        allowed: false,
+        rule: None,
+        reason,
+        nearest: None,
+        needs: Vec::new(),
+        dry_run: None,
+    };
+    let detected = match from {
+        Some(_) => {
+            let alpn = if args.tcp { names::ALPN_TCP } else { names::ALPN_H2 };
+            Detected::Tls(Hello { alpn: vec![alpn.to_vec()], server_name: None })
+        }
+        None if args.tcp => Detected::Raw,
+        None => Detected::Http1,
+    };
+    let Some(chain) = detect::chain(&taker.listener, port, &detected) else {
+        return refused(match from {
+            Some(_) => format!("port {port} does not take this protocol"),
+            None => format!("port {port} takes only mutual TLS (PeerAuthentication is STRICT)"),
+        });
+    };
+    let (peer, destination) = (SocketAddr::new(args.source, 1), SocketAddr::new(args.source, port));
+    let subject = |request| Subject { peer, destination, identity: from, request };
+    let host = args.host.clone().unwrap_or_else(|| format!("{service}:{port}"));
+    match &chain.filter {
+        NetworkFilter::Tcp(proxy) => explained(&proxy.authorization, &subject(None)),
+        NetworkFilter::Http(manager) => {
+            let (path, query) = args.path.split_once('?').map_or((&*args.path, None), |(path, q)| (path, Some(q)));
+            let path = match canonical(path) {
+                Ok(path) => path,
+                Err(error) => return refused(format!("400: {error}")),
+            };
+            let request =
+                route::Subject { method: &args.method, authority: &host, path: &path, query, headers, grpc: false };
+            explained(&manager.authorization, &subject(Some(request)))
+        }
+    }
+}
+
+fn explained(authorization: &Authorization, subject: &Subject<'_>) -> Answer {
+    let found = explain::explain(authorization, subject);
+    let reason = match (found.allowed, &found.by) {
+        (true, Some(_)) => "this rule allows it",
+        (true, None) => "no policy refuses it",
+        (false, Some(_)) if found.uncertain => "servers may read it as what this rule denies",
+        (false, Some(_)) => "this rule denies it",
+        (false, None) => "no rule allows it",
+    };
+    let trial = |policy: String| match policy.as_str() {
+        "" => "no rule would allow it".to_owned(),
+        policy => format!("{policy} would deny it"),
+    };
+    let (nearest, needs) = found.nearest.map(|it| (Some(it.policy), it.needs)).unwrap_or_default();
+    Answer {
+        proxies: Vec::new(),
+        allowed: found.allowed,
+        rule: found.by,
+        reason: reason.to_owned(),
+        nearest,
+        needs,
+        dry_run: found.would_refuse.map(trial),
+    }
+}
+
+fn first_port(listener: &Listener, tcp: bool) -> Option<u16> {
+    let fits = |filter: &NetworkFilter| tcp == matches!(filter, NetworkFilter::Tcp(_));
+    let of_kind = listener.chains.iter().filter(|chain| fits(&chain.filter));
+    of_kind.chain(&listener.chains).find_map(|chain| chain.matches.destination_port)
+}
+
+fn no_port(service: &str) -> Failure {
+    Failure::usage(format!("The proxies of {service} know no port of it: name one, as in {service}:9080."))
+}
+
+/// The SPIFFE ID of whom `--from` names.
+fn caller(text: &str, namespace: &str, taker: &Taker) -> Result<String, Failure> {
+    let wrong = |error: &dyn std::fmt::Display| Failure::usage(format!("--from: {error}."));
+    if text.starts_with("spiffe://") {
+        return text.parse::<Identity>().map(|it| it.to_string()).map_err(|error| wrong(&error));
+    }
+    let (namespace, account) = text.split_once('/').unwrap_or((namespace, text));
+    let domain = taker.identity.as_ref().map(|it| it.trust_domain.as_str());
+    let domain = domain.ok_or_else(|| wrong(&format_args!("the trust domain of {} is not known", taker.id)))?;
+    Identity::new(domain, namespace, account).map(|it| it.to_string()).map_err(|error| wrong(&error))
+}
+
+fn headers(texts: &[String]) -> Result<HeaderMap, Failure> {
+    let mut headers = HeaderMap::new();
+    for text in texts {
+        let parts = text.split_once(':').and_then(|(name, value)| {
+            let name = HeaderName::try_from(name.trim()).ok()?;
+            Some((name, HeaderValue::try_from(value.trim()).ok()?))
+        });
+        let (name, value) = parts.ok_or_else(|| Failure::usage(format!("{text:?} is not a header: `name: value`.")))?;
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
