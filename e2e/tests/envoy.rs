@@ -98,6 +98,25 @@ fn envoy_is_routed_by_the_same_objects(api_type: &str) {
     .unwrap_or_else(|error| failed(error, &processes));
     assert_eq!(report.failed, 0);
 
+    // It lets in whom the same policies let in.
+    mesh.apply(
+        "apiVersion: meshctl.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: readers}\nspec:\n  targetRefs: [{kind: Service, name: legacy}]\n  \
+         rules: [{from: [{serviceAccounts: [reviews]}], to: [{methods: [GET], notPaths: ['/secret*']}]}]\n",
+    )
+    .unwrap();
+    let status = |path: &str| {
+        let url = format!("http://{legacy}:9080{path}");
+        let curl = ["-sS", "-m", "5", "--path-as-is", "-o", "/dev/null", "-w", "%{http_code}", &url];
+        let output = lan.on(1, "curl").args(curl).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    eventually(Duration::from_secs(10), || {
+        let got = ["/", "/secret/x", "/a/../secret", "//secret", "/%73ecret"].map(status);
+        anyhow::ensure!(got == ["200", "403", "403", "403", "403"], "{got:?}");
+        Ok(())
+    })
+    .unwrap();
+
     // It was mutual TLS, by both proxies' own account.
     let stats = http_get(&lan, ENVOY, "http://127.0.0.1:19000/stats?filter=ssl.handshake");
     let handshakes = |kind: &str| -> u64 {

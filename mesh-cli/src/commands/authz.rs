@@ -1,6 +1,7 @@
 //! `meshctl authz`: who may do what, by the configuration that the proxies have and the code that they decide with.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use clap::Subcommand;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
@@ -95,7 +96,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
 struct Taker {
     id: String,
     identity: Option<Identity>,
-    listener: Listener,
+    listener: Arc<Listener>,
 }
 
 async fn takers(context: &Context, service: &str) -> Result<Vec<Taker>, Failure> {
@@ -108,29 +109,35 @@ async fn takers(context: &Context, service: &str) -> Result<Vec<Taker>, Failure>
         return Err(Failure::not_found(text).hint("`meshctl proxy status` shows those that are."));
     }
     let mut takers = Vec::new();
+    let mut unreadable = Vec::new();
     for proxy in of_it {
-        takers.extend(taker(&control, proxy).await?);
+        match taker(&control, proxy).await? {
+            Ok(taker) => takers.push(taker),
+            Err(why) => unreadable.push(format!("{}: {why}", proxy.id)),
+        }
     }
     if takers.is_empty() {
-        let text = format!("The proxies of {service} have no inbound listener yet.");
-        return Err(Failure::not_found(text).hint("Try again in a moment, or see `meshctl proxy status`."));
+        let text = format!("What the proxies of {service} have can't be explained: {}.", unreadable.join("; "));
+        return Err(Failure::not_found(text).hint("`meshctl proxy config listeners PROXY -o yaml` shows it as it is."));
     }
+    unreadable.iter().for_each(|why| context.out.note(&format!("Left out: {why}.")));
     Ok(takers)
 }
 
-async fn taker(control: &Control, proxy: &Proxy) -> Result<Option<Taker>, Failure> {
+/// Or why what it takes is not known.
+async fn taker(control: &Control, proxy: &Proxy) -> Result<Result<Taker, String>, Failure> {
     let configs = fetch(control, &proxy.id).await?;
     let mut inbound = configs.iter().filter(|it| it.type_url == names::TYPE_LISTENER && it.name == LISTENER_INBOUND);
-    let Some(any) = inbound.find_map(|config| config.xds_config.as_ref()) else { return Ok(None) };
-    match decode(Type::Listener, &any.value) {
+    let Some(any) = inbound.find_map(|config| config.xds_config.as_ref()) else {
+        return Ok(Err("it has no inbound listener yet".to_owned()));
+    };
+    Ok(match decode(Type::Listener, &any.value) {
         Ok(Resource::Listener(listener)) => {
-            let listener = std::sync::Arc::into_inner(listener);
-            let of = |listener| Taker { id: proxy.id.clone(), identity: proxy.identity.parse().ok(), listener };
-            Ok(listener.map(of))
+            Ok(Taker { id: proxy.id.clone(), identity: proxy.identity.parse().ok(), listener })
         }
-        Ok(_) => Ok(None),
-        Err(refused) => Err(Failure::new(format!("The listener of {} can't be explained: {refused}.", proxy.id))),
-    }
+        Ok(_) => Err("its listener is none".to_owned()),
+        Err(refused) => Err(format!("{refused} (in mesh-proxy)")),
+    })
 }
 
 async fn list(context: &Context, args: &List) -> Result<(), Failure> {

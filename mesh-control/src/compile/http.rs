@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    CodecType, RouteSpecifier, UpgradeConfig,
+    CodecType, PathWithEscapedSlashesAction, RouteSpecifier, UpgradeConfig,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, Rds, http_filter,
@@ -21,7 +21,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_pro
 use envoy_types::pb::google::protobuf::Any;
 use mesh_common::names;
 
-use super::build::{ads, any, duration};
+use super::build::{ads, any, boolean, duration};
 use super::cluster::upgradable;
 
 /// A connection on which no request is under way.
@@ -61,8 +61,19 @@ pub(super) fn filter(name: &str, config: Any) -> HttpFilter {
     HttpFilter { name: name.to_owned(), config_type, ..HttpFilter::default() }
 }
 
+/// What is made of a request's path before anybody looks at it.
+#[derive(Clone, Copy)]
+pub(super) enum Paths {
+    /// By the proxy itself: mesh-proxy gives every path one form.
+    Own,
+    /// As much of the same as Envoy can do.
+    Normal,
+    /// And what policies could be led astray by is refused.
+    Strict,
+}
+
 /// With these filters before the router.
-pub(super) fn manager(routes: Routes, codec: CodecType, filters: Vec<HttpFilter>) -> Filter {
+pub(super) fn manager(routes: Routes, codec: CodecType, filters: Vec<HttpFilter>, paths: Paths) -> Filter {
     let upgrade = |upgrade: &str| UpgradeConfig { upgrade_type: upgrade.to_owned(), ..UpgradeConfig::default() };
     let manager = HttpConnectionManager {
         codec_type: codec as i32,
@@ -73,6 +84,16 @@ pub(super) fn manager(routes: Routes, codec: CodecType, filters: Vec<HttpFilter>
             ..HttpProtocolOptions::default()
         }),
         ..bare_manager(routes, filters)
+    };
+    let manager = match paths {
+        Paths::Own => manager,
+        Paths::Normal => HttpConnectionManager { normalize_path: boolean(true), ..manager },
+        Paths::Strict => HttpConnectionManager {
+            normalize_path: boolean(true),
+            merge_slashes: true,
+            path_with_escaped_slashes_action: PathWithEscapedSlashesAction::RejectRequest as i32,
+            ..manager
+        },
     };
     network("envoy.filters.network.http_connection_manager", any(manager))
 }

@@ -17,7 +17,7 @@ use mesh_common::resource::PeerMode;
 
 use super::authorization::{self, Filters};
 use super::build::{address, any, boolean, duration, uint32};
-use super::http::{self, Routes};
+use super::http::{self, Paths, Routes};
 use super::listener::{chain, inspector, passthrough};
 use super::{ClientKind, Scope, route, tls};
 use crate::model::{Model, Name, Protocol};
@@ -93,9 +93,14 @@ fn mutual(scope: &Scope, port: Option<u16>, protocol: Protocol, filters: &Filter
         Some(port) => (names::inbound_cluster(port), port.to_string()),
         None => (names::CLUSTER_PASSTHROUGH.to_owned(), "others".to_owned()),
     };
+    let paths = match scope.client {
+        ClientKind::Envoy if filters.http.is_empty() => Paths::Normal,
+        ClientKind::Envoy => Paths::Strict,
+        _ => Paths::Own,
+    };
     let http = |name: &str, codec: CodecType, alpn: &[&[u8]]| {
         let routes = Routes::Inline(Box::new(route::inbound(&cluster)));
-        let filter = http::manager(routes, codec, filters.http.clone());
+        let filter = http::manager(routes, codec, filters.http.clone(), paths);
         FilterChain {
             filter_chain_match: Some(matching(port, "tls", alpn)),
             transport_socket: Some(tls::downstream(alpn)),

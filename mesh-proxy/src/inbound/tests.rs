@@ -13,8 +13,8 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::config::{
-    Authorization, Balancer, ChainMatch, Cluster, Discovery, Endpoint, Endpoints, FilterChain, Limits, TcpProxy,
-    Transport, UpstreamHttp, UpstreamTls, WeightedClusters,
+    Authorization, Balancer, ChainMatch, Cluster, Discovery, Endpoint, Endpoints, FilterChain, Gate, GateAction,
+    Limits, TcpProxy, Transport, UpstreamHttp, UpstreamTls, WeightedClusters,
 };
 use crate::listen::{InFlight, Phase, Settings};
 use crate::snapshot::{Resource, Store};
@@ -339,4 +339,51 @@ fn an_application_is_called_where_it_listens() {
             assert_eq!(call(port).await, expected, "{port}");
         }
     });
+}
+
+fn nobody() -> Authorization {
+    Authorization { gates: vec![Gate { action: GateAction::Allow, dry_run: false, policies: Vec::new() }] }
+}
+
+fn guarded(mut chain: FilterChain, authorization: Authorization) -> FilterChain {
+    if let NetworkFilter::Tcp(filter) = &chain.filter {
+        let clusters = WeightedClusters::single("inbound:9080");
+        let (stat_prefix, idle_timeout) = (filter.stat_prefix.clone(), filter.idle_timeout);
+        let proxy = TcpProxy { stat_prefix, authorization, clusters, idle_timeout, fault: None };
+        chain.filter = NetworkFilter::Tcp(Arc::new(proxy));
+    }
+    chain
+}
+
+#[tokio::test]
+async fn a_stream_that_no_policy_lets_in_is_reset() {
+    let tls = Authority::new().tls("reviews");
+    let ctx = context(tls.clone(), vec![guarded(chain(Transport::Tls, &["mesh-tcp"]), nobody())], None);
+    let mut stream = mutual_tls(peer(PORT, &ctx).await, &tls, b"mesh-tcp").await.unwrap();
+    assert!(stream.read(&mut [0; 8]).await.is_err());
+    recorded(&ctx, &[r#"response_flags="UAEX""#, "sa/reviews"]).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_open_is_held_to_a_policy_that_comes_later() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let application = application(app.local_addr().unwrap());
+    let ctx = context(Tls::default(), vec![chain(Transport::Raw, &[])], Some(application));
+    let mut client = peer(PORT, &ctx).await;
+    let (mut served, _) = app.accept().await.unwrap();
+    client.write_all(b"a").await.unwrap();
+    served.read_exact(&mut [0]).await.unwrap();
+
+    let change = |chains| {
+        let listener = Listener { name: LISTENER_INBOUND.into(), chains, default_chain: None };
+        let resources = vec![("2".to_owned(), Resource::Listener(Arc::new(listener)))];
+        ctx.store.apply(crate::snapshot::Type::Listener, crate::snapshot::Update { resources, ..Default::default() });
+    };
+    change(vec![guarded(chain(Transport::Raw, &[]), Authorization::default())]);
+    client.write_all(b"b").await.unwrap();
+    served.read_exact(&mut [0]).await.unwrap();
+    change(vec![guarded(chain(Transport::Raw, &[]), nobody())]);
+    assert!(is_reset(client).await);
+    assert!(served.read(&mut [0]).await.is_err());
+    recorded(&ctx, &[r#"response_flags="UAEX""#]).await;
 }

@@ -70,8 +70,12 @@ fn bootstrap(model: &Model, scope: &Scope) -> Bootstrap {
             ResourceType::Cluster => resources.clusters.push(decode(&any)),
             ResourceType::Endpoints => resources.clusters.push(static_cluster(&format!("eds of {name}"), decode(&any))),
             ResourceType::Route => {
-                let filter =
-                    manager(Routes::Inline(Box::new(decode(&any))), CodecType::Auto, crate::compile::http::faults());
+                let filter = manager(
+                    Routes::Inline(Box::new(decode(&any))),
+                    CodecType::Auto,
+                    crate::compile::http::faults(),
+                    crate::compile::http::Paths::Own,
+                );
                 resources.listeners.push(Listener {
                     name: format!("rds of {name}"),
                     address: build::address("127.0.0.1".parse().unwrap(), 20_000 + i as u16),

@@ -172,7 +172,7 @@ fn network_filter(any: &Any, before: Before) -> Decoded<NetworkFilter> {
 
 fn http_manager(pb: HttpConnectionManager) -> Decoded<HttpManager> {
     unless(pb.codec_type == CodecType::Http3 as i32, "codec_type", "HTTP/3 is not supported")?;
-    unless(is_true(&pb.normalize_path), "normalize_path", "is not supported")?;
+    // Paths are normalized in any case.
     unless(pb.merge_slashes, "merge_slashes", "is not supported")?;
     unless(pb.path_with_escaped_slashes_action > 1, "path_with_escaped_slashes_action", "is not supported")?;
     unless(pb.path_normalization_options.is_some(), "path_normalization_options", "is not supported")?;
