@@ -17,7 +17,7 @@ use crate::config::{
     Limits, TcpProxy, Transport, UpstreamHttp, UpstreamTls, WeightedClusters,
 };
 use crate::listen::{InFlight, Phase, Settings};
-use crate::snapshot::{Resource, Store};
+use crate::snapshot::{Resource, Store, Type, Update};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use crate::tls::{Svid, Tls};
 use crate::upstream::Upstreams;
@@ -104,7 +104,10 @@ fn application(address: SocketAddr) -> Resource {
 
 fn context(tls: Tls, chains: Vec<FilterChain>, application: Option<Resource>) -> Arc<Context> {
     let listener = Listener { name: LISTENER_INBOUND.into(), chains, default_chain: None };
-    let store = Store::of([Resource::Listener(Arc::new(listener))].into_iter().chain(application));
+    context_with(tls, Store::of([Resource::Listener(Arc::new(listener))].into_iter().chain(application)))
+}
+
+fn context_with(tls: Tls, store: Store) -> Arc<Context> {
     Arc::new(Context {
         upstreams: Upstreams::new(store.clone(), tls.clone()),
         store,
@@ -367,18 +370,24 @@ async fn a_stream_that_no_policy_lets_in_is_reset() {
 #[tokio::test]
 async fn a_stream_that_is_open_is_held_to_a_policy_that_comes_later() {
     let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let store = Store::new(Instant::now());
+    let ctx = context_with(Tls::default(), store.clone());
+    let put = |ty, resource| {
+        store.apply(ty, Update { resources: vec![("1".to_owned(), resource)], ..Update::default() });
+    };
+    let change = |chains| {
+        let listener = Listener { name: LISTENER_INBOUND.into(), chains, default_chain: None };
+        put(Type::Listener, Resource::Listener(Arc::new(listener)));
+    };
+    // What nobody asks for is not kept; the question is polled first.
+    tokio::join!(biased; store.listener(LISTENER_INBOUND), async { change(vec![chain(Transport::Raw, &[])]) });
     let application = application(app.local_addr().unwrap());
-    let ctx = context(Tls::default(), vec![chain(Transport::Raw, &[])], Some(application));
+    tokio::join!(biased; store.cluster("inbound:9080"), async { put(Type::Cluster, application) });
     let mut client = peer(PORT, &ctx).await;
     let (mut served, _) = app.accept().await.unwrap();
     client.write_all(b"a").await.unwrap();
     served.read_exact(&mut [0]).await.unwrap();
 
-    let change = |chains| {
-        let listener = Listener { name: LISTENER_INBOUND.into(), chains, default_chain: None };
-        let resources = vec![("2".to_owned(), Resource::Listener(Arc::new(listener)))];
-        ctx.store.apply(crate::snapshot::Type::Listener, crate::snapshot::Update { resources, ..Default::default() });
-    };
     change(vec![guarded(chain(Transport::Raw, &[]), Authorization::default())]);
     client.write_all(b"b").await.unwrap();
     served.read_exact(&mut [0]).await.unwrap();
