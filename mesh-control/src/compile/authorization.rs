@@ -214,7 +214,7 @@ fn principal(source: &AuthorizationSource, trust_domain: &str, own_namespace: &s
     from_one_of(&mut all, &source.namespaces, &source.not_namespaces, &namespace);
     from_one_of(&mut all, &source.service_accounts, &source.not_service_accounts, &account);
     from_one_of(&mut all, &source.trust_domains, &source.not_trust_domains, &domain);
-    from_one_of(&mut all, &source.ip_blocks, &source.not_ip_blocks, &address);
+    from_one_of(&mut all, &source.ip_blocks, &source.not_ip_blocks, &|text| address(text));
     being(Identifier::AndIds(principal::Set { ids: all }))
 }
 
@@ -240,7 +240,7 @@ fn authenticated(principal_name: Option<StringMatcher>) -> Principal {
 }
 
 /// Of who connects, not of whom a header names.
-fn address(text: &String) -> Principal {
+fn address(text: &str) -> Principal {
     let single = || text.parse::<IpAddr>().ok().map(IpNet::from);
     match text.parse::<IpNet>().ok().or_else(single) {
         Some(range) => being(Identifier::DirectRemoteIp(CidrRange {
