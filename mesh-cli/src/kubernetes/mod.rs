@@ -3,11 +3,15 @@
 
 pub mod access;
 pub mod check;
+#[cfg(test)]
+pub mod fake;
 mod merge;
 mod objects;
 pub mod plane;
 pub mod replicas;
 pub mod resource;
+#[cfg(test)]
+mod tests;
 
 use kube::api::{Api, DynamicObject};
 use kube::core::{ApiResource, NamespaceResourceScope};

@@ -1,0 +1,164 @@
+//! Whole commands against an API server and the replicas of a control plane: what is asked of them, what is changed, and what
+//! the user is told when that is refused.
+
+use clap::Parser;
+use mesh_common::resource::Kind;
+use serde_json::{Value, json};
+
+use super::fake::ApiServer;
+use crate::args::Cli;
+use crate::commands::dispatch;
+use crate::failure::{Exit, Failure};
+
+async fn meshctl(server: &ApiServer, line: &str) -> Result<String, Failure> {
+    let words = ["meshctl"].into_iter().chain(line.split_whitespace());
+    let cli = Cli::try_parse_from(words).map_err(|e| Failure::usage(e.to_string()))?;
+    let (context, captured) = server.context(cli.global.output);
+    dispatch(&context, cli.command).await.map(|()| captured.text())
+}
+
+/// `apply` of this text.
+async fn apply(server: &ApiServer, yaml: &str, options: &str) -> Result<String, Failure> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("objects.yaml");
+    std::fs::write(&file, yaml).unwrap();
+    meshctl(server, &format!("apply -f {} {options}", file.display())).await
+}
+
+fn route(name: &str, backend: &str) -> String {
+    format!(
+        "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: {name}, namespace: shop}}
+spec:
+  parentRefs: [{{group: '', kind: Service, name: reviews}}]
+  rules: [{{backendRefs: [{{name: {backend}, port: 9080}}]}}]
+"
+    )
+}
+
+fn backend(server: &ApiServer, name: &str) -> Option<String> {
+    let route = server.state().store.get(Kind::HttpRoute, "shop", name)?;
+    Some(route.pointer("/spec/rules/0/backendRefs/0/name")?.as_str()?.to_owned())
+}
+
+fn asked(server: &ApiServer) -> Vec<String> {
+    std::mem::take(&mut server.state().asked)
+}
+
+#[tokio::test]
+async fn a_batch_is_tried_as_a_whole_before_it_is_written() {
+    let server = ApiServer::start().await;
+    let both = route("a", "v1") + &route("b", "v1");
+    assert_eq!(apply(&server, &both, "").await.unwrap(), "HTTPRoute shop/a created\nHTTPRoute shop/b created\n");
+    let lines = |dry_run: &str| {
+        ["a", "b"].map(|n| [format!("GET httproutes shop/{n}"), format!("PATCH httproutes shop/{n}{dry_run}")]).concat()
+    };
+    assert_eq!(asked(&server), [lines(" (dry run)"), lines("")].concat());
+
+    let changed = route("a", "v1") + &route("b", "v2");
+    let text = apply(&server, &changed, "--dry-run").await.unwrap();
+    assert_eq!(text, "HTTPRoute shop/a unchanged (dry run)\nHTTPRoute shop/b configured (dry run)\n");
+    assert_eq!(backend(&server, "b").as_deref(), Some("v1"));
+    let json: Value = serde_json::from_str(&apply(&server, &changed, "-o json").await.unwrap()).unwrap();
+    assert_eq!(
+        (&json["results"][0]["outcome"], &json["results"][1]["outcome"]),
+        (&json!("unchanged"), &json!("configured"))
+    );
+    assert_eq!(
+        (json["revision"].as_u64(), backend(&server, "b").as_deref()),
+        (Some(server.state().store.version()), Some("v2"))
+    );
+}
+
+#[tokio::test]
+async fn what_the_api_server_refuses_is_told_and_nothing_is_changed() {
+    for (code, more, exit, part) in [
+        (
+            422,
+            json!({"reason": "Invalid", "message": "HTTPRoute \"b\" is invalid: spec.rules[0]: Invalid value: \"object\": no"}),
+            Exit::Refused,
+            "HTTPRoute shop/b: HTTPRoute \"b\" is invalid: spec.rules[0]",
+        ),
+        (
+            403,
+            json!({"reason": "Forbidden", "message": "httproutes is forbidden: User \"ada\" cannot patch"}),
+            Exit::Failed,
+            "User \"ada\" cannot patch",
+        ),
+        (
+            404,
+            json!({"reason": "NotFound", "message": "namespaces \"shop\" not found"}),
+            Exit::NotFound,
+            "\"shop\" not found",
+        ),
+        (
+            503,
+            json!({"reason": "ServiceUnavailable", "message": "etcd has no leader"}),
+            Exit::Unreachable,
+            "etcd has no leader",
+        ),
+    ] {
+        let server = ApiServer::start().await;
+        server.state().refuse("PATCH httproutes shop/b (dry run)", code, more);
+        let failure = apply(&server, &(route("a", "v1") + &route("b", "v1")), "").await.unwrap_err();
+        assert_eq!(failure.exit, exit, "{code}: {failure}");
+        assert!(failure.message.contains(part), "{code}: {failure}");
+        assert_eq!((backend(&server, "a"), server.state().store.version()), (None, 0), "{code}");
+    }
+}
+
+#[tokio::test]
+async fn an_api_server_that_is_gone_is_told_as_such() {
+    let server = ApiServer::start().await;
+    server.stop();
+    for line in ["get httproutes", "delete httproute a", "route list", "wait"] {
+        let failure = meshctl(&server, line).await.unwrap_err();
+        assert_eq!(failure.exit, Exit::Unreachable, "{line}: {failure}");
+        assert!(failure.message.contains("API server cannot be reached"), "{line}: {failure}");
+    }
+    assert_eq!(apply(&server, &route("a", "v1"), "").await.unwrap_err().exit, Exit::Unreachable);
+}
+
+#[tokio::test]
+async fn objects_are_found_by_name_and_namespace() {
+    let server = ApiServer::start().await;
+    server
+        .state()
+        .store
+        .put("kubectl", &(route("a", "v1") + &route("b", "v1").replace("namespace: shop", "namespace: other")));
+    assert_eq!(meshctl(&server, "get httproutes -o name").await.unwrap(), "httproute/a\n");
+    assert_eq!(meshctl(&server, "get httproutes -A -o name").await.unwrap(), "httproute/b\nhttproute/a\n");
+    assert_eq!(meshctl(&server, "get httproute b").await.unwrap_err().exit, Exit::NotFound);
+    assert_eq!(meshctl(&server, "delete httproute b").await.unwrap_err().exit, Exit::NotFound);
+    // One that is missing keeps the others.
+    assert_eq!(meshctl(&server, "delete httproute a b").await.unwrap_err().exit, Exit::NotFound);
+    assert!(backend(&server, "a").is_some());
+    assert_eq!(
+        meshctl(&server, "delete httproute a b --ignore-not-found").await.unwrap(),
+        "HTTPRoute shop/a deleted\n"
+    );
+    assert!(backend(&server, "a").is_none());
+    server.state().refuse("LIST httproutes shop", 403, json!({"message": "httproutes is forbidden"}));
+    assert_eq!(meshctl(&server, "get httproutes").await.unwrap_err().exit, Exit::Failed);
+    server.state().refuse(
+        "LIST httproutes shop",
+        404,
+        json!({"message": "the server could not find the requested resource"}),
+    );
+    let failure = meshctl(&server, "get httproutes").await.unwrap_err();
+    assert!(failure.exit == Exit::NotFound && failure.message.contains("does not know the kind"), "{failure}");
+}
+
+#[tokio::test]
+async fn fields_of_others_are_not_taken() {
+    let server = ApiServer::start().await;
+    server.state().store.put("helm", &route("a", "v1"));
+    let failure = apply(&server, &route("a", "v2"), "").await.unwrap_err();
+    assert_eq!(failure.exit, Exit::Refused);
+    assert!(failure.message.contains("helm") && failure.message.contains(".spec.rules"), "{failure}");
+    assert_eq!(backend(&server, "a").as_deref(), Some("v1"));
+    // The same value is nobody's loss.
+    assert_eq!(apply(&server, &route("a", "v1"), "").await.unwrap(), "HTTPRoute shop/a unchanged\n");
+}
