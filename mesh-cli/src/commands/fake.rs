@@ -155,11 +155,21 @@ impl Mesh for Fake {
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
         let mut state = self.0.lock().unwrap();
-        let DeleteRequest { keys, ignore_missing } = request.into_inner();
+        if let Some(other) = state.others.pop() {
+            state.put(other);
+        }
+        let DeleteRequest { keys, ignore_missing, preconditions } = request.into_inner();
         let typed = |k: &ObjectKey| Key::new(Kind::parse(&k.kind).unwrap(), &k.namespace, &k.name);
         let missing = keys.iter().find(|k| !state.objects.contains_key(&typed(k)));
         if let (Some(key), false) = (missing, ignore_missing) {
             return Err(Status::not_found(format!("{} does not exist", typed(key))));
+        }
+        let current = |key: &ObjectKey| state.objects.get(&typed(key))?.metadata().resource_version.clone();
+        let differs = |it: &Precondition| {
+            current(it.key.as_ref().unwrap()).is_some_and(|current| current != it.resource_version)
+        };
+        if preconditions.iter().any(differs) {
+            return Err(Status::aborted("it has another version by now"));
         }
         let deleted = keys.into_iter().filter(|k| state.objects.remove(&typed(k)).is_some()).collect();
         state.revision += 1;

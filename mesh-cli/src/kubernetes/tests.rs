@@ -167,3 +167,104 @@ async fn fields_of_others_are_not_taken() {
     // The same value is nobody's loss.
     assert_eq!(apply(&server, &route("a", "v1"), "").await.unwrap(), "HTTPRoute shop/a unchanged\n");
 }
+
+#[tokio::test]
+async fn what_was_applied_before_a_refusal_is_told() {
+    let server = ApiServer::start().await;
+    server.state().store.put("kubectl", &route("a", "v1"));
+    // The trial passes, and then somebody takes the right away.
+    let forbidden = json!({"reason": "Forbidden", "message": "User \"ada\" cannot patch"});
+    server.state().refuse("PATCH httproutes shop/c", 403, forbidden);
+    let four = ["a", "b", "c", "d"].map(|name| route(name, "v1")).concat();
+    let failure = apply(&server, &four, "").await.unwrap_err();
+    assert_eq!(failure.exit, Exit::Failed);
+    let told = "Only a part was applied: HTTPRoute shop/a (unchanged), HTTPRoute shop/b (created). \
+                Not applied: HTTPRoute shop/c, HTTPRoute shop/d.";
+    assert!(failure.message.contains("cannot patch") && failure.message.ends_with(told), "{failure}");
+    assert_eq!(["b", "c", "d"].map(|name| backend(&server, name).is_some()), [true, false, false]);
+    // Now b is there, so that nothing was changed: then that is a refusal like any other.
+    server.state().refuse("PATCH httproutes shop/c", 422, json!({"message": "spec is wrong"}));
+    let failure = apply(&server, &four, "").await.unwrap_err();
+    assert_eq!((failure.exit, failure.message.as_str()), (Exit::Refused, "HTTPRoute shop/c: Spec is wrong."));
+
+    // An API server that goes away says nothing about the last one.
+    server.state().refuse("PATCH httproutes shop/c", 504, json!({"message": "too slow"}));
+    let failure = apply(&server, &["b", "c", "d"].map(|name| route(name, "v2")).concat(), "").await.unwrap_err();
+    let told = "HTTPRoute shop/b (configured). Perhaps applied: HTTPRoute shop/c. Not applied: HTTPRoute shop/d.";
+    assert!(failure.message.ends_with(told), "{failure}");
+
+    server.state().refuse("DELETE httproutes shop/b", 403, json!({"message": "User \"ada\" cannot delete"}));
+    let failure = meshctl(&server, "delete httproute a b").await.unwrap_err();
+    assert!(failure.message.ends_with("HTTPRoute shop/a (deleted). Not deleted: HTTPRoute shop/b."), "{failure}");
+    assert_eq!((failure.exit, backend(&server, "a")), (Exit::Failed, None));
+}
+
+#[tokio::test]
+async fn conflicts_are_forced_only_when_that_is_said() {
+    let server = ApiServer::start().await;
+    server.state().store.put("helm", &route("a", "v1"));
+    for _ in 0..2 {
+        let failure = apply(&server, &(route("a", "v2") + &route("b", "v2")), "").await.unwrap_err();
+        assert_eq!((failure.exit, failure.message.as_str()), (Exit::Refused, "HTTPRoute shop/a: others have set fields to something else: .spec.rules (of helm)."));
+        assert!(failure.hint.unwrap().contains("--force-conflicts"));
+    }
+    assert_eq!(backend(&server, "b"), None);
+    assert_eq!(apply(&server, &route("a", "v2"), "--force-conflicts --dry-run").await.unwrap(), "HTTPRoute shop/a configured (dry run)\n");
+    assert_eq!(apply(&server, &route("a", "v2"), "--force-conflicts").await.unwrap(), "HTTPRoute shop/a configured\n");
+    // From now on it is ours.
+    assert_eq!(apply(&server, &route("a", "v3"), "").await.unwrap(), "HTTPRoute shop/a configured\n");
+}
+
+#[tokio::test]
+async fn what_meshctl_itself_has_changed_is_no_conflict() {
+    let server = ApiServer::start().await;
+    apply(&server, &route("a", "v1"), "").await.unwrap();
+    server.state().store.put("meshctl", &route("a", "v2"));
+    assert_eq!(apply(&server, &route("a", "v1"), "").await.unwrap(), "HTTPRoute shop/a configured\n");
+    server.state().store.put("meshctl", &route("a", "v2"));
+    server.state().store.put("helm", &route("a", "v3"));
+    assert_eq!(apply(&server, &route("a", "v1"), "").await.unwrap_err().exit, Exit::Refused);
+}
+
+fn fault(name: &str, seconds: u32) -> String {
+    format!(
+        "---
+apiVersion: meshctl.dev/v1alpha1
+kind: FaultInjection
+metadata: {{name: {name}, namespace: shop}}
+spec:
+  targetRefs: [{{group: '', kind: Service, name: reviews}}]
+  faults: [{{percent: 100, delay: {{duration: {seconds}s}}}}]
+"
+    )
+}
+
+#[tokio::test]
+async fn what_was_changed_since_it_was_read_is_not_deleted_unseen() {
+    let server = ApiServer::start().await;
+    server.state().store.put("kubectl", &(fault("a", 1) + &fault("b", 1)));
+    // Between reading and deleting: one is changed, and the other one's time is over.
+    server.state().before("DELETE faultinjections shop/a (dry run)", |state| {
+        state.store.put("kubectl", &fault("a", 2));
+        state.store.remove(Kind::FaultInjection, "shop", "b");
+    });
+    assert_eq!(meshctl(&server, "fault clear").await.unwrap(), "FaultInjection shop/a deleted\n");
+    let lists = asked(&server).iter().filter(|line| *line == "LIST faultinjections shop").count();
+    // To decide, to decide again, and for the revision without it.
+    assert_eq!(lists, 3);
+    // Another object of the same name and of the same version, as after a restored backup, is not meant either.
+    server.state().store.put("kubectl", &fault("a", 1));
+    server.state().before("DELETE faultinjections shop/a", |state| {
+        state.store.remove(Kind::FaultInjection, "shop", "a");
+        state.store.put("kubectl", &(fault("a", 3) + &fault("b", 1)));
+    });
+    let text = meshctl(&server, "fault clear").await.unwrap();
+    assert_eq!(text, "FaultInjection shop/a deleted\nFaultInjection shop/b deleted\n");
+    assert_eq!(meshctl(&server, "fault clear reviews").await.unwrap_err().exit, Exit::NotFound);
+    assert_eq!(meshctl(&server, "fault clear").await.unwrap(), "");
+
+    // Those that --all finds may be gone before it comes to them.
+    server.state().store.put("kubectl", &(fault("a", 1) + &fault("b", 1)));
+    server.state().before("DELETE faultinjections shop/a (dry run)", |state| state.store.remove(Kind::FaultInjection, "shop", "a"));
+    assert_eq!(meshctl(&server, "delete faults --all").await.unwrap(), "FaultInjection shop/b deleted\n");
+}

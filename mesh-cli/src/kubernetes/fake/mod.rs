@@ -145,7 +145,14 @@ async fn accept(listener: TcpListener, state: Arc<Mutex<State>>) {
 }
 
 async fn serve(state: Arc<Mutex<State>>, mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let asked = Asked::parse(&request);
+    let mut asked = Asked::parse(&request);
+    let mut body = Value::Null;
+    if asked.sub != "portforward" {
+        let bytes = request.body_mut().collect().await.unwrap().to_bytes();
+        body = serde_json::from_slice(&bytes).unwrap_or_default();
+        // Where it is said for a deletion.
+        asked.dry_run |= body["dryRun"].is_array();
+    }
     let line = asked.line();
     {
         let mut state = state.lock().unwrap();
@@ -162,8 +169,6 @@ async fn serve(state: Arc<Mutex<State>>, mut request: Request<Incoming>) -> Resu
     if asked.sub == "portforward" {
         return Ok(forward::answer(&state, &asked, &mut request).unwrap_or_else(|status| answer(&status)));
     }
-    let body = request.into_body().collect().await.unwrap().to_bytes();
-    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let mut state = state.lock().unwrap();
     Ok(answer(&match asked.plural.as_str() {
         "pods" => state.list_pods(),
@@ -197,6 +202,7 @@ struct Asked {
     name: String,
     sub: String,
     query: BTreeMap<String, String>,
+    dry_run: bool,
 }
 
 impl Asked {
@@ -211,24 +217,14 @@ impl Asked {
             (namespace, plural) = (next(), next());
         }
         let (name, sub) = (next(), next());
-        Self {
-            method: request.method().clone(),
-            api_version,
-            plural,
-            namespace,
-            name,
-            sub,
-            query: query(request.uri()),
-        }
-    }
-
-    fn is_dry_run(&self) -> bool {
-        self.query.contains_key("dryRun")
+        let query = query(request.uri());
+        let dry_run = query.contains_key("dryRun");
+        Self { method: request.method().clone(), api_version, plural, namespace, name, sub, query, dry_run }
     }
 
     fn line(&self) -> String {
         let Self { method, plural, namespace, name, .. } = self;
-        let dry_run = if self.is_dry_run() { " (dry run)" } else { "" };
+        let dry_run = if self.dry_run { " (dry run)" } else { "" };
         match (self.sub.as_str(), name.as_str()) {
             ("portforward", _) => format!("FORWARD {namespace}/{name}"),
             (_, "") => format!("LIST {plural} {}", if namespace.is_empty() { "*" } else { namespace }),

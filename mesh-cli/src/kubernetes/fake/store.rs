@@ -91,7 +91,7 @@ impl Store {
                 if let Some(field) = differs {
                     return conflict(asked, &format!("the {field} in the precondition does not match"));
                 }
-                if !asked.is_dry_run() {
+                if !asked.dry_run {
                     self.version += 1;
                     self.objects.remove(&place);
                 }
@@ -100,7 +100,7 @@ impl Store {
         };
         match result {
             Err(refusal) => refusal,
-            Ok(stored) if asked.is_dry_run() => stored.json,
+            Ok(stored) if asked.dry_run => stored.json,
             Ok(stored) => self.keep(place, stored),
         }
     }
