@@ -4,8 +4,8 @@
 use mesh_common::proto::control::apply_result::Outcome;
 use mesh_common::proto::control::mesh_client::MeshClient;
 use mesh_common::proto::control::{
-    ApplyRequest, ApplyResult, DeleteRequest, DeleteResponse, ListRequest, ListServicesRequest, ObjectKey, Precondition,
-    ServiceView,
+    ApplyRequest, ApplyResult, DeleteRequest, DeleteResponse, ListRequest, ListServicesRequest, ObjectKey,
+    Precondition, ServiceView,
 };
 use mesh_common::resource::{Key, Kind, Object};
 use serde_json::{Value, json};

@@ -165,9 +165,8 @@ impl Mesh for Fake {
             return Err(Status::not_found(format!("{} does not exist", typed(key))));
         }
         let current = |key: &ObjectKey| state.objects.get(&typed(key))?.metadata().resource_version.clone();
-        let differs = |it: &Precondition| {
-            current(it.key.as_ref().unwrap()).is_some_and(|current| current != it.resource_version)
-        };
+        let differs =
+            |it: &Precondition| current(it.key.as_ref().unwrap()).is_some_and(|current| current != it.resource_version);
         if preconditions.iter().any(differs) {
             return Err(Status::aborted("it has another version by now"));
         }

@@ -283,10 +283,8 @@ async fn clear(context: &Context, args: &Clear) -> Result<(), Failure> {
     let decide = |objects: &[Object]| {
         let keys: Vec<Key> = objects.iter().filter(meant).map(Object::key).collect();
         match (&args.which, keys.is_empty()) {
-            (Some(which), true) => {
-                Err(Failure::not_found(format!("There is no fault of or named {which}."))
-                    .hint("`meshctl fault list -A` shows all."))
-            }
+            (Some(which), true) => Err(Failure::not_found(format!("There is no fault of or named {which}."))
+                .hint("`meshctl fault list -A` shows all.")),
             (None, true) => Ok(Change::Nothing),
             (_, false) => Ok(Change::Delete(keys)),
         }

@@ -140,7 +140,8 @@ impl Told {
             Type::Synced => {
                 let there = self.there.take().unwrap_or_default();
                 let gone: Vec<Place> = self.versions.keys().filter(|place| !there.contains(*place)).cloned().collect();
-                let mut news: Vec<WatchEvent> = gone.into_iter().map(|place| self.gone(place, event.revision)).collect();
+                let mut news: Vec<WatchEvent> =
+                    gone.into_iter().map(|place| self.gone(place, event.revision)).collect();
                 if !std::mem::replace(&mut self.synced, true) {
                     news.push(event);
                 }

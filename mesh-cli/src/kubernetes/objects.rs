@@ -150,7 +150,10 @@ pub async fn write(cluster: &Cluster, object: &Object, dry_run: bool, force: boo
             let mut params = PatchParams { dry_run, force, ..PatchParams::apply(FIELD_MANAGER) };
             let mut applied = api.patch(&key.name, &params, &Patch::Apply(&json)).await;
             // What was changed by `route` or `edit` is of the same owner, though the API server tells an update from an apply.
-            if applied.as_ref().is_err_and(|error| owners(error).is_some_and(|all| all.iter().all(|(_, by)| by == FIELD_MANAGER))) {
+            if applied
+                .as_ref()
+                .is_err_and(|error| owners(error).is_some_and(|all| all.iter().all(|(_, by)| by == FIELD_MANAGER)))
+            {
                 params.force = true;
                 applied = api.patch(&key.name, &params, &Patch::Apply(&json)).await;
             }

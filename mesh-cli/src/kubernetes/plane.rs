@@ -243,7 +243,8 @@ impl ClientStatusDiscoveryService for Plane {
 /// The API server counts changes of everything in the cluster: one that is to come says nothing about the mesh.
 fn not_yet(revision: u64, newest: u64) -> Failure {
     let message = format!("This cluster has no revision {revision} yet; the newest is {newest}.");
-    Failure::refused(message).hint("Give the revision that a command has printed, or none to wait for all that there is now.")
+    Failure::refused(message)
+        .hint("Give the revision that a command has printed, or none to wait for all that there is now.")
 }
 
 fn parse(kind: &str) -> Result<Kind, Status> {

@@ -161,7 +161,9 @@ async fn connect(cluster: &Cluster) -> Result<Vec<Replica>, Failure> {
                 format!("mesh-control does not run in this cluster ({}).", cluster.context),
                 "`meshctl install` installs it; --context chooses another cluster.",
             ),
-            n => (format!("None of the {n} replicas of mesh-control is ready."), "`meshctl check` tells what is wrong."),
+            n => {
+                (format!("None of the {n} replicas of mesh-control is ready."), "`meshctl check` tells what is wrong.")
+            }
         };
         return Err(Failure::with(Exit::Unreachable, message).hint(hint));
     }

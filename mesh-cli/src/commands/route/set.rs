@@ -255,7 +255,9 @@ fn report_reset(context: &Context, service: &str, done: &[Done]) -> Result<(), F
             changed.iter().try_for_each(|(key, _)| out.line(&format!("{}/{}", key.kind.to_lowercase(), key.name)))
         }
         (_, []) => out.line(&format!("Nothing splits the traffic of {service}.")),
-        (_, some) => some.iter().try_for_each(|(key, outcome)| out.line(&format!("{} {outcome}", objects::name_of(Some(key))))),
+        (_, some) => {
+            some.iter().try_for_each(|(key, outcome)| out.line(&format!("{} {outcome}", objects::name_of(Some(key)))))
+        }
     }
 }
 

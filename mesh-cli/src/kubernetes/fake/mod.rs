@@ -117,7 +117,7 @@ impl State {
             json!({"metadata": {"namespace": namespace, "name": name, "labels": {"app.kubernetes.io/name": "mesh-control"}},
                 "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
         };
-        json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": self.pods.keys().map(pod).collect::<Vec<_>>()})
+        json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": self.pods.keys().filter(|(namespace, _)| namespace == NAMESPACE).map(pod).collect::<Vec<_>>()})
     }
 }
 
