@@ -15,7 +15,8 @@ use tokio::net::UnixStream;
 
 use crate::client::{Control, Place};
 use crate::failure::{Failure, sentence};
-use crate::kubernetes::{Cluster, replicas};
+use crate::kubernetes::Cluster;
+use crate::kubernetes::forward::Target;
 
 /// What a proxy says of itself.
 #[derive(Debug, Deserialize)]
@@ -81,8 +82,10 @@ impl AdminProxy {
                 self.ask_over(stream, method, path).await
             }
             Way::Pod { cluster, namespace, name } => {
-                let stream = replicas::forward(cluster, namespace, name, port::READY).await?;
-                self.ask_over(stream, method, path).await
+                let target = Target { namespace: namespace.clone(), pod: name.clone(), port: port::READY };
+                let (stream, said) = target.connect(cluster).await?;
+                let answer = self.ask_over(stream, method, path).await;
+                answer.map_err(|failure| said.failure().unwrap_or(failure))
             }
         }
     }

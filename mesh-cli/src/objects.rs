@@ -2,8 +2,11 @@
 //! at the same time.
 
 use mesh_common::proto::control::apply_result::Outcome;
-use mesh_common::proto::control::{ApplyRequest, ApplyResult, DeleteRequest, ListRequest, ObjectKey, ServiceView};
-use mesh_common::proto::control::{ListServicesRequest, mesh_client::MeshClient};
+use mesh_common::proto::control::mesh_client::MeshClient;
+use mesh_common::proto::control::{
+    ApplyRequest, ApplyResult, DeleteRequest, DeleteResponse, ListRequest, ListServicesRequest, ObjectKey,
+    Precondition, ServiceView,
+};
 use mesh_common::resource::{Key, Kind, Object};
 use serde_json::{Value, json};
 use tonic::transport::Channel;
@@ -82,7 +85,7 @@ pub async fn apply(control: &Control, object: &Object) -> Result<Written, Failur
 }
 
 async fn apply_one(mesh: &mut MeshClient<Channel>, object: &Object) -> Result<Written, tonic::Status> {
-    let request = ApplyRequest { objects: vec![object.to_json().to_string()], dry_run: false };
+    let request = ApplyRequest { objects: vec![object.to_json().to_string()], ..ApplyRequest::default() };
     let response = mesh.apply(request).await?.into_inner();
     let result = response.results.into_iter().next().unwrap_or_default();
     Ok(Written { result, revision: response.revision })
@@ -91,14 +94,14 @@ async fn apply_one(mesh: &mut MeshClient<Channel>, object: &Object) -> Result<Wr
 /// What a change comes to, decided on the objects as they are now.
 pub enum Change {
     Write(Box<Object>),
-    Delete(Key),
+    Delete(Vec<Key>),
     Nothing,
 }
 
 /// What was done.
 pub enum Done {
     Written(Box<Object>, Written),
-    Deleted(Key, u64),
+    Deleted(Vec<ObjectKey>, u64),
     Nothing,
 }
 
@@ -112,10 +115,13 @@ where
         let objects = list_kinds(control, kinds, namespace).await?.into_iter().map(|s| s.object).collect::<Vec<_>>();
         match decide(&objects)? {
             Change::Nothing => return Ok(Done::Nothing),
-            Change::Delete(key) => {
-                let revision = delete(control, std::slice::from_ref(&key)).await?;
-                return Ok(Done::Deleted(key, revision));
-            }
+            // What is gone by then is gone all the same.
+            Change::Delete(keys) => match delete_as_read(&mut mesh, &keys, &objects).await {
+                Ok(response) if response.deleted.is_empty() => return Ok(Done::Nothing),
+                Ok(response) => return Ok(Done::Deleted(response.deleted, response.revision)),
+                Err(status) if status.code() == tonic::Code::Aborted => {}
+                Err(status) => return Err(status.into()),
+            },
             Change::Write(object) => match apply_one(&mut mesh, &object).await {
                 Ok(written) => return Ok(Done::Written(object, written)),
                 Err(status) if status.code() == tonic::Code::Aborted => {}
@@ -127,10 +133,23 @@ where
         .hint("See what else writes it, and try again."))
 }
 
-/// Gives the revision without them.
-pub async fn delete(control: &Control, keys: &[Key]) -> Result<u64, Failure> {
-    let request = DeleteRequest { keys: keys.iter().map(to_proto).collect(), ignore_missing: false };
-    Ok(control.mesh().delete(request).await?.into_inner().revision)
+/// Deletes those that nobody has changed since they were read.
+async fn delete_as_read(
+    mesh: &mut MeshClient<Channel>,
+    keys: &[Key],
+    read: &[Object],
+) -> Result<DeleteResponse, tonic::Status> {
+    let precondition = |object: &Object| {
+        let metadata = object.metadata();
+        Precondition {
+            key: Some(to_proto(&object.key())),
+            resource_version: metadata.resource_version.clone().unwrap_or_default(),
+            uid: metadata.uid.clone().unwrap_or_default(),
+        }
+    };
+    let preconditions = read.iter().filter(|object| keys.contains(&object.key())).map(precondition).collect();
+    let request = DeleteRequest { keys: keys.iter().map(to_proto).collect(), ignore_missing: true, preconditions };
+    Ok(mesh.delete(request).await?.into_inner())
 }
 
 pub fn to_proto(key: &Key) -> ObjectKey {

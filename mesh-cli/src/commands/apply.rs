@@ -15,9 +15,9 @@ use crate::objects;
 /// Create or change objects from files
 ///
 /// Everything is read and checked before anything is sent, and the control plane takes all of it or nothing; in Kubernetes,
-/// where there are no transactions, the API server first tries all of it. There it is a server-side apply: fields that others
-/// have set are theirs. Errors name
-/// file, line, column and field.
+/// where there are no transactions, the API server first tries all of it, and what was applied is told if it refuses something
+/// nevertheless. There it is a server-side apply: fields that others have set are theirs. Errors name file, line, column and
+/// field.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -31,6 +31,9 @@ pub struct Args {
     /// Only check; nothing is changed
     #[arg(long)]
     dry_run: bool,
+    /// In Kubernetes, also take over fields that others have set
+    #[arg(long)]
+    force_conflicts: bool,
     #[command(flatten)]
     waiting: Waiting,
 }
@@ -64,7 +67,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
     let objects = args.files.read(context)?;
     let control = context.connect().await?;
     let texts = objects.iter().map(|object| object.to_json().to_string()).collect();
-    let request = ApplyRequest { objects: texts, dry_run: args.dry_run };
+    let request = ApplyRequest { objects: texts, dry_run: args.dry_run, force: args.force_conflicts };
     let response = control.mesh().apply(request).await?.into_inner();
     let revision = response.revision;
     report(context, response, args.dry_run)?;

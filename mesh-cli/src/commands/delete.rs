@@ -69,8 +69,10 @@ async fn delete(
         context.out.note("There is nothing to delete.");
         return Ok(());
     }
-    let request =
-        DeleteRequest { keys: keys.iter().map(objects::to_proto).collect(), ignore_missing: args.ignore_not_found };
+    // With --all they were named by being there.
+    let ignore_missing = args.ignore_not_found || args.all;
+    let keys = keys.iter().map(objects::to_proto).collect();
+    let request = DeleteRequest { keys, ignore_missing, preconditions: Vec::new() };
     let deleted = control.mesh().delete(request).await?.into_inner();
     objects::report_deleted(context, &deleted.deleted)?;
     match deleted.deleted.is_empty() {

@@ -121,7 +121,7 @@ async fn submit(control: &Control, key: &Key, original: &Object, edited: &str) -
         )));
     }
     object.metadata_mut().resource_version = original.metadata().resource_version.clone();
-    let request = ApplyRequest { objects: vec![object.to_json().to_string()], dry_run: false };
+    let request = ApplyRequest { objects: vec![object.to_json().to_string()], ..ApplyRequest::default() };
     let response = control.mesh().apply(request).await;
     let response = response.map_err(|status| match status.code() {
         // The same text would be refused for ever; so this ends the editing.

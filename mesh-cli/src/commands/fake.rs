@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt, stream};
 use mesh_common::proto::control::apply_result::Outcome;
 use mesh_common::proto::control::mesh_server::{Mesh, MeshServer};
 use mesh_common::proto::control::*;
@@ -26,8 +26,13 @@ pub struct State {
     pub revision: u64,
     pub services: Vec<ServiceView>,
     pub proxies: Vec<Proxy>,
-    /// The answers of `Wait`.
+    /// The answers of `Wait`, and of `Watch`.
     pub progress: Vec<WaitProgress>,
+    pub events: Vec<WatchEvent>,
+    /// What ends by itself, goes on without a word instead.
+    pub holds: bool,
+    /// What was asked of `Wait`.
+    pub waited: Vec<WaitRequest>,
     /// Changes that somebody else makes just before the next ones arrive.
     pub others: Vec<Object>,
 }
@@ -99,6 +104,14 @@ impl State {
         self.objects.insert(key, object);
         outcome
     }
+
+    fn streamed<T: Clone + Send + 'static>(&self, answers: &[T]) -> Streamed<T> {
+        let answers = stream::iter(answers.to_vec().into_iter().map(Ok));
+        match self.holds {
+            true => Box::pin(answers.chain(stream::pending())),
+            false => Box::pin(answers),
+        }
+    }
 }
 
 fn proto(key: &Key) -> ObjectKey {
@@ -142,11 +155,20 @@ impl Mesh for Fake {
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
         let mut state = self.0.lock().unwrap();
-        let DeleteRequest { keys, ignore_missing } = request.into_inner();
+        if let Some(other) = state.others.pop() {
+            state.put(other);
+        }
+        let DeleteRequest { keys, ignore_missing, preconditions } = request.into_inner();
         let typed = |k: &ObjectKey| Key::new(Kind::parse(&k.kind).unwrap(), &k.namespace, &k.name);
         let missing = keys.iter().find(|k| !state.objects.contains_key(&typed(k)));
         if let (Some(key), false) = (missing, ignore_missing) {
             return Err(Status::not_found(format!("{} does not exist", typed(key))));
+        }
+        let current = |key: &ObjectKey| state.objects.get(&typed(key))?.metadata().resource_version.clone();
+        let differs =
+            |it: &Precondition| current(it.key.as_ref().unwrap()).is_some_and(|current| current != it.resource_version);
+        if preconditions.iter().any(differs) {
+            return Err(Status::aborted("it has another version by now"));
         }
         let deleted = keys.into_iter().filter(|k| state.objects.remove(&typed(k)).is_some()).collect();
         state.revision += 1;
@@ -156,7 +178,8 @@ impl Mesh for Fake {
     type WatchStream = Streamed<WatchEvent>;
 
     async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        let state = self.0.lock().unwrap();
+        Ok(Response::new(state.streamed(&state.events)))
     }
 
     async fn create_token(
@@ -176,9 +199,10 @@ impl Mesh for Fake {
 
     type WaitStream = Streamed<WaitProgress>;
 
-    async fn wait(&self, _: Request<WaitRequest>) -> Result<Response<Self::WaitStream>, Status> {
-        let progress = self.0.lock().unwrap().progress.clone();
-        Ok(Response::new(Box::pin(stream::iter(progress.into_iter().map(Ok)))))
+    async fn wait(&self, request: Request<WaitRequest>) -> Result<Response<Self::WaitStream>, Status> {
+        let mut state = self.0.lock().unwrap();
+        state.waited.push(request.into_inner());
+        Ok(Response::new(state.streamed(&state.progress)))
     }
 
     async fn list_services(&self, _: Request<ListServicesRequest>) -> Result<Response<ListServicesResponse>, Status> {

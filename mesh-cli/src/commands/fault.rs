@@ -9,10 +9,10 @@ use serde::Serialize;
 
 use crate::commands::Context;
 use crate::commands::wait::Waiting;
-use crate::failure::{Exit, Failure};
+use crate::failure::Failure;
 use crate::faults::{self, Effect, Order, View};
 use crate::kinds;
-use crate::objects::{self, Selection};
+use crate::objects::{self, Change, Done, Selection};
 use crate::output::time::{human_duration, parse_positive_duration};
 use crate::output::{Cell, Format, Table};
 use crate::routes::conditions::Conditions;
@@ -272,25 +272,30 @@ fn table(views: &[View], namespaces: bool, now: Timestamp) -> Table {
 
 async fn clear(context: &Context, args: &Clear) -> Result<(), Failure> {
     let control = context.connect().await?;
-    let faults = all(&control, context, args.all_namespaces).await?;
-    let meant = |fault: &&FaultInjection| match &args.which {
-        None => true,
-        Some(which) => {
+    let meant = |object: &&Object| match (object, &args.which) {
+        (Object::FaultInjection(_), None) => true,
+        (Object::FaultInjection(fault), Some(which)) => {
             let of_service = fault.spec.target_refs.iter().any(|t| t.kind == "Service" && t.name == *which);
             of_service || fault.metadata.name == *which
         }
+        _ => false,
     };
-    let keys = faults.iter().filter(meant).map(key);
-    let keys: Vec<Key> = keys.collect();
-    if let (Some(which), true) = (&args.which, keys.is_empty()) {
-        return Err(Failure::with(Exit::NotFound, format!("There is no fault of or named {which}."))
-            .hint("`meshctl fault list -A` shows all."));
-    }
-    let revision = if keys.is_empty() { None } else { Some(objects::delete(&control, &keys).await?) };
-    objects::report_deleted(context, &keys.iter().map(objects::to_proto).collect::<Vec<_>>())?;
-    match revision {
-        Some(revision) => args.waiting.after(context, &control, revision).await,
-        None => Ok(()),
+    let decide = |objects: &[Object]| {
+        let keys: Vec<Key> = objects.iter().filter(meant).map(Object::key).collect();
+        match (&args.which, keys.is_empty()) {
+            (Some(which), true) => Err(Failure::not_found(format!("There is no fault of or named {which}."))
+                .hint("`meshctl fault list -A` shows all.")),
+            (None, true) => Ok(Change::Nothing),
+            (_, false) => Ok(Change::Delete(keys)),
+        }
+    };
+    let namespace = if args.all_namespaces { "" } else { context.namespace() };
+    match objects::change(&control, &[Kind::FaultInjection], namespace, decide).await? {
+        Done::Deleted(deleted, revision) => {
+            objects::report_deleted(context, &deleted)?;
+            args.waiting.after(context, &control, revision).await
+        }
+        _ => objects::report_deleted(context, &[]),
     }
 }
 

@@ -197,3 +197,152 @@ fn url(text: &str) -> Result<String, String> {
 fn filter(text: &str) -> Result<String, String> {
     check_log_filter(text).map(|()| text.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::args::Cli;
+    use crate::client::Location;
+    use crate::commands::dispatch;
+    use crate::kubernetes::Access;
+    use crate::output::Output;
+
+    /// What the command makes of the text of a file.
+    fn through(command: &str, text: &str) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("app.yaml");
+        std::fs::write(&file, text).unwrap();
+        let Ok(cli) = Cli::try_parse_from(["meshctl", command, "-f", file.to_str().unwrap()]) else { panic!() };
+        let (out, captured) = Output::captured(Format::Table);
+        let (location, default_namespace) = (Location::Search(Vec::new()), "default".to_owned());
+        let context = Context { location, access: Access::default(), namespace: None, default_namespace, out };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(dispatch(&context, cli.command)).unwrap();
+        captured.text()
+    }
+
+    /// How often a text of documents has the proxy.
+    fn proxies(text: &str) -> usize {
+        text.matches("name: mesh-proxy\n").count()
+    }
+
+    /// Fields of a pod that meshctl changes, and texts that YAML could take for something else.
+    fn a_template() -> impl Strategy<Value = Value> {
+        let text = prop_oneof![
+            Just("yes"),
+            Just("1.0"),
+            Just("~"),
+            Just("0x1F"),
+            Just("a: b # c"),
+            Just(" lines\n  of\n\n text \n"),
+            Just(""),
+            Just("{{ .Values.x }}"),
+            Just("\u{e4}\t\"'"),
+            Just("- x"),
+            Just("2026-11-26"),
+            Just("null"),
+        ];
+        let probe = prop_oneof![
+            Just(json!({"httpGet": {"port": 80, "path": "/live"}, "periodSeconds": 3})),
+            Just(json!({"tcpSocket": {"port": "web"}})),
+            Just(json!({"exec": {"command": ["true"]}})),
+        ];
+        let number =
+            prop_oneof![Just(json!(0)), Just(json!(-1)), Just(json!(9_007_199_254_740_993_u64)), Just(json!(0.5))];
+        (text, proptest::option::of(probe), number, any::<[bool; 3]>()).prop_map(
+            |(text, probe, number, [init, hook, metadata])| {
+                let mut app = json!({"name": "app", "image": "app:1", "ports": [{"name": "web", "containerPort": 80}],
+                "env": [{"name": "X", "value": text}], "args": [text]});
+                if let Some(probe) = probe {
+                    app["livenessProbe"] = probe;
+                }
+                if hook {
+                    app["lifecycle"] = json!({"preStop": {"exec": {"command": ["sh", "-c", text]}}});
+                }
+                let mut template = json!({"spec": {"containers": [app], "unknown": number}});
+                if init {
+                    template["spec"]["initContainers"] = json!([{"name": "first", "image": "first:1"}]);
+                }
+                if metadata {
+                    template["metadata"] = json!({"labels": {"app": "x"}, "annotations": {"note": text}});
+                }
+                template
+            },
+        )
+    }
+
+    const KINDS: [(&str, &str, &str); 7] = [
+        ("apps/v1", "Deployment", "/spec/template"),
+        ("apps/v1", "StatefulSet", "/spec/template"),
+        ("apps/v1", "DaemonSet", "/spec/template"),
+        ("apps/v1", "ReplicaSet", "/spec/template"),
+        ("batch/v1", "Job", "/spec/template"),
+        ("batch/v1", "CronJob", "/spec/jobTemplate/spec/template"),
+        ("v1", "Pod", ""),
+    ];
+
+    fn an_object() -> impl Strategy<Value = Value> {
+        (0..KINDS.len(), a_template()).prop_map(|(kind, template)| {
+            let (version, kind, place) = KINDS[kind];
+            let mut object = json!({"apiVersion": version, "kind": kind});
+            if place.is_empty() {
+                object["metadata"] = template.get("metadata").cloned().unwrap_or(json!({"generateName": "x-"}));
+                object["spec"] = template["spec"].clone();
+                return object;
+            }
+            object["metadata"] = json!({"name": "x", "namespace": "shop"});
+            let steps: Vec<&str> = place.split('/').skip(1).collect();
+            *steps.iter().fold(&mut object, |at, step| &mut at[*step]) = template;
+            object["spec"]["replicas"] = json!(2);
+            object
+        })
+    }
+
+    fn a_document() -> impl Strategy<Value = Value> {
+        let list = |of: &'static str, items: Vec<Value>| json!({"apiVersion": "v1", "kind": of, "metadata": {}, "items": items});
+        let service = Just(
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"ports": [{"port": 80}]}}),
+        );
+        let several = proptest::collection::vec(prop_oneof![3 => an_object().boxed(), 1 => service.boxed()], 0..3);
+        let within = (several.clone(), several).prop_map(move |(mut outer, inner)| {
+            outer.push(list("List", inner));
+            list("List", outer)
+        });
+        prop_oneof![2 => an_object().boxed(), 1 => within.boxed()]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+
+        /// `meshctl inject -f app.yaml | meshctl uninject -f -`, with any number of documents of any kind.
+        #[test]
+        fn what_is_injected_comes_back_as_it_was(documents in proptest::collection::vec(a_document(), 1..4)) {
+            let text = to_yaml(&documents);
+            let injected = through("inject", &text);
+            let pods: usize = documents.iter().map(|document| templates(document).len()).sum();
+            prop_assert_eq!(proxies(&injected), pods);
+            let back = parse(&through("uninject", &injected)).unwrap();
+            prop_assert_eq!(back, documents);
+        }
+    }
+
+    #[test]
+    fn every_kind_is_injected_and_comes_back() {
+        let mut all = Vec::new();
+        for (version, kind, place) in KINDS {
+            let mut object = json!({"apiVersion": version, "kind": kind, "metadata": {"name": "x"}});
+            let steps: Vec<&str> = place.split('/').skip(1).collect();
+            let pod = steps.iter().fold(&mut object, |at, step| &mut at[*step]);
+            pod["spec"] = json!({"containers": [{"name": "app", "image": "app:1"}]});
+            all.push(object);
+        }
+        for documents in [all.clone(), vec![json!({"apiVersion": "v1", "kind": "List", "items": all})]] {
+            let injected = through("inject", &to_yaml(&documents));
+            assert_eq!(proxies(&injected), KINDS.len());
+            assert_eq!(parse(&through("uninject", &injected)).unwrap(), documents);
+        }
+    }
+}

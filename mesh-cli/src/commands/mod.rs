@@ -77,7 +77,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
     dispatch(&Context::new(cli.global).await, cli.command).await
 }
 
-async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
+pub async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
     match command {
         Command::Demo(args) => crate::demo::execute(context, args).await,
         Command::Run(args) => crate::run::execute(context, args).await,
@@ -104,6 +104,6 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
 }
 
 #[cfg(test)]
-mod fake;
+pub mod fake;
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,8 @@ const NAMED: usize = 5;
 /// Wait until the newest change is in force at all proxies
 ///
 /// A proxy that is not concerned by the change counts as having it. Ends with exit code 1 when all others have it
-/// and some reject it, and with 6 when the time is over.
+/// and some reject it, and with 6 when the time is over. In Kubernetes, it waits for everything that there is when it begins,
+/// which is also what a revision that has been comes to; one that is yet to come is refused there.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -1,12 +1,21 @@
 //! Finding the API server: a kubeconfig and a context in it, as with kubectl.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use kube::client::retry::RetryPolicy;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
+use tower::Layer;
+use tower::retry::RetryLayer;
 
 use super::Cluster;
 use crate::failure::{Exit, Failure, sentence};
+
+/// An API server that says that it cannot answer now is asked again after these pauses, or after the one that it names, and so
+/// often: a few seconds in all, because somebody is waiting.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+const TRIES: u32 = 5;
 
 /// What the command line says about it. Empty: $KUBECONFIG or ~/.kube/config, and the current context.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,11 +56,9 @@ impl Access {
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
         let config = config.map_err(|error| self.unusable(&error))?;
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-        let client = Client::try_from(config).map_err(|error| {
-            Failure::with(
-                Exit::Unreachable,
-                format!("The API server {server} cannot be used: {}", sentence(&full(&error))),
-            )
+        let client = client(config).map_err(|reason| {
+            let message = format!("The API server {server} cannot be used: {}", sentence(&reason));
+            Failure::with(Exit::Unreachable, message)
         })?;
         Ok(Cluster { client, context, server })
     }
@@ -69,6 +76,19 @@ impl Access {
         Failure::with(Exit::Unreachable, message)
             .hint("`kubectl config get-contexts` lists the contexts; --kubeconfig and --context choose one.")
     }
+}
+
+/// The library's own retries go on for minutes.
+fn client(mut config: Config) -> Result<Client, String> {
+    config.default_retry = false;
+    let again = RetryPolicy::new(AGAIN.0, AGAIN.1, TRIES, true).map_err(|error| error.to_string())?;
+    let namespace = config.default_namespace.clone();
+    let once = Client::try_from(config).map_err(|error| full(&error))?;
+    let service = tower::service_fn(move |request| {
+        let once = once.clone();
+        async move { once.send(request).await.map_err(tower::BoxError::from) }
+    });
+    Ok(Client::new(RetryLayer::new(again).layer(service), namespace))
 }
 
 /// The error with its causes, as far as they say something new.
@@ -89,12 +109,20 @@ pub fn full(error: &dyn std::error::Error) -> String {
 /// What the API server has refused, or that it was not reached.
 impl From<kube::Error> for Failure {
     fn from(error: kube::Error) -> Self {
-        let kube::Error::Api(status) = error else {
-            return Self::with(
-                Exit::Unreachable,
-                format!("The API server cannot be reached: {}", sentence(&full(&error))),
-            )
-            .hint("`kubectl cluster-info` tries the same.");
+        let status = match error {
+            kube::Error::Api(status) => status,
+            kube::Error::SerdeError(_) | kube::Error::FromUtf8(_) => {
+                return Self::new(format!("The API server's answer cannot be read: {}", sentence(&full(&error))))
+                    .hint("Does the kubeconfig name an API server? `kubectl version` tries the same.");
+            }
+            kube::Error::Auth(_) => {
+                let message = format!("Logging in to the API server failed: {}", sentence(&full(&error)));
+                return Self::with(Exit::Unreachable, message).hint("`kubectl auth whoami` tries the same.");
+            }
+            error => {
+                let message = format!("The API server cannot be reached: {}", sentence(&full(&error)));
+                return Self::with(Exit::Unreachable, message).hint("`kubectl cluster-info` tries the same.");
+            }
         };
         let message = sentence(&status.message);
         match status.code {

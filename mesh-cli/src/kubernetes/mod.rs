@@ -2,12 +2,19 @@
 //! rights, and the replicas of mesh-control are asked over port-forwarding, which needs the right to do that.
 
 pub mod access;
+mod batch;
 pub mod check;
+#[cfg(test)]
+pub mod fake;
+mod follow;
+pub mod forward;
 mod merge;
 mod objects;
 pub mod plane;
-pub mod replicas;
+mod replicas;
 pub mod resource;
+#[cfg(test)]
+mod tests;
 
 use kube::api::{Api, DynamicObject};
 use kube::core::{ApiResource, NamespaceResourceScope};

@@ -1,12 +1,13 @@
 //! Objects of the mesh in the API server, in the form in which the standalone mesh gives them.
 
-use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PartialObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{Api, DynamicObject, ListParams, PartialObjectMeta, Patch, PatchParams, PostParams};
+use kube::core::response::StatusCause;
 use mesh_common::proto::control::ObjectVersion;
 use mesh_common::resource::{Key, Kind, Object};
 use serde_json::Value;
 
 use super::{Cluster, resource};
-use crate::failure::Failure;
+use crate::failure::{Failure, sentence};
 use crate::install::FIELD_MANAGER;
 use crate::install::manifest::{Outcome, plain};
 
@@ -24,6 +25,15 @@ pub enum Refused {
     /// It has another version by now.
     Conflict(String),
     Failed(Failure),
+}
+
+impl Refused {
+    pub fn into_failure(self) -> Failure {
+        match self {
+            Self::Conflict(message) => Failure::refused(sentence(&message)),
+            Self::Failed(failure) => failure,
+        }
+    }
 }
 
 impl<E: Into<Failure>> From<E> for Refused {
@@ -113,7 +123,8 @@ fn typed(kind: Kind, live: &DynamicObject) -> Result<(Option<Object>, Vec<String
 
 /// Creates or changes one object as its user, by server-side apply; or, if it says which version of it was changed, in the
 /// place of that version.
-pub async fn write(cluster: &Cluster, object: &Object, dry_run: bool) -> Result<Taken, Refused> {
+/// Fields of others are taken only by `force`.
+pub async fn write(cluster: &Cluster, object: &Object, dry_run: bool, force: bool) -> Result<Taken, Refused> {
     let key = object.key();
     let resource = resource::of_kind(key.kind);
     let api = cluster.dynamic(&resource, Some(&key.namespace));
@@ -136,8 +147,16 @@ pub async fn write(cluster: &Cluster, object: &Object, dry_run: bool) -> Result<
                     metadata.remove(field);
                 }
             }
-            let params = PatchParams { dry_run, ..PatchParams::apply(FIELD_MANAGER) };
-            let applied = api.patch(&key.name, &params, &Patch::Apply(&json)).await;
+            let mut params = PatchParams { dry_run, force, ..PatchParams::apply(FIELD_MANAGER) };
+            let mut applied = api.patch(&key.name, &params, &Patch::Apply(&json)).await;
+            // What was changed by `route` or `edit` is of the same owner, though the API server tells an update from an apply.
+            if applied
+                .as_ref()
+                .is_err_and(|error| owners(error).is_some_and(|all| all.iter().all(|(_, by)| by == FIELD_MANAGER)))
+            {
+                params.force = true;
+                applied = api.patch(&key.name, &params, &Patch::Apply(&json)).await;
+            }
             applied.map_err(|error| not_ours(&key, error))?
         }
     };
@@ -173,55 +192,53 @@ fn conflict(key: &Key, error: kube::Error) -> Refused {
 
 /// Server-side apply takes no field from whoever else has set it.
 fn not_ours(key: &Key, error: kube::Error) -> Failure {
-    let owned = matches!(&error, kube::Error::Api(status) if status.code == 409);
-    let failure = named(key, error.into());
-    match owned {
-        true => failure.hint(
-            "Change these fields with the program that owns them, or `meshctl edit` the object; \
-             `kubectl apply --server-side --force-conflicts` takes them over.",
-        ),
-        false => failure,
-    }
+    let Some(owners) = owners(&error) else { return named(key, error.into()) };
+    let owned: Vec<String> = owners.iter().map(|(field, by)| format!("{field} (of {by})")).collect();
+    Failure::refused(format!("{key}: others have set fields to something else: {}.", owned.join(", "))).hint(
+        "`meshctl apply --force-conflicts` takes them over. Or leave them out of what you apply, or change them with the program \
+         that owns them.",
+    )
 }
 
-fn named(key: &Key, failure: Failure) -> Failure {
+/// The fields that somebody else owns, and who, if it is that what was refused.
+fn owners(error: &kube::Error) -> Option<Vec<(String, String)>> {
+    let kube::Error::Api(status) = error else { return None };
+    let causes = status.details.as_ref().map(|details| details.causes.iter()).into_iter().flatten();
+    let owner = |cause: &StatusCause| {
+        // `conflict with "helm" using ...`, and nothing else names the owner.
+        let by = cause.message.split('"').nth(1).unwrap_or("somebody else").to_owned();
+        (cause.field.clone(), by)
+    };
+    let owners: Vec<_> = causes.filter(|cause| cause.reason == "FieldManagerConflict").map(owner).collect();
+    Some(owners).filter(|owners| status.code == 409 && !owners.is_empty())
+}
+
+/// The failure, with the object that it is about.
+pub fn named(key: &Key, failure: Failure) -> Failure {
     Failure { message: format!("{key}: {}", failure.message), ..failure }
 }
 
-/// Deletes those that are there; fails before it touches anything if one is missing and that is not meant.
-pub async fn delete(cluster: &Cluster, keys: &[Key], ignore_missing: bool) -> Result<Vec<Key>, Failure> {
-    let api = |key: &Key| cluster.dynamic(&resource::of_kind(key.kind), Some(&key.namespace));
-    let mut there = Vec::new();
-    for key in keys {
-        match api(key).get_metadata_opt(&key.name).await.map_err(|error| named(key, error.into()))? {
-            Some(_) => there.push(key.clone()),
-            None if ignore_missing => {}
-            None => return Err(Failure::not_found(format!("{key} does not exist; nothing was deleted."))),
-        }
-    }
-    for key in &there {
-        api(key).delete(&key.name, &DeleteParams::default()).await.map_err(|error| named(key, error.into()))?;
-    }
-    Ok(there)
-}
-
-/// The newest version that the API server has of a kind.
-pub async fn newest(cluster: &Cluster, kind: Kind) -> Result<u64, Failure> {
-    let list = cluster.dynamic(&resource::of_kind(kind), None).list_metadata(&ListParams::default().limit(1)).await?;
+/// The newest version that there is, asked for where the user has to do with objects.
+pub async fn newest(cluster: &Cluster, kind: Kind, namespace: &str) -> Result<u64, Failure> {
+    let api = cluster.dynamic(&resource::of_kind(kind), Some(namespace));
+    let list = api.list_metadata(&ListParams::default().limit(1)).await?;
     Ok(number(&list.metadata.resource_version.unwrap_or_default()))
 }
 
-/// The versions of all objects of the mesh, as they are now.
-pub async fn versions(cluster: &Cluster) -> Result<Vec<ObjectVersion>, Failure> {
-    let mut found = Vec::new();
+/// The versions of all objects of the mesh, as they are now, and the newest version that there is of anything.
+pub async fn versions(cluster: &Cluster) -> Result<(Vec<ObjectVersion>, u64), Failure> {
+    let (mut found, mut newest) = (Vec::new(), 0);
     for kind in Kind::ALL {
         match cluster.dynamic(&resource::of_kind(kind), None).list_metadata(&ListParams::default()).await {
-            Ok(list) => found.extend(list.items.into_iter().map(|object| of_metadata(kind, object))),
+            Ok(list) => {
+                newest = newest.max(number(&list.metadata.resource_version.unwrap_or_default()));
+                found.extend(list.items.into_iter().map(|object| of_metadata(kind, object)));
+            }
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(found)
+    Ok((found, newest))
 }
 
 fn of_metadata(kind: Kind, object: PartialObjectMeta<DynamicObject>) -> ObjectVersion {

@@ -3,25 +3,23 @@
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::service::status::v3::client_status_discovery_service_server::{
     ClientStatusDiscoveryService, ClientStatusDiscoveryServiceServer,
 };
 use envoy_types::pb::envoy::service::status::v3::{ClientStatusRequest, ClientStatusResponse};
-use futures_util::future::try_join_all;
-use futures_util::stream::{SelectAll, StreamExt};
-use futures_util::{Stream, stream};
+use futures_util::stream::{self, Stream, StreamExt};
+use kube::api::Preconditions;
 use mesh_common::proto::control::apply_result;
 use mesh_common::proto::control::mesh_server::{Mesh, MeshServer};
 use mesh_common::proto::control::*;
 use mesh_common::resource::{Key, Kind, Object};
-use tokio::sync::OnceCell;
 use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::replicas::{self, Replica};
-use super::{Cluster, merge, objects};
+use super::replicas::{Replica, Replicas};
+use super::{Cluster, batch, follow, merge, objects};
 use crate::client::{MAX_MESSAGE, channel_over};
 use crate::failure::{Failure, sentence};
 use crate::install::manifest::Outcome;
@@ -33,8 +31,7 @@ type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[derive(Clone)]
 struct Plane {
     cluster: Cluster,
-    /// Found when they are first asked for something.
-    replicas: Arc<OnceCell<Vec<Replica>>>,
+    replicas: Replicas,
     written: Arc<Mutex<Written>>,
 }
 
@@ -48,7 +45,7 @@ struct Written {
 
 /// A channel to it. It lives as long as the process.
 pub async fn open(cluster: Cluster) -> Result<Channel, Failure> {
-    let plane = Plane { cluster, replicas: Arc::default(), written: Arc::default() };
+    let plane = Plane { replicas: Replicas::new(cluster.clone()), cluster, written: Arc::default() };
     let (ours, theirs) = tokio::io::duplex(BUFFER);
     let status = ClientStatusDiscoveryServiceServer::new(plane.clone());
     let server = Server::builder()
@@ -59,11 +56,6 @@ pub async fn open(cluster: Cluster) -> Result<Channel, Failure> {
 }
 
 impl Plane {
-    async fn replicas(&self) -> Result<&[Replica], Status> {
-        let found = self.replicas.get_or_try_init(|| replicas::connect(&self.cluster)).await;
-        found.map(Vec::as_slice).map_err(Status::from)
-    }
-
     fn note(&self, revision: u64, objects: Vec<ObjectVersion>) {
         if let Ok(mut written) = self.written.lock() {
             written.revision = written.revision.max(revision);
@@ -85,20 +77,11 @@ fn same(a: &ObjectVersion, b: &ObjectVersion) -> bool {
 
 #[tonic::async_trait]
 impl Mesh for Plane {
-    /// The API server has no transactions: all objects are tried first, so that what it refuses is known before anything
-    /// is changed.
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
-        let ApplyRequest { objects: texts, dry_run } = request.into_inner();
+        let ApplyRequest { objects: texts, dry_run, force } = request.into_inner();
         let read = |text: &String| Object::from_json(text).map_err(|error| Status::invalid_argument(error.to_string()));
         let wanted = texts.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        let mut results = Vec::new();
-        let rounds: &[bool] = if dry_run || wanted.len() == 1 { &[dry_run] } else { &[true, false] };
-        for dry_run in rounds {
-            results.clear();
-            for object in &wanted {
-                results.push(objects::write(&self.cluster, object, *dry_run).await.map_err(refused)?);
-            }
-        }
+        let results = batch::apply(&self.cluster, &wanted, dry_run, force).await.map_err(refused)?;
         let revision = results.iter().map(|taken| objects::number(&taken.version.resource_version)).max();
         let revision = revision.unwrap_or_default();
         if !dry_run {
@@ -138,26 +121,30 @@ impl Mesh for Plane {
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
-        let DeleteRequest { keys, ignore_missing } = request.into_inner();
-        let read = |key: &ObjectKey| Ok::<_, Status>(Key::new(parse(&key.kind)?, &key.namespace, &key.name));
-        let keys = keys.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        let deleted = objects::delete(&self.cluster, &keys, ignore_missing).await?;
+        let DeleteRequest { keys, ignore_missing, preconditions } = request.into_inner();
+        let parsed = |key: &ObjectKey| Ok::<_, Status>(Key::new(parse(&key.kind)?, &key.namespace, &key.name));
+        let keys = keys.iter().map(parsed).collect::<Result<Vec<_>, _>>()?;
+        let read = preconditions.into_iter().map(|it| {
+            let given = |text: String| Some(text).filter(|text| !text.is_empty());
+            let expected = Preconditions { uid: given(it.uid), resource_version: given(it.resource_version) };
+            Ok::<_, Status>((parsed(&it.key.unwrap_or_default())?, expected))
+        });
+        let read = read.collect::<Result<Vec<_>, _>>()?;
+        let deleted = batch::delete(&self.cluster, &keys, ignore_missing, &read).await.map_err(refused)?;
         let mut revision = 0;
         if let Some(key) = deleted.last() {
-            revision = objects::newest(&self.cluster, key.kind).await?;
+            // It is done, whether the user may see what is left or not.
+            revision = objects::newest(&self.cluster, key.kind, &key.namespace).await.unwrap_or_default();
             self.note(revision, deleted.iter().map(|key| objects::version(key, String::new())).collect());
         }
         let deleted = deleted.iter().map(crate::objects::to_proto).collect();
         Ok(Response::new(DeleteResponse { deleted, revision }))
     }
 
-    type WatchStream = Streaming<WatchEvent>;
+    type WatchStream = Streamed<WatchEvent>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        match self.replicas().await? {
-            [first, ..] => first.mesh().watch(request.into_inner()).await,
-            [] => Err(Status::unavailable("no replica of mesh-control is ready")),
-        }
+        Ok(Response::new(Box::pin(follow::watch(self.replicas.clone(), request.into_inner()))))
     }
 
     async fn create_token(&self, _: Request<CreateTokenRequest>) -> Result<Response<CreateTokenResponse>, Status> {
@@ -166,11 +153,10 @@ impl Mesh for Plane {
     }
 
     async fn list_proxies(&self, _: Request<ListProxiesRequest>) -> Result<Response<ListProxiesResponse>, Status> {
-        let asked = self.replicas().await?.iter().map(|replica| async move {
-            Ok::<_, Status>(replica.mesh().list_proxies(ListProxiesRequest {}).await?.into_inner())
-        });
+        let ask = |it: Replica| async move { it.mesh().list_proxies(ListProxiesRequest {}).await };
         let mut merged = ListProxiesResponse::default();
-        for answer in try_join_all(asked).await? {
+        for answer in self.replicas.each(ask).await? {
+            let answer = answer.into_inner();
             merged.proxies.extend(answer.proxies);
             merged.revision = merged.revision.max(answer.revision);
         }
@@ -180,28 +166,23 @@ impl Mesh for Plane {
 
     type WaitStream = Streamed<WaitProgress>;
 
-    /// For what this process has written or, if it is nothing, for all that there is now.
+    /// For what this process has written or, if it is nothing, for all that there is now: that is for every revision that
+    /// there has been.
     async fn wait(&self, request: Request<WaitRequest>) -> Result<Response<Self::WaitStream>, Status> {
-        let timeout_ms = request.into_inner().timeout_ms;
+        let WaitRequest { revision, timeout_ms, .. } = request.into_inner();
         let mut written = self.written();
         if written.objects.is_empty() {
-            written.objects = objects::versions(&self.cluster).await?;
-            let newest = written.objects.iter().map(|object| objects::number(&object.resource_version)).max();
-            written.revision = newest.unwrap_or_default();
-        }
-        let request = WaitRequest { revision: 0, timeout_ms, objects: written.objects };
-        let asked = self.replicas().await?.iter().map(|replica| {
-            let request = request.clone();
-            async move { Ok::<_, Status>(replica.mesh().wait(request).await?.into_inner()) }
-        });
-        let streams = try_join_all(asked).await?;
-        let mut each = vec![None; streams.len()];
-        let numbered = streams.into_iter().enumerate().map(|(index, steps)| steps.map(move |step| (index, step)));
-        let steps = numbered.collect::<SelectAll<_>>().map(move |(index, step)| {
-            if let Some(place) = each.get_mut(index) {
-                *place = Some(step?);
+            let (objects, newest) = objects::versions(&self.cluster).await?;
+            if revision > newest {
+                return Err(not_yet(revision, newest).into());
             }
-            let mut merged = merge::progress(&each);
+            let own = objects.iter().map(|object| objects::number(&object.resource_version)).max().unwrap_or_default();
+            written.revision = if revision == 0 { own } else { revision };
+            written.objects = objects;
+        }
+        let timeout = Duration::from_millis(timeout_ms);
+        let steps = follow::wait(self.replicas.clone(), written.objects, timeout).map(move |step| {
+            let mut merged = step?;
             merged.revision = written.revision;
             if let Some(at) = written.at {
                 merged.elapsed_ms = u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -212,31 +193,27 @@ impl Mesh for Plane {
     }
 
     async fn list_services(&self, _: Request<ListServicesRequest>) -> Result<Response<ListServicesResponse>, Status> {
-        let asked = self.replicas().await?.iter().map(|replica| async move {
-            Ok::<_, Status>(replica.mesh().list_services(ListServicesRequest {}).await?.into_inner().services)
-        });
-        Ok(Response::new(ListServicesResponse { services: merge::services(try_join_all(asked).await?) }))
+        let ask = |it: Replica| async move { it.mesh().list_services(ListServicesRequest {}).await };
+        let answers = self.replicas.each(ask).await?.into_iter().map(|answer| answer.into_inner().services).collect();
+        Ok(Response::new(ListServicesResponse { services: merge::services(answers) }))
     }
 
     async fn get_status(&self, _: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
-        let asked = self.replicas().await?.iter().map(|replica| async move {
-            let answer = replica.mesh().get_status(GetStatusRequest {}).await?.into_inner();
-            Ok::<_, Status>((replica.name.clone(), answer))
-        });
-        Ok(Response::new(merge::status(try_join_all(asked).await?)))
+        let ask = |it: Replica| async move {
+            let answer = it.mesh().get_status(GetStatusRequest {}).await?;
+            Ok((it.name, answer.into_inner()))
+        };
+        Ok(Response::new(merge::status(self.replicas.each(ask).await?)))
     }
 
     async fn set_log_filter(
         &self,
         request: Request<SetLogFilterRequest>,
     ) -> Result<Response<SetLogFilterResponse>, Status> {
-        let request = request.into_inner();
-        let asked = self.replicas().await?.iter().map(|replica| {
-            let request = request.clone();
-            async move { Ok::<_, Status>(replica.mesh().set_log_filter(request).await?.into_inner()) }
-        });
-        let answers = try_join_all(asked).await?;
-        Ok(Response::new(answers.into_iter().next().unwrap_or_default()))
+        let request = &request.into_inner();
+        let ask = |it: Replica| async move { it.mesh().set_log_filter(request.clone()).await };
+        let answer = self.replicas.each(ask).await?.into_iter().next();
+        Ok(Response::new(answer.map(Response::into_inner).unwrap_or_default()))
     }
 }
 
@@ -256,14 +233,18 @@ impl ClientStatusDiscoveryService for Plane {
         &self,
         request: Request<ClientStatusRequest>,
     ) -> Result<Response<ClientStatusResponse>, Status> {
-        let request = request.into_inner();
-        let asked = self.replicas().await?.iter().map(|replica| {
-            let request = request.clone();
-            async move { Ok::<_, Status>(replica.client_status().fetch_client_status(request).await?.into_inner()) }
-        });
-        let config = try_join_all(asked).await?.into_iter().flat_map(|answer| answer.config).collect();
+        let request = &request.into_inner();
+        let ask = |it: Replica| async move { it.client_status().fetch_client_status(request.clone()).await };
+        let config = self.replicas.each(ask).await?.into_iter().flat_map(|answer| answer.into_inner().config).collect();
         Ok(Response::new(ClientStatusResponse { config }))
     }
+}
+
+/// The API server counts changes of everything in the cluster: one that is to come says nothing about the mesh.
+fn not_yet(revision: u64, newest: u64) -> Failure {
+    let message = format!("This cluster has no revision {revision} yet; the newest is {newest}.");
+    Failure::refused(message)
+        .hint("Give the revision that a command has printed, or none to wait for all that there is now.")
 }
 
 fn parse(kind: &str) -> Result<Kind, Status> {

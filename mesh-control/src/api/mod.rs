@@ -79,7 +79,8 @@ impl MeshService {
 #[tonic::async_trait]
 impl Mesh for MeshService {
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
-        let ApplyRequest { objects, dry_run } = request.into_inner();
+        // Fields have no owners here, so there is nothing to force.
+        let ApplyRequest { objects, dry_run, force: _ } = request.into_inner();
         let (service, store) = (self.clone(), self.store()?);
         let response = blocking(move || service.apply_objects(&store, &objects, dry_run)).await;
         Ok(Response::new(response.map_err(convert::status)?))
@@ -97,10 +98,16 @@ impl Mesh for MeshService {
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
-        let DeleteRequest { keys, ignore_missing } = request.into_inner();
+        let DeleteRequest { keys, ignore_missing, preconditions } = request.into_inner();
         let keys = keys.iter().map(convert::key).collect::<Result<Vec<_>, _>>()?;
+        // A version is of one object only, so that there is no need for its uid.
+        let read = preconditions.into_iter().map(|it| {
+            let key = convert::key(&it.key.unwrap_or_default())?;
+            Ok::<_, Status>((key, it.resource_version))
+        });
+        let read = read.collect::<Result<Vec<_>, _>>()?;
         let store = self.store()?;
-        let deleted = blocking(move || store.delete(&keys, ignore_missing)).await;
+        let deleted = blocking(move || store.delete_as_read(&keys, ignore_missing, &read)).await;
         let (deleted, revision) = deleted.map_err(|error| convert::status(error.into()))?;
         for key in &deleted {
             tracing::info!(object = %key, revision, "deleted");

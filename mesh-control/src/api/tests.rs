@@ -34,7 +34,7 @@ fn service(name: &str) -> Value {
 
 async fn apply(api: &MeshService, objects: &[Value]) -> Result<ApplyResponse, Status> {
     let objects = objects.iter().map(Value::to_string).collect();
-    api.apply(Request::new(ApplyRequest { objects, dry_run: false })).await.map(Response::into_inner)
+    api.apply(Request::new(ApplyRequest { objects, ..ApplyRequest::default() })).await.map(Response::into_inner)
 }
 
 async fn list(api: &MeshService, kind: &str, namespace: &str, name: &str) -> Vec<Value> {
@@ -87,14 +87,25 @@ async fn changes_are_checked_against_the_version_they_were_made_from() {
 
     let delete = |name: &str, ignore_missing| {
         let key = ObjectKey { kind: "service".to_owned(), namespace: String::new(), name: name.to_owned() };
-        api.delete(Request::new(DeleteRequest { keys: vec![key], ignore_missing }))
+        api.delete(Request::new(DeleteRequest { keys: vec![key], ignore_missing, preconditions: Vec::new() }))
     };
+    let as_read = |resource_version: &str| {
+        let key = ObjectKey { kind: "service".to_owned(), namespace: String::new(), name: "a".to_owned() };
+        let (keys, resource_version) = (vec![key.clone()], resource_version.to_owned());
+        let preconditions = vec![Precondition { key: Some(key), resource_version, uid: String::new() }];
+        api.delete(Request::new(DeleteRequest { keys, ignore_missing: true, preconditions }))
+    };
+    assert_eq!(as_read("1").await.unwrap_err().code(), Code::Aborted);
+    assert_eq!(as_read("2").await.unwrap().into_inner().deleted.len(), 1);
+    // It is gone, whatever it was.
+    assert_eq!(as_read("1").await.unwrap().into_inner().deleted, []);
+    apply(&api, &[service("a")]).await.unwrap();
     assert_eq!(delete("x", false).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(delete("x", true).await.unwrap().into_inner().deleted, []);
     assert_eq!(delete("a", false).await.unwrap().into_inner().deleted.len(), 1);
     let bad = DeleteRequest {
         keys: vec![ObjectKey { kind: "pod".to_owned(), ..ObjectKey::default() }],
-        ignore_missing: true,
+        ..DeleteRequest::default()
     };
     assert_eq!(api.delete(Request::new(bad)).await.unwrap_err().code(), Code::InvalidArgument);
 }

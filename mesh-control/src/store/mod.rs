@@ -177,7 +177,24 @@ impl Store {
     /// Deletes all of the objects, or none; one that does not exist is an error unless `ignore_missing`. Returns what
     /// was deleted and the revision without it.
     pub fn delete(&self, keys: &[Key], ignore_missing: bool) -> Result<(Vec<Key>, u64), StoreError> {
+        self.delete_as_read(keys, ignore_missing, &[])
+    }
+
+    /// The same, if those that are read have these versions still or are gone.
+    pub fn delete_as_read(
+        &self,
+        keys: &[Key],
+        ignore_missing: bool,
+        read: &[(Key, String)],
+    ) -> Result<(Vec<Key>, u64), StoreError> {
         self.remove(|before| {
+            for (key, given) in read {
+                let stored = before.get(key).map(|stored| stored.metadata().resource_version.as_deref());
+                if let Some(current) = stored.map(Option::unwrap_or_default).filter(|current| current != given) {
+                    let (key, given, current) = (key.clone(), given.clone(), current.to_owned());
+                    return Err(StoreError::Conflict { key, given, current });
+                }
+            }
             let (found, missing): (Vec<&Key>, Vec<&Key>) = keys.iter().partition(|key| before.contains_key(key));
             match missing.first() {
                 Some(key) if !ignore_missing => Err(StoreError::NotFound((*key).clone())),

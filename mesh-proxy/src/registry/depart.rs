@@ -28,6 +28,9 @@ const REPLACEMENT_LIMIT: Duration = Duration::from_secs(10);
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// How long a control plane is tried that cannot be reached. Peers that have connections have been told by then.
 const UNREACHABLE_LIMIT: Duration = Duration::from_millis(1500);
+/// How long the first question is put again that has no answer: a replica of the control plane may be going away, and whoever
+/// asks to drain does not ask twice.
+const UNCONFIRMED_LIMIT: Duration = Duration::from_secs(3);
 /// How long one question may wait for its answer beyond the time that it asks for.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
@@ -178,10 +181,7 @@ where
     /// While a service has nobody else, peers are not told to go elsewhere; another one has some time to become ready.
     async fn confirmed(&self) -> Result<bool, Stays> {
         let deadline = Instant::now() + REPLACEMENT_LIMIT;
-        let mut answer = self.ask(Duration::ZERO, false).await.map_err(|unanswered| match unanswered {
-            Unanswered::Refused(reason) => Stays::Refused(reason),
-            Unanswered::Failed(reason) => Stays::Unconfirmed(reason),
-        })?;
+        let mut answer = self.first_answer().await?;
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         while answer.last && Instant::now() < deadline {
             match self.ask(deadline.saturating_duration_since(Instant::now()), false).await {
@@ -194,6 +194,24 @@ where
             tracing::warn!(waited = ?REPLACEMENT_LIMIT, "the application is to end, and its service has nobody else");
         }
         Ok(!answer.last)
+    }
+
+    /// A refusal is one; anything else may be better at the next attempt.
+    async fn first_answer(&self) -> Result<DepartResponse, Stays> {
+        let deadline = Instant::now() + UNCONFIRMED_LIMIT;
+        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+        loop {
+            let reason = match self.ask(Duration::ZERO, false).await {
+                Ok(answer) => return Ok(answer),
+                Err(Unanswered::Refused(reason)) => return Err(Stays::Refused(reason)),
+                Err(Unanswered::Failed(reason)) => reason,
+            };
+            let wait = backoff.next(fastrand::f64());
+            if Instant::now() + wait >= deadline {
+                return Err(Stays::Unconfirmed(reason));
+            }
+            tokio::time::sleep(wait).await;
+        }
     }
 
     /// Until all peers have acknowledged that the workload is gone, or time is up.

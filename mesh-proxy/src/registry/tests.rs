@@ -153,19 +153,25 @@ struct Leaver {
 }
 
 impl Leaver {
-    async fn start(reachable: bool) -> Self {
+    async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (streams, _) = mpsc::unbounded_channel();
         let (departs, questions) = mpsc::unbounded_channel();
         let service = WorkloadRegistryServer::new(Fake { streams, departs });
-        if reachable {
-            tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
-        }
+        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
         let dial = move || async move {
             let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
             endpoint.connect().await.map_err(|error| error.to_string())
         };
+        Self::over(dial, questions)
+    }
+
+    fn over<D, F>(dial: D, questions: mpsc::UnboundedReceiver<Question>) -> Self
+    where
+        D: Fn() -> F + Send + Sync + 'static,
+        F: Future<Output = Result<Channel, String>> + Send + 'static,
+    {
         let (sender, phase) = watch::channel(Phase::Serving);
         let (leave, leaving) = watch::channel(false);
         let (departure, asks) = Departure::new();
@@ -200,7 +206,7 @@ impl Leaver {
 
 #[tokio::test]
 async fn nothing_happens_unless_the_control_plane_confirms_that_the_application_ends() {
-    let mut leaver = Leaver::start(true).await;
+    let mut leaver = Leaver::start().await;
     let drain = leaver.drain();
     let Question(request, reply) = leaver.question().await;
     assert_eq!((request.name.as_str(), request.wait_ms, request.ending), ("reviews-v1-x", 0, false));
@@ -234,7 +240,7 @@ async fn nothing_happens_unless_the_control_plane_confirms_that_the_application_
 
 #[tokio::test]
 async fn the_last_one_of_a_service_serves_on_until_there_is_another() {
-    let mut leaver = Leaver::start(true).await;
+    let mut leaver = Leaver::start().await;
     let drain = leaver.drain();
     leaver.question().await.last();
     let question = leaver.question().await;
@@ -249,7 +255,7 @@ async fn the_last_one_of_a_service_serves_on_until_there_is_another() {
 
 #[tokio::test]
 async fn a_signal_to_the_proxy_needs_no_confirmation() {
-    let mut leaver = Leaver::start(true).await;
+    let mut leaver = Leaver::start().await;
     let drain = leaver.drain();
     let unanswered = leaver.question().await;
     let end = leaver.end();
@@ -262,21 +268,66 @@ async fn a_signal_to_the_proxy_needs_no_confirmation() {
     drop(unanswered);
 }
 
-#[tokio::test]
-async fn without_a_control_plane_a_drain_is_refused_and_an_end_is_not_put_off_for_long() {
-    let leaver = Leaver::start(false).await;
-    // The listener is gone: connecting fails at once.
-    assert!(matches!(leaver.departure.drain().await, Err(Stays::Unconfirmed(_))));
+#[tokio::test(start_paused = true)]
+async fn without_a_control_plane_a_drain_is_refused_and_neither_is_put_off_for_long() {
+    let (_departs, questions) = mpsc::unbounded_channel();
+    let leaver = Leaver::over(|| async { Err("connection refused".to_owned()) }, questions);
+    let began = tokio::time::Instant::now();
+    assert_eq!(leaver.departure.drain().await, Err(Stays::Unconfirmed("connection refused".into())));
+    let took = began.elapsed();
+    assert!((Duration::from_secs(2)..Duration::from_secs(3)).contains(&took), "{took:?}");
     assert_eq!(*leaver.phase.borrow(), Phase::Serving);
-    let began = std::time::Instant::now();
+    let began = tokio::time::Instant::now();
     leaver.departure.end().await;
     assert!(began.elapsed() < Duration::from_secs(3));
+    assert_eq!(*leaver.phase.borrow(), Phase::Draining);
+
+    // Whoever is told to end does not wait for the confirmation of what was asked before.
+    let (_departs, questions) = mpsc::unbounded_channel();
+    let leaver = Leaver::over(|| async { Err("connection refused".to_owned()) }, questions);
+    let (drain, began) = (leaver.drain(), tokio::time::Instant::now());
+    tokio::task::yield_now().await;
+    leaver.departure.end().await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert_eq!(drain.await.unwrap(), Ok(()));
+}
+
+/// A replica of the control plane that goes away in this moment must not keep an application from draining.
+#[tokio::test(start_paused = true)]
+async fn a_drain_is_asked_for_again_when_the_first_questions_fail() {
+    let (departs, questions) = mpsc::unbounded_channel();
+    let failures = std::sync::atomic::AtomicU32::new(0);
+    let dial = move || {
+        let failed = failures.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < 3;
+        let service =
+            WorkloadRegistryServer::new(Fake { streams: mpsc::unbounded_channel().0, departs: departs.clone() });
+        async move {
+            if failed {
+                return Err("connection refused".to_owned());
+            }
+            let (ours, theirs) = tokio::io::duplex(64 << 10);
+            let accepted = tokio_stream::once(Ok::<_, std::io::Error>(theirs));
+            tokio::spawn(Server::builder().add_service(service).serve_with_incoming(accepted));
+            let mut ours = Some(hyper_util::rt::TokioIo::new(ours));
+            let connector =
+                tower::service_fn(move |_: http::Uri| std::future::ready(ours.take().ok_or(std::fmt::Error)));
+            let endpoint = Endpoint::from_static("http://control");
+            endpoint.connect_with_connector(connector).await.map_err(|error| error.to_string())
+        }
+    };
+    let mut leaver = Leaver::over(dial, questions);
+    let drain = leaver.drain();
+    // The fourth is heard, and the replica stops before it answers.
+    drop(leaver.question().await);
+    leaver.question().await.gone(false);
+    leaver.question().await.gone(true);
+    assert_eq!(drain.await.unwrap(), Ok(()));
     assert_eq!(*leaver.phase.borrow(), Phase::Draining);
 }
 
 #[tokio::test]
 async fn callers_beyond_a_limit_are_sent_away() {
-    let mut leaver = Leaver::start(true).await;
+    let mut leaver = Leaver::start().await;
     let first = leaver.drain();
     let question = leaver.question().await;
     let many: Vec<_> = (0..40).map(|_| leaver.drain()).collect();

@@ -1,6 +1,7 @@
 //! `route set-weight`, `set-match` and `reset`.
 
-use mesh_common::resource::{Key, Kind, Object};
+use mesh_common::proto::control::ObjectKey;
+use mesh_common::resource::{Kind, Object};
 use serde::Serialize;
 
 use super::facts::{Facts, known_service, listed};
@@ -53,7 +54,7 @@ pub async fn reset(context: &Context, args: super::Reset) -> Result<(), Failure>
                 false => Some(matches_for(&object, &args.conditions)?),
             };
             Ok(match edit::reset(&mut object, &target.service, matches.as_ref()).map_err(cannot_edit)? {
-                Left::Nothing => Change::Delete(key.clone()),
+                Left::Nothing => Change::Delete(vec![key.clone()]),
                 Left::Same => Change::Nothing,
                 Left::Changed => Change::Write(Box::new(object)),
             })
@@ -232,31 +233,37 @@ fn split_table(service: &str, rules: &[RuleView]) -> Table {
 
 fn report_reset(context: &Context, service: &str, done: &[Done]) -> Result<(), Failure> {
     let out = &context.out;
-    let changed = done.iter().filter_map(|d| match d {
-        Done::Written(object, written) => Some((object.key(), objects::outcome(&written.result))),
-        Done::Deleted(key, _) => Some((key.clone(), "deleted")),
-        Done::Nothing => None,
+    let changed = done.iter().flat_map(|d| match d {
+        Done::Written(object, written) => {
+            vec![(objects::to_proto(&object.key()), objects::outcome(&written.result))]
+        }
+        Done::Deleted(keys, _) => keys.iter().map(|key| (key.clone(), "deleted")).collect(),
+        Done::Nothing => Vec::new(),
     });
-    let changed: Vec<(Key, &'static str)> = changed.collect();
+    let changed: Vec<(ObjectKey, &'static str)> = changed.collect();
     match (out.format, changed.as_slice()) {
         (Format::Json | Format::Yaml, _) => {
-            let reset = |(key, outcome): &(Key, &'static str)| Reset {
-                kind: key.kind.as_str(),
+            let reset = |(key, outcome): &(ObjectKey, &'static str)| Reset {
+                kind: key.kind.clone(),
                 namespace: key.namespace.clone(),
                 name: key.name.clone(),
                 outcome,
             };
             out.data(&changed.iter().map(reset).collect::<Vec<_>>())
         }
-        (Format::Name, _) => changed.iter().try_for_each(|(key, _)| out.line(&kinds::short(key))),
+        (Format::Name, _) => {
+            changed.iter().try_for_each(|(key, _)| out.line(&format!("{}/{}", key.kind.to_lowercase(), key.name)))
+        }
         (_, []) => out.line(&format!("Nothing splits the traffic of {service}.")),
-        (_, some) => some.iter().try_for_each(|(key, outcome)| out.line(&format!("{key} {outcome}"))),
+        (_, some) => {
+            some.iter().try_for_each(|(key, outcome)| out.line(&format!("{} {outcome}", objects::name_of(Some(key)))))
+        }
     }
 }
 
 #[derive(Serialize)]
 struct Reset {
-    kind: &'static str,
+    kind: String,
     namespace: String,
     name: String,
     outcome: &'static str,
