@@ -4,15 +4,19 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod annotations;
 mod canary;
+mod cni;
 mod commands;
 mod faults;
 mod identity;
 mod install;
+mod leader;
 mod matching;
 mod prometheus;
 mod refusals;
 mod restarts;
+mod rights;
 mod startup;
 mod webhook;
 
@@ -32,15 +36,20 @@ const CHECKS: &[(&str, Check)] = &[
     ("prometheus", prometheus::check),
     ("refusals", refusals::check),
     ("identity", identity::check),
+    ("annotations", annotations::check),
     ("startup", startup::check),
+    ("cni", cni::check),
+    ("leader", leader::check),
     ("restarts", restarts::check),
     ("webhook", webhook::check),
+    // Of all of them.
+    ("rights", rights::check),
 ];
 
 #[test]
 fn the_mesh_in_a_real_cluster() {
-    let chosen = std::env::var("E2E_CHECKS").unwrap_or_default();
-    let wanted = |name: &str| chosen.is_empty() || chosen.split(',').any(|chosen| chosen == name);
+    let chosen = chosen();
+    let wanted = |name: &str| chosen.as_ref().is_none_or(|chosen| chosen.split(',').any(|chosen| chosen == name));
     let cluster = Cluster::up().unwrap();
     let before = install::leftovers(&cluster).unwrap();
     install::install(&cluster).unwrap();
@@ -49,6 +58,11 @@ fn the_mesh_in_a_real_cluster() {
     assert!(failed.is_empty(), "failed: {}", failed.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "));
     install::remove(&cluster).unwrap();
     assert_eq!(install::leftovers(&cluster).unwrap(), before);
+}
+
+/// `None`: all checks are run.
+fn chosen() -> Option<String> {
+    std::env::var("E2E_CHECKS").ok().filter(|chosen| !chosen.is_empty())
 }
 
 /// One that fails does not keep the others from being tried.
