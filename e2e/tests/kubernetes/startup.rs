@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use mesh_e2e::cluster::{Cluster, Namespace, apps};
 use mesh_e2e::process::eventually;
 use serde_json::{Value, json};
 
-const ROUNDS: usize = 5;
+const ROUNDS: u32 = 10;
+/// Between two rounds: each begins at another part of the second after which the kubelet looks again.
+const STEP: Duration = Duration::from_millis(900);
 /// That a proxy may add to what a pod of the same shape takes, and may take itself.
 const MOST: Duration = Duration::from_millis(500);
 
@@ -17,7 +19,7 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     let memory = eventually(Duration::from_secs(30), || {
         let memory: Vec<_> =
             cluster.proxy_memory()?.into_iter().filter(|(pod, _)| pod.starts_with("startup/")).collect();
-        ensure!(memory.len() == ROUNDS, "the kubelet knows of {} proxies", memory.len());
+        ensure!(memory.len() == ROUNDS as usize, "the kubelet knows of {} proxies", memory.len());
         Ok(memory)
     })?;
     let megabytes: Vec<String> = memory.iter().map(|(_, bytes)| format!("{:.1}", *bytes as f64 / 1e6)).collect();
@@ -30,35 +32,36 @@ pub fn with_cni(namespace: &Namespace) -> anyhow::Result<()> {
     measure(namespace, &["sidecar"])
 }
 
-/// Pods without anything, with containers of these names that do nothing, and with a proxy, each time all at once: when the
-/// kubelet looks, it looks at all of them.
+/// Pods without anything, with containers of these names that do nothing, and with a proxy; all three at once, so that the
+/// kubelet looks at them at the same times.
 fn measure(namespace: &Namespace, added: &[&str]) -> anyhow::Result<()> {
-    let (mut bare, mut hollow, mut with, mut own) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for number in 0..ROUNDS {
+    let round = |number: u32| {
+        std::thread::sleep(STEP * number);
         let pods = [
             outside(pod(&format!("bare-{number}"))),
             outside(same_shape(pod(&format!("hollow-{number}")), added)),
             pod(&format!("pod-{number}")),
         ];
-        let [of_bare, of_hollow, of_pod] = ready(namespace, &pods)?;
-        bare.push(of_bare);
-        hollow.push(of_hollow);
-        with.push(of_pod);
-        let log = namespace.kubectl(&["logs", &format!("pod-{number}"), "-c", "mesh-proxy"])?;
-        let millis = log.split_once("ready after_ms=").and_then(|(_, rest)| rest.split_whitespace().next());
-        own.push(Duration::from_millis(millis.context("the proxy does not say when it was ready")?.parse()?));
-    }
-    println!("   {bare:.2?} {hollow:.2?} {with:.2?} {own:.2?}");
-    let (bare, hollow, with, own) = (mean(&bare), mean(&hollow), mean(&with), mean(&own));
-    println!(
-        "   ready after {bare:.2?}; with {} that {} nothing {hollow:.2?}; with a proxy {with:.2?}, of which the proxy itself {own:.2?}",
-        added.join(" and "),
-        if added.len() > 1 { "do" } else { "does" },
-    );
+        ready(namespace, &pods)
+    };
+    let times: Vec<[Duration; 3]> = all_at_once((0..ROUNDS).map(|number| move || round(number)))?;
+    let [bare, hollow, with] = [0, 1, 2].map(|kind| mean(times.iter().map(|times| times[kind])));
+    let own = (0..ROUNDS).map(|number| own_time(namespace, &format!("pod-{number}"))).collect::<Result<Vec<_>, _>>()?;
+    let own = mean(own.into_iter());
+    let (which, do_) = (added.join(" and "), if added.len() > 1 { "do" } else { "does" });
+    println!("   ready after {bare:.2?}; with {which} that {do_} nothing {hollow:.2?}; with a proxy {with:.2?}");
+    println!("   of which the proxy itself, from its start until it is ready: {own:.0?}");
     ensure!(own < MOST, "the proxy takes {own:.0?} to be ready");
     let more = with.saturating_sub(hollow);
-    ensure!(more < MOST, "the proxy adds {more:.0?} to a pod of the same shape");
+    ensure!(more < MOST, "the proxy adds {more:.0?} to a pod of the same shape: {times:.2?}");
     Ok(())
+}
+
+/// What the proxy says of itself.
+fn own_time(namespace: &Namespace, pod: &str) -> anyhow::Result<Duration> {
+    let log = namespace.kubectl(&["logs", pod, "-c", "mesh-proxy"])?;
+    let millis = log.split_once("ready after_ms=").and_then(|(_, rest)| rest.split_whitespace().next());
+    Ok(Duration::from_millis(millis.context("the proxy does not say when it was ready")?.parse()?))
 }
 
 /// How long each takes from now until it is ready.
@@ -68,15 +71,18 @@ fn ready<const N: usize>(namespace: &Namespace, pods: &[Value; N]) -> anyhow::Re
     let wait = |pod: &Value| {
         let name = format!("pod/{}", pod["metadata"]["name"].as_str().unwrap_or_default());
         namespace.kubectl(&["wait", "--for=condition=Ready", "--timeout=60s", &name])?;
-        anyhow::Ok(start.elapsed())
+        Ok(start.elapsed())
     };
+    let times = all_at_once(pods.iter().map(|pod| move || wait(pod)))?;
+    times.try_into().map_err(|_| anyhow!("{N} times expected"))
+}
+
+fn all_at_once<T: Send>(
+    tasks: impl Iterator<Item = impl FnOnce() -> anyhow::Result<T> + Send>,
+) -> anyhow::Result<Vec<T>> {
     std::thread::scope(|scope| {
-        let waiting: Vec<_> = pods.iter().map(|pod| scope.spawn(move || wait(pod))).collect();
-        let mut times = [Duration::ZERO; N];
-        for (time, waiting) in times.iter_mut().zip(waiting) {
-            *time = waiting.join().map_err(|_| anyhow::anyhow!("a thread ended"))??;
-        }
-        Ok(times)
+        let running: Vec<_> = tasks.map(|task| scope.spawn(task)).collect();
+        running.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?).collect()
     })
 }
 
@@ -113,6 +119,7 @@ fn same_shape(mut pod: Value, added: &[&str]) -> Value {
     pod
 }
 
-fn mean(durations: &[Duration]) -> Duration {
-    durations.iter().sum::<Duration>() / u32::try_from(durations.len().max(1)).unwrap_or(1)
+fn mean(durations: impl ExactSizeIterator<Item = Duration>) -> Duration {
+    let count = u32::try_from(durations.len().max(1)).unwrap_or(u32::MAX);
+    durations.sum::<Duration>() / count
 }
