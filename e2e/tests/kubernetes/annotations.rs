@@ -20,7 +20,7 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
         "meshctl.dev/proxy-cpu": "20m",
         "meshctl.dev/proxy-memory": "48Mi",
         "meshctl.dev/proxy-memory-limit": "512Mi",
-        "meshctl.dev/log-level": "mesh_proxy=debug,info",
+        "meshctl.dev/log-level": "mesh_proxy::run=info,warn",
         "meshctl.dev/access-log": "json",
     });
     let mut out = apps::client("out");
@@ -51,7 +51,7 @@ fn spec(namespace: &Namespace, address: &str) -> anyhow::Result<()> {
         ensure!(init.contains(wanted), "{wanted}: {init}");
     }
     let proxy = args(proxy).unwrap_or_default();
-    ensure!(proxy.contains("--log=mesh_proxy=debug,info") && proxy.contains("--access-log=json"), "{proxy}");
+    ensure!(proxy.contains("--log=mesh_proxy::run=info,warn") && proxy.contains("--access-log=json"), "{proxy}");
     Ok(())
 }
 
@@ -68,7 +68,7 @@ fn in_force(namespace: &Namespace, address: &str) -> anyhow::Result<()> {
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
             .filter(|line| line["response_code"] == 200);
         ensure!(requests.count() == 20, "the access log: {log}");
-        ensure!(log.contains("DEBUG"), "the log level: {log}");
+        ensure!(log.contains("mesh_proxy::run: ready") && !log.contains("mesh_proxy::xds"), "the log level: {log}");
         Ok(())
     })
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 const ROUNDS: u32 = 10;
 /// Between two rounds: each begins at another part of the second after which the kubelet looks again.
-const STEP: Duration = Duration::from_millis(900);
+const STEP: Duration = Duration::from_millis(1700);
 /// That a proxy may add to what a pod of the same shape takes, and may take itself.
 const MOST: Duration = Duration::from_millis(500);
 
