@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use mesh_e2e::cluster::{Cluster, apps};
 use mesh_e2e::process::eventually;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// The lease's 15 seconds, a look of the other replica, and the way to the status.
 const PATIENCE: Duration = Duration::from_secs(22);
@@ -37,6 +37,16 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     told("Warning", "BackendNotFound", "no Service leader/nowhere")?;
     namespace.apply(&[route("ratings")])?;
     told("Normal", "ResolvedRefs", "is true again")?;
+    // The same once more is the same event, counted.
+    namespace.apply(&[route("nowhere")])?;
+    eventually(Duration::from_secs(10), || {
+        let events = namespace.get(&["events.v1.events.k8s.io"])?;
+        let mut events = events["items"].as_array().into_iter().flatten();
+        let repeated =
+            |event: &Value| event["reason"] == "BackendNotFound" && event["series"]["count"].as_u64() >= Some(2);
+        ensure!(events.any(repeated), "no event has come twice");
+        Ok(())
+    })?;
     cluster.rolled_out("mesh-system", "mesh-control")
 }
 
