@@ -132,6 +132,8 @@ for name in "${stages[@]}"; do
       ;;
     kubernetes)
       stage install_kubernetes install_kubernetes
+      stage install_helm e2e/kubernetes/cluster build-helm
+      MESH_HELM=$tools/kubernetes/helm stage helm cargo test -q --locked -p mesh-cli helm_renders_the_same_objects
       MESH_E2E_PROGRAMS=$programs stage kubernetes cargo test -q --locked -p mesh-e2e --test kubernetes -- --nocapture
       ;;
     conformance)

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     }
     let result = match Cli::parse().command {
         Command::Intercept(args) => intercept::execute(&args).map_err(anyhow::Error::from),
+        Command::CniInstall(args) if args.check => cni::is_installed(&args),
         Command::CniInstall(args) => install(&args),
         Command::Run(args) => args.check().map_err(anyhow::Error::from).and_then(|bootstrap| {
             let log = telemetry::init(&bootstrap.log, bootstrap.log_format)?;

@@ -51,3 +51,6 @@ build_conformance() {
     --entrypoint /usr/local/bin/server "$tools/echo/server:/usr/local/bin/server" \
     "$tools/echo/client:/usr/local/bin/client" "$tools/echo/cert.crt:/cert.crt" "$tools/echo/cert.key:/cert.key" >/dev/null
 }
+
+# Helm itself, which renders the chart.
+build_helm() { go_build helm "" build helm.sh/helm/v3/cmd/helm; }

@@ -28,6 +28,12 @@ cluster_import() {
   for archive in "$@"; do kind load image-archive --name "$name" "$archive" >&2; done
 }
 
+cluster_cni() { echo "/opt/cni/bin /etc/cni/net.d"; }
+
+cluster_kill() { docker exec "$(kind get nodes --name "$name" | head -1)" ctr -n k8s.io tasks kill -s SIGKILL "$1"; }
+
+cluster_audit() { true; }
+
 cluster_restart_apiserver() {
   local node
   node=$(kind get nodes --name "$name" | grep control-plane | head -1)

@@ -34,7 +34,7 @@ cluster_up() {
   build_all
   clean
   local began=$SECONDS
-  mkdir -p "$run"/{etcd,pki,log,pid,cni,containerd,kubelet,ipam}
+  mkdir -p "$run"/{etcd,pki,log,pid,cni,cni-bin,containerd,kubelet,ipam}
   make_network
   make_pki
   start etcd etcd --data-dir "$run/etcd" --listen-client-urls "http://$etcd" --advertise-client-urls "http://$etcd" \
@@ -68,6 +68,12 @@ cluster_restart_apiserver() {
   start_apiserver
   await 60 "the API server is ready" kube get --raw /readyz
 }
+
+cluster_cni() { echo "$run/cni-bin $run/cni"; }
+
+cluster_kill() { ctr_run tasks kill -s SIGKILL "$1"; }
+
+cluster_audit() { cat "$run/log/audit.log"; }
 
 need_programs() {
   local missing=() program package
@@ -106,6 +112,8 @@ make_network() {
     iptables -I FORWARD -s "$pods" -m comment --comment "$network" -j ACCEPT
     iptables -I FORWARD -d "$pods" -m comment --comment "$network" -j ACCEPT
   fi
+  # Others put plugins of their own beside them.
+  ln -s "$(cni_folder)"/* "$run/cni-bin/"
   cat >"$run/cni/10-ptp.conflist" <<C
 {"cniVersion": "0.4.0", "name": "$network", "plugins": [{"type": "ptp", "ipMasq": false, "ipam":
   {"type": "host-local", "dataDir": "$run/ipam", "ranges": [[{"subnet": "$pods"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
@@ -127,13 +135,21 @@ make_pki() {
 
 start_apiserver() {
   local pki=$run/pki
+  # What the mesh's own service account asks for, and nobody else.
+  cat >"$run/audit.yaml" <<C
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived, ResponseStarted]
+rules: [{level: Metadata, userGroups: ["system:serviceaccounts:mesh-system"]}, {level: None}]
+C
   start kube-apiserver "$tools/kube-apiserver" --etcd-servers="http://$etcd" --bind-address="$node" --secure-port=26443 \
     --advertise-address="$node" --service-cluster-ip-range="$services" --authorization-mode=Node,RBAC \
     --enable-admission-plugins=NodeRestriction --allow-privileged=true --kubelet-preferred-address-types=InternalIP \
     --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" --client-ca-file="$pki/ca.crt" \
     --kubelet-client-certificate="$pki/admin.crt" --kubelet-client-key="$pki/admin.key" \
     --service-account-issuer=https://kubernetes.default.svc.cluster.local \
-    --service-account-key-file="$pki/sa.pub" --service-account-signing-key-file="$pki/sa.key"
+    --service-account-key-file="$pki/sa.pub" --service-account-signing-key-file="$pki/sa.key" \
+    --audit-policy-file="$run/audit.yaml" --audit-log-path="$run/log/audit.log" --audit-log-maxsize=100
 }
 
 start_controllers() {
@@ -163,7 +179,7 @@ state = "$run/containerd/state"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
       Root = "$run/containerd/runc"
   [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "$(cni_folder)"
+    bin_dir = "$run/cni-bin"
     conf_dir = "$run/cni"
 C
   start containerd containerd -c "$run/containerd.toml"

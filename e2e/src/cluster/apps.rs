@@ -66,6 +66,16 @@ pub fn backends(weights: &[(&str, u32)]) -> Value {
     weights.iter().map(|(name, weight)| json!({"name": name, "port": PORT, "weight": weight})).collect()
 }
 
+/// What the Pod Security level `restricted` asks of each container.
+pub fn restrict(spec: &mut Value) {
+    for container in spec["containers"].as_array_mut().into_iter().flatten() {
+        container["securityContext"] = json!({
+            "allowPrivilegeEscalation": false, "runAsNonRoot": true, "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        });
+    }
+}
+
 fn deployment(name: &str, labels: Value) -> Value {
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},

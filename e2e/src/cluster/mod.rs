@@ -106,6 +106,30 @@ impl Cluster {
         run(script("cluster").arg("restart-apiserver"), None).map(drop)
     }
 
+    /// The nodes' folder of CNI plugins, and that of their configuration.
+    pub fn cni(&self) -> anyhow::Result<(String, String)> {
+        let printed = run(script("cluster").arg("cni"), None)?;
+        let (bin, conf) = printed.trim().split_once(' ').context("two folders expected")?;
+        Ok((bin.to_owned(), conf.to_owned()))
+    }
+
+    /// What the mesh's service accounts have asked of the API server, where it writes that down.
+    pub fn audit(&self) -> anyhow::Result<Vec<Value>> {
+        let printed = run(script("cluster").arg("audit"), None)?;
+        printed.lines().map(|line| serde_json::from_str(line).context("no audit event")).collect()
+    }
+
+    /// Ends a pod of one container with SIGKILL, for good. In a cluster that was there before it is told to end as usual.
+    pub fn kill(&self, namespace: &str, pod: &str) -> anyhow::Result<()> {
+        if self.is_ours() {
+            let found = self.get(&["pod", pod, "-n", namespace])?;
+            let id = found["status"]["containerStatuses"][0]["containerID"].as_str().context("it does not run")?;
+            run(script("cluster").arg("kill").arg(id.trim_start_matches("containerd://")), None)?;
+        }
+        let now = ["--grace-period=0", "--force"];
+        self.kubectl(&[&["-n", namespace, "delete", "pod", pod], &now[..]].concat()).map(drop)
+    }
+
     /// The cluster was made for the test.
     pub fn is_ours(&self) -> bool {
         std::env::var("E2E_CLUSTER").as_deref() != Ok("kubeconfig")

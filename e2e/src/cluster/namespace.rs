@@ -71,6 +71,14 @@ impl<'a> Namespace<'a> {
         report(&self.exec(client, &[&["load"], args].concat())?)
     }
 
+    /// What the proxies of the pods with this label `app` count.
+    pub fn metrics(&self, app: &str) -> anyhow::Result<String> {
+        let pods = self.get(&["pods", "-l", &format!("app={app}")])?;
+        let names = pods["items"].as_array().into_iter().flatten().filter_map(|pod| pod["metadata"]["name"].as_str());
+        let path = |name: &str| format!("/api/v1/namespaces/{}/pods/{name}:15090/proxy/metrics", self.name);
+        names.map(|name| self.cluster.kubectl(&["get", "--raw", &path(name)])).collect()
+    }
+
     /// Tells a pod of [`apps::load`] to end.
     pub fn stop(&self, pod: &str) -> anyhow::Result<()> {
         self.kubectl(&["exec", pod, "-c", "app", "--", "/testapp", "stop"]).map(drop)

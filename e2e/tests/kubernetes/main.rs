@@ -4,15 +4,19 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod annotations;
 mod canary;
+mod cni;
 mod commands;
 mod faults;
 mod identity;
 mod install;
+mod leader;
 mod matching;
 mod prometheus;
 mod refusals;
 mod restarts;
+mod rights;
 mod startup;
 mod webhook;
 
@@ -32,9 +36,14 @@ const CHECKS: &[(&str, Check)] = &[
     ("prometheus", prometheus::check),
     ("refusals", refusals::check),
     ("identity", identity::check),
+    ("annotations", annotations::check),
     ("startup", startup::check),
+    ("cni", cni::check),
+    ("leader", leader::check),
     ("restarts", restarts::check),
     ("webhook", webhook::check),
+    // Of all of them.
+    ("rights", rights::check),
 ];
 
 #[test]

@@ -10,7 +10,7 @@ use crate::commands::{Context, check};
 use crate::failure::Failure;
 use crate::install::manifest::{Manifest, Outcome};
 use crate::install::values::{Setting, Values};
-use crate::install::{ANNOTATION_VALUES, CONTROL, LABEL_VERSION, NAMESPACE, chart, gateway, rollout};
+use crate::install::{ANNOTATION_VALUES, CONTROL, LABEL_VERSION, NAMESPACE, chart, gateway, prune, remove, rollout};
 use crate::kubernetes::Cluster;
 use crate::output::time::{human_duration, parse_positive_duration};
 
@@ -116,8 +116,17 @@ pub async fn write(
     steps.apply(cluster, &chart::namespace(values)?).await?;
     for manifest in &chart::render(values)? {
         steps.apply(cluster, manifest).await?;
+        // The control plane, which is written later, lets pods depend on what the nodes have.
+        if manifest.kind() == "DaemonSet" {
+            rollout::on_every_node(cluster, manifest, deadline).await?;
+        }
     }
     rollout::available(cluster, deadline).await?;
+    // No new pod depends any more on what is left of other settings or another version.
+    for manifest in &prune::superfluous(cluster, values).await? {
+        remove::delete(context, cluster, manifest).await?;
+        steps.changed += 1;
+    }
     Ok(steps.changed)
 }
 

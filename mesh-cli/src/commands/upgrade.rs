@@ -6,7 +6,7 @@ use crate::commands::install::{self, Patience, Settings};
 use crate::commands::{Context, check};
 use crate::failure::Failure;
 use crate::install::manifest::Manifest;
-use crate::install::{chart, gateway};
+use crate::install::{chart, gateway, prune};
 use crate::kubernetes::Cluster;
 use crate::output::time::human_duration;
 
@@ -57,6 +57,9 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
     manifests.extend(chart::render(&values)?);
     for manifest in &manifests {
         show(context, &cluster, manifest).await?;
+    }
+    for manifest in &prune::superfluous(&cluster, &values).await? {
+        context.out.line(&format!("- {manifest}"))?;
     }
     if args.dry_run {
         return Ok(());

@@ -125,7 +125,7 @@ fn broken(name: &str, reason: &str) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::path::{Path, PathBuf};
 
     use super::*;
@@ -201,22 +201,33 @@ mod tests {
     #[test]
     fn helm_renders_the_same_objects() {
         let Some(helm) = std::env::var_os("MESH_HELM") else { return };
-        let mut values = defaults().unwrap();
-        let settings = ["control.replicas=3", "image.tag=1.2.3", "proxy.log=debug"];
-        settings.iter().for_each(|s| values.set(&s.parse().unwrap()).unwrap());
-        let mut command = std::process::Command::new(helm);
-        command.args(["template", "mesh"]).arg(chart()).args(["--namespace", NAMESPACE, "--kube-version", "1.34.0"]);
-        for setting in settings {
-            command.args(["--set", setting]);
+        let cases: [&[&str]; 4] = [
+            &[],
+            &["cni.enabled=true"],
+            &["control.replicas=1"],
+            &["control.replicas=3", "image.tag=1.2.3", "proxy.log=debug", "cni.enabled=true", "cni.confDir=/etc/net"],
+        ];
+        for settings in cases {
+            let mut values = defaults().unwrap();
+            let mut command = std::process::Command::new(&helm);
+            command.args(["template", "mesh"]).arg(chart()).arg("--include-crds");
+            command.args(["--namespace", NAMESPACE, "--kube-version", "1.34.0"]);
+            for setting in settings {
+                values.set(&setting.parse().unwrap()).unwrap();
+                command.args(["--set", setting]);
+            }
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let rendered = documents("helm", &String::from_utf8(output.stdout).unwrap()).unwrap();
+            let ours = [crds().unwrap(), render(&values).unwrap()].concat();
+            let by_name = |manifests: Vec<Manifest>| -> BTreeMap<String, Value> {
+                manifests.into_iter().map(|manifest| (manifest.to_string(), manifest.0)).collect()
+            };
+            let (rendered, ours) = (by_name(rendered), by_name(ours));
+            assert!(rendered.keys().eq(ours.keys()), "{settings:?}: {:?} {:?}", rendered.keys(), ours.keys());
+            for (name, object) in rendered {
+                assert_eq!(object, ours[&name], "{settings:?}: {name}");
+            }
         }
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let rendered = documents("helm", &String::from_utf8(output.stdout).unwrap()).unwrap();
-        let sorted = |manifests: Vec<Manifest>| {
-            let mut values: Vec<(String, Value)> = manifests.into_iter().map(|m| (m.to_string(), m.0)).collect();
-            values.sort_by(|a, b| a.0.cmp(&b.0));
-            values
-        };
-        assert_eq!(sorted(rendered), sorted(render(&values).unwrap()));
     }
 }

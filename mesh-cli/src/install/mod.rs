@@ -4,6 +4,7 @@
 pub mod chart;
 pub mod gateway;
 pub mod manifest;
+pub mod prune;
 pub mod remove;
 pub mod rollout;
 pub mod values;
@@ -18,5 +19,7 @@ pub const CONTROL: &str = "mesh-control";
 pub const ANNOTATION_VALUES: &str = "meshctl.dev/values";
 /// Of the Deployment: the version that is installed.
 pub const LABEL_VERSION: &str = "app.kubernetes.io/version";
+/// Of everything in the chart: `mesh`.
+pub const LABEL_PART_OF: &str = "app.kubernetes.io/part-of";
 /// What the control plane's pods are selected by.
 pub const SELECTOR: &str = "app.kubernetes.io/name=mesh-control";

@@ -136,7 +136,8 @@ pub async fn remove(
     Ok(())
 }
 
-async fn delete(context: &Context, cluster: &Cluster, manifest: &Manifest) -> Result<(), Failure> {
+/// What depends on it goes later.
+pub async fn delete(context: &Context, cluster: &Cluster, manifest: &Manifest) -> Result<(), Failure> {
     let api = cluster.dynamic(&manifest.resource(), manifest.namespace());
     match gone(api.delete(manifest.name(), &DeleteParams::background()).await)? {
         true => context.out.line(&format!("{manifest} deleted")),

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::ListParams;
@@ -88,7 +88,7 @@ pub async fn available(cluster: &Cluster, deadline: Instant) -> Result<(), Failu
         if Instant::now() > deadline {
             progress.clear();
             let waited = human_duration(progress.since.elapsed());
-            let why = troubles(cluster).await;
+            let why = troubles(cluster, NAMESPACE, SELECTOR).await;
             let message = format!("{ready} of {wanted} replicas of mesh-control are ready after {waited}.{why}");
             return Err(Failure::with(Exit::TimedOut, message).hint(format!(
                 "`kubectl -n {NAMESPACE} describe pods` tells more; --wait-timeout waits longer, and the same command goes on."
@@ -99,9 +99,36 @@ pub async fn available(cluster: &Cluster, deadline: Instant) -> Result<(), Failu
     }
 }
 
-/// Why pods of the control plane are not ready, in their own words.
-async fn troubles(cluster: &Cluster) -> String {
-    let pods = cluster.namespaced::<Pod>(NAMESPACE).list(&ListParams::default().labels(SELECTOR)).await;
+/// Until the pods of a DaemonSet are of the newest version and ready on all nodes.
+pub async fn on_every_node(cluster: &Cluster, manifest: &Manifest, deadline: Instant) -> Result<(), Failure> {
+    let (namespace, name) = (manifest.namespace().unwrap_or_default(), manifest.name());
+    let api = cluster.namespaced::<DaemonSet>(namespace);
+    let progress = Progress::new();
+    loop {
+        let live = api.get(name).await?;
+        let status = live.status.unwrap_or_default();
+        let wanted = status.desired_number_scheduled;
+        let ready = status.number_available.unwrap_or(0).min(status.updated_number_scheduled.unwrap_or(0));
+        if status.observed_generation >= live.metadata.generation && ready >= wanted {
+            progress.clear();
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            progress.clear();
+            let why = troubles(cluster, namespace, &format!("app.kubernetes.io/name={name}")).await;
+            return Err(Failure::with(Exit::TimedOut, format!("{name} is ready on {ready} of {wanted} nodes.{why}"))
+                .hint(format!(
+                    "`kubectl -n {namespace} logs daemonset/{name}` tells more; the same command goes on."
+                )));
+        }
+        progress.show(&format!("waiting for {name}: ready on {ready} of {wanted} nodes"));
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Why pods are not ready, in their own words.
+async fn troubles(cluster: &Cluster, namespace: &str, selector: &str) -> String {
+    let pods = cluster.namespaced::<Pod>(namespace).list(&ListParams::default().labels(selector)).await;
     let lines = pods.map(|list| list.items).unwrap_or_default().iter().filter_map(trouble).collect::<Vec<_>>();
     lines.iter().map(|line| format!("\n  {line}")).collect()
 }

@@ -1,7 +1,7 @@
 //! Puts the plugin into a node's network configuration, keeps it there, and takes it out at the end.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::future::Future;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 
 use super::POD_ANNOTATIONS;
@@ -27,10 +28,23 @@ pub struct InstallArgs {
     /// Folder of network configurations, whose first one the container runtime takes
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub conf_dir: PathBuf,
+    /// Only say whether the plugin is in the configuration
+    #[arg(long)]
+    pub check: bool,
 }
 
-/// Copies this program, and keeps it in the configuration until `stop`.
+/// Whether the container runtime calls the plugin; the error says why it does not.
+pub fn check(args: &InstallArgs) -> anyhow::Result<()> {
+    let (file, config) = read(&args.conf_dir)?;
+    anyhow::ensure!(with_plugin(&config).is_none(), "the plugin is not in {}", file.display());
+    Ok(())
+}
+
+/// Copies this program, and keeps it in the configuration until `stop`. Several may run on a node, as in an upgrade: the last
+/// one takes the plugin out of the configuration. The program stays, for runtimes that call it when pods from before end.
 pub async fn install(args: &InstallArgs, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let presence = File::open(&args.conf_dir).with_context(|| format!("cannot open {}", args.conf_dir.display()))?;
+    flock(&presence, FlockOperation::LockShared).context("cannot lock the folder of network configurations")?;
     let program = args.bin_dir.join(PLUGIN);
     let own = fs::read("/proc/self/exe").context("cannot read this program")?;
     replace(&program, &own, 0o755).with_context(|| format!("cannot write {}", program.display()))?;
@@ -56,6 +70,10 @@ pub async fn install(args: &InstallArgs, stop: impl Future<Output = ()>) -> anyh
             }
         }
     }
+    if flock(&presence, FlockOperation::NonBlockingLockExclusive).is_err() {
+        tracing::info!("another one of this program keeps the plugin in the network configuration");
+        return Ok(());
+    }
     if let Some(file) = change(&args.conf_dir, without_plugin)? {
         tracing::info!(file = %file.display(), "took the plugin out of the network configuration");
     }
@@ -64,6 +82,16 @@ pub async fn install(args: &InstallArgs, stop: impl Future<Output = ()>) -> anyh
 
 /// Changes the configuration that the runtime takes, at once. `None`: there was nothing to change.
 fn change(folder: &Path, change: impl Fn(&Value) -> Option<Value>) -> anyhow::Result<Option<PathBuf>> {
+    let (file, config) = read(folder)?;
+    let Some(changed) = change(&config) else { return Ok(None) };
+    let mode = fs::metadata(&file).map_or(0o600, |metadata| metadata.permissions().mode());
+    let text = serde_json::to_string_pretty(&changed)? + "\n";
+    replace(&file, text.as_bytes(), mode).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(Some(file))
+}
+
+/// The configuration that the runtime takes, if a plugin can be chained to it.
+fn read(folder: &Path) -> anyhow::Result<(PathBuf, Value)> {
     let file = active(folder)
         .with_context(|| format!("cannot read {}", folder.display()))?
         .with_context(|| format!("there is no network configuration in {} yet", folder.display()))?;
@@ -74,11 +102,7 @@ fn change(folder: &Path, change: impl Fn(&Value) -> Option<Value>) -> anyhow::Re
         "{} is of a single plugin, which can have no others behind it; make it a .conflist",
         file.display()
     );
-    let Some(changed) = change(&config) else { return Ok(None) };
-    let mode = fs::metadata(&file).map_or(0o600, |metadata| metadata.permissions().mode());
-    let text = serde_json::to_string_pretty(&changed)? + "\n";
-    replace(&file, text.as_bytes(), mode).with_context(|| format!("cannot write {}", file.display()))?;
-    Ok(Some(file))
+    Ok((file, config))
 }
 
 /// The first in the order of names.
@@ -133,9 +157,14 @@ mod tests {
         fs::write(conf.path().join("20-other.conflist"), "{}").unwrap();
         fs::write(conf.path().join("00-readme.txt"), "not this").unwrap();
         let read = || -> Value { serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap() };
-        let args = InstallArgs { bin_dir: bin.path().into(), conf_dir: conf.path().into() };
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let installing = tokio::spawn(async move { install(&args, async { drop(stopped.await) }).await });
+        let args = InstallArgs { bin_dir: bin.path().into(), conf_dir: conf.path().into(), check: false };
+        let start = || {
+            let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+            let args = args.clone();
+            (stop, tokio::spawn(async move { install(&args, async { drop(stopped.await) }).await }))
+        };
+        assert!(check(&args).unwrap_err().to_string().contains("not in"));
+        let (stop, installing) = start();
         let installed = async |why: &str| {
             for _ in 0..500 {
                 if read()["plugins"][1]["type"] == PLUGIN {
@@ -151,6 +180,14 @@ mod tests {
         // The node's network is installed anew.
         fs::write(&file, before.to_string()).unwrap();
         installed("again").await;
+        check(&args).unwrap();
+        // The program is replaced: the new one is there before the old one ends.
+        let (stop_new, new) = start();
+        tokio::task::yield_now().await;
+        stop.send(()).unwrap();
+        installing.await.unwrap().unwrap();
+        check(&args).unwrap();
+        let (stop, installing) = (stop_new, new);
         stop.send(()).unwrap();
         installing.await.unwrap().unwrap();
         assert_eq!(read(), before);

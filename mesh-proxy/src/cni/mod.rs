@@ -8,8 +8,10 @@ mod install;
 
 use std::fs::File;
 use std::io::Read;
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use mesh_common::inject::{self, Exclusions};
 use mesh_common::names::PROXY_UID;
@@ -18,11 +20,14 @@ use serde_json::{Value, json};
 
 use crate::intercept::{self, Cidr, Rules};
 
-pub use install::{InstallArgs, install};
+pub use install::{InstallArgs, check as is_installed, install};
 
 const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// Under this name containerd and CRI-O tell the annotations of the pod.
 const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+
+const LOOPBACK_PATIENCE: Duration = Duration::from_secs(2);
+const LOOPBACK_POLL: Duration = Duration::from_millis(2);
 
 /// An error as the specification has it.
 #[derive(Debug, PartialEq, Eq)]
@@ -128,9 +133,25 @@ fn enter(netns: Option<&Path>) -> Result<(), Failure> {
 fn add(exclusions: &Exclusions) -> Result<(), Failure> {
     let failed = |error: intercept::Error| Failure { code: NO_INTERCEPTION, message: error.to_string() };
     let rules = rules(exclusions)?;
+    await_loopback().map_err(|error| Failure {
+        code: IO,
+        message: format!("the pod's network has no loopback address: {error}"),
+    })?;
     intercept::apply(&rules).map_err(failed)?;
     intercept::self_test(&rules).map_err(failed)?;
     Ok(())
+}
+
+/// The runtime sets the pod's networks up side by side, and the loopback device is one of its own.
+fn await_loopback() -> std::io::Result<()> {
+    let deadline = Instant::now() + LOOPBACK_PATIENCE;
+    loop {
+        match UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).or_else(|_| UdpSocket::bind((Ipv6Addr::LOCALHOST, 0))) {
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => std::thread::sleep(LOOPBACK_POLL),
+        }
+    }
 }
 
 fn rules(exclusions: &Exclusions) -> Result<Rules, Failure> {

@@ -68,6 +68,13 @@ impl Default for Rules {
     }
 }
 
+impl Rules {
+    /// Whether the application reaches this destination without the proxy.
+    fn leave_alone(&self, address: IpAddr, port: u16) -> bool {
+        self.exclude_outbound_ports.contains(&port) || self.exclude_cidrs.iter().any(|range| range.contains(address))
+    }
+}
+
 /// Creates the table, or replaces it if it is there, in one transaction.
 pub fn apply(rules: &Rules) -> Result<(), Error> {
     netlink::commit(&rules::replace(rules))
@@ -93,6 +100,21 @@ pub fn is_applied() -> Result<bool, Error> {
 pub struct Cidr {
     address: IpAddr,
     prefix: u8,
+}
+
+impl Cidr {
+    fn contains(&self, address: IpAddr) -> bool {
+        let prefix = u32::from(self.prefix);
+        match (self.address, address) {
+            (IpAddr::V4(range), IpAddr::V4(address)) => {
+                (range.to_bits() ^ address.to_bits()).checked_shr(32 - prefix).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(range), IpAddr::V6(address)) => {
+                (range.to_bits() ^ address.to_bits()).checked_shr(128 - prefix).unwrap_or(0) == 0
+            }
+            _ => false,
+        }
+    }
 }
 
 impl FromStr for Cidr {

@@ -29,6 +29,8 @@ pub struct Report {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Works,
+    /// The rules leave the addresses of the test alone, and DNS is not redirected.
+    Excluded,
     /// This network namespace cannot send packets of that family anyway.
     Unroutable(String),
 }
@@ -96,11 +98,16 @@ fn own_address(target: IpAddr) -> Option<IpAddr> {
 }
 
 fn family(rules: &Rules, target: IpAddr) -> Result<Outcome, Error> {
-    if let Outcome::Unroutable(reason) = arrives(rules.outbound_port, SocketAddr::new(target, TARGET_PORT))? {
+    let excluded = rules.leave_alone(target, TARGET_PORT);
+    if !excluded
+        && let Outcome::Unroutable(reason) = arrives(rules.outbound_port, SocketAddr::new(target, TARGET_PORT))?
+    {
         return Ok(Outcome::Unroutable(reason));
     }
     match rules.dns_port {
+        // Goes before all that is excluded.
         Some(port) => udp(port, SocketAddr::new(target, 53)),
+        None if excluded => Ok(Outcome::Excluded),
         None => Ok(Outcome::Works),
     }
 }
@@ -252,6 +259,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Works => f.write_str("intercepted"),
+            Self::Excluded => f.write_str("left alone"),
             Self::Unroutable(reason) => write!(f, "not used ({reason})"),
         }
     }

@@ -222,6 +222,13 @@ fn the_self_test_tells_working_from_missing_rules() {
         let old = self_test(&rules).unwrap_err().to_string();
         assert!(old.contains("comes back to the proxy"), "{old}");
     }
+    // What is left alone proves nothing, and is not missed; DNS is redirected all the same.
+    let nothing = Rules { exclude_cidrs: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()], ..rules.clone() };
+    apply(&nothing).unwrap();
+    assert_eq!(self_test(&nothing).unwrap(), Report { ipv4: Outcome::Works, ipv6: Outcome::Works });
+    let nothing = Rules { dns_port: None, ..nothing };
+    apply(&nothing).unwrap();
+    assert_eq!(self_test(&nothing).unwrap(), Report { ipv4: Outcome::Excluded, ipv6: Outcome::Excluded });
     // Rules that redirect elsewhere than this proxy listens.
     apply(&Rules { outbound_port: 16001, ..rules.clone() }).unwrap();
     let elsewhere = self_test(&rules).unwrap_err().to_string();
@@ -311,5 +318,16 @@ fn cidrs_are_parsed_not_guessed() {
     assert_eq!(parse("fd00::/8").unwrap().prefix, 8);
     for bad in ["10.0.0.0/33", "fd00::/129", "ten", "10.0.0.0/", "10.0.0.0/-1"] {
         assert!(parse(bad).is_err(), "{bad}");
+    }
+    let contains = |range: &str, address: &str| parse(range).unwrap().contains(address.parse().unwrap());
+    for (range, address) in
+        [("10.1.0.0/16", "10.1.255.1"), ("0.0.0.0/0", "192.0.2.1"), ("::/0", "::1"), ("fd00::/8", "fdff::1")]
+    {
+        assert!(contains(range, address), "{range} {address}");
+    }
+    for (range, address) in
+        [("10.1.0.0/16", "10.2.0.1"), ("10.1.2.3", "10.1.2.4"), ("::/0", "10.0.0.1"), ("fd00::/8", "fe80::1")]
+    {
+        assert!(!contains(range, address), "{range} {address}");
     }
 }

@@ -1,0 +1,156 @@
+//! Where pods may have no NET_ADMIN, the plugin of the node's network writes the rules: traffic is as mutual TLS as elsewhere,
+//! a pod that cannot have its rules does not run, and when the plugin is not wanted any more nothing of it is in force.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use mesh_e2e::cluster::{Cluster, Namespace, apps};
+use mesh_e2e::process::eventually;
+use serde_json::{Value, json};
+
+use crate::startup;
+
+const LOAD: [&str; 6] = ["--url", "http://reviews:9080/", "--connections", "2", "--requests", "200"];
+
+pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
+    let (bin, conf) = cluster.cni()?;
+    let before = configuration(&conf)?;
+    let folders = [format!("cni.binDir={bin}"), format!("cni.confDir={conf}")];
+    let on = ["--set", "cni.enabled=true", "--set", &folders[0], "--set", &folders[1]];
+    let installed = cluster.meshctl(&[&["install"], &on[..]].concat())?;
+    ensure!(installed.contains("DaemonSet kube-system/mesh-cni created"), "{installed}");
+    ensure!(cluster.meshctl(&["install"])?.contains("Nothing had to be changed"), "a second time");
+
+    let namespace = cluster.meshed("cni")?;
+    cluster.kubectl(&["label", "namespace", "cni", "pod-security.kubernetes.io/enforce=restricted"])?;
+    shop(&namespace)?;
+    let injected = without_rights(&namespace)?;
+    intercepted(&namespace)?;
+    refused_by_plugin(&namespace)?;
+    startup::with_cni(&namespace)?;
+
+    let off = ["--set", "cni.enabled=false"];
+    let announced = cluster.meshctl(&[&["upgrade", "--dry-run"], &off[..]].concat())?;
+    ensure!(announced.contains("- DaemonSet kube-system/mesh-cni"), "{announced}");
+    let removed = cluster.meshctl(&[&["upgrade"], &off[..]].concat())?;
+    ensure!(removed.contains("DaemonSet kube-system/mesh-cni deleted"), "{removed}");
+    eventually(Duration::from_secs(30), || {
+        let pods = cluster.kubectl(&[
+            "-n",
+            "kube-system",
+            "get",
+            "pods",
+            "-l",
+            "app.kubernetes.io/name=mesh-cni",
+            "-o",
+            "name",
+        ])?;
+        ensure!(pods.is_empty(), "{pods}");
+        Ok(())
+    })?;
+    ensure!(
+        configuration(&conf)? == before,
+        "the node's network configuration is not what it was: {:?}",
+        configuration(&conf)?
+    );
+    intercepted(&namespace)?;
+    without_rules(&namespace, injected)
+}
+
+fn shop(namespace: &Namespace) -> anyhow::Result<()> {
+    let deployments = [apps::server("reviews", "v1"), apps::client("web")].map(|mut deployment| {
+        apps::restrict(&mut deployment["spec"]["template"]["spec"]);
+        deployment
+    });
+    namespace.apply(&[apps::service("reviews"), apps::service_account("web")])?;
+    namespace.apply(&deployments)?;
+    ["reviews-v1", "web"].iter().try_for_each(|deployment| namespace.rolled_out(deployment))
+}
+
+/// An injected pod, in which nothing may change its network.
+fn without_rights(namespace: &Namespace) -> anyhow::Result<Value> {
+    let pods = namespace.get(&["pods", "-l", "app=web"])?;
+    let pod = &pods["items"][0];
+    let names: Vec<&str> =
+        pod["spec"]["initContainers"].as_array().into_iter().flatten().filter_map(|c| c["name"].as_str()).collect();
+    ensure!(names == ["mesh-proxy"], "{names:?}");
+    ensure!(!pod["spec"].to_string().contains("NET_ADMIN"), "{pod}");
+    Ok(pod.clone())
+}
+
+/// Both proxies have counted every request, as one over mutual TLS.
+fn intercepted(namespace: &Namespace) -> anyhow::Result<()> {
+    let before = [counted(namespace, "web", "outbound")?, counted(namespace, "reviews", "inbound")?];
+    let report = namespace.load("web", &LOAD)?;
+    ensure!(report.good() == 200, "{report:?}");
+    let after = [counted(namespace, "web", "outbound")?, counted(namespace, "reviews", "inbound")?];
+    ensure!(after == before.map(|count| count + 200), "from {before:?} to {after:?}");
+    Ok(())
+}
+
+/// Requests over mutual TLS, by the proxies of an application.
+fn counted(namespace: &Namespace, app: &str, direction: &str) -> anyhow::Result<u64> {
+    let metrics = namespace.metrics(app)?;
+    let direction = format!("direction=\"{direction}\"");
+    let of_requests = |line: &&str| {
+        line.starts_with("mesh_requests_total{")
+            && line.contains(&direction)
+            && line.contains("security=\"mutual_tls\"")
+    };
+    let count = |line: &str| Ok(line.rsplit(' ').next().unwrap_or_default().parse::<u64>()?);
+    metrics.lines().filter(of_requests).map(count).sum()
+}
+
+/// A pod that asks for rules which cannot be written is not started, and its events say why.
+fn refused_by_plugin(namespace: &Namespace) -> anyhow::Result<()> {
+    let mut pod = apps::load("refused", &[]);
+    apps::restrict(&mut pod["spec"]);
+    // As no injection would leave it.
+    pod["metadata"]["labels"]["mesh-injection"] = "disabled".into();
+    pod["metadata"]["annotations"] =
+        json!({"meshctl.dev/interception": "cni", "meshctl.dev/exclude-outbound-cidrs": "nonsense"});
+    namespace.apply(&[pod])?;
+    eventually(Duration::from_secs(20), || {
+        let events = namespace.kubectl(&["events", "--for=pod/refused", "--types=Warning"])?;
+        ensure!(events.contains("FailedCreatePodSandBox") && events.contains("not a range of addresses"), "{events}");
+        Ok(())
+    })?;
+    let pod = namespace.get(&["pod/refused"])?;
+    ensure!(pod["status"]["containerStatuses"][0]["state"]["waiting"] != Value::Null, "{}", pod["status"]);
+    namespace.delete(&["pod/refused", "--grace-period=0", "--force"])
+}
+
+/// A pod that counts on the plugin where it is not any more: its application does not start, and the proxy says why.
+fn without_rules(namespace: &Namespace, mut pod: Value) -> anyhow::Result<()> {
+    let (labels, annotations) = (pod["metadata"]["labels"].take(), pod["metadata"]["annotations"].take());
+    pod["metadata"] = json!({"name": "without-rules", "labels": labels, "annotations": annotations});
+    pod["metadata"]["labels"]["app"] = "without-rules".into();
+    let fields = pod["spec"].as_object_mut().context("a pod without a spec")?;
+    fields.remove("nodeName");
+    pod["status"].take();
+    namespace.apply(&[pod])?;
+    eventually(Duration::from_secs(20), || {
+        let log = namespace.kubectl(&["logs", "pod/without-rules", "-c", "mesh-proxy"])?;
+        ensure!(log.contains("self-test of the interception failed"), "{log}");
+        Ok(())
+    })?;
+    let pod = namespace.get(&["pod/without-rules"])?;
+    let app = &pod["status"]["containerStatuses"][0];
+    ensure!(app["started"] == json!(false) && app["state"]["waiting"] != Value::Null, "{}", pod["status"]);
+    namespace.delete(&["pod/without-rules", "--grace-period=0", "--force"])
+}
+
+/// The files of a node's network configuration, where it is this host.
+fn configuration(folder: &str) -> anyhow::Result<Vec<(String, Value)>> {
+    let mut files = Vec::new();
+    if !Path::new(folder).is_dir() {
+        return Ok(files);
+    }
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        files.push((path.display().to_string(), serde_json::from_slice(&std::fs::read(&path)?)?));
+    }
+    files.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(files)
+}
