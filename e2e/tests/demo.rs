@@ -37,6 +37,49 @@ fn once(user: User) {
     assert!(first < 5.0, "the first good request took {first} s");
 }
 
+/// A fault that is not of its scenario, on the way to the shop itself: the scene that it falls into is off, by name and by exit
+/// code, and no other.
+#[test]
+fn a_scene_that_is_off_is_named_and_fails() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let mut demo = demo(&mesh, &["--once"]);
+    // A scene of five seconds or more, of which one failed request would do. The next one begins by clearing all faults.
+    eventually(Duration::from_secs(60), || {
+        anyhow::ensure!(demo.running(), "the demo ended: {}", demo.tail());
+        anyhow::ensure!(demo.stderr().contains("$ meshctl fault delay"), "not there yet: {}", demo.tail());
+        Ok(())
+    })
+    .unwrap();
+    meshctl(&mesh, &["fault", "abort", "web", "--percent", "100", "--status", "500", "--for", "1m"]).unwrap();
+    let status = demo.wait(Duration::from_secs(120)).unwrap();
+    assert_eq!(status.code(), Some(1), "{}", demo.tail());
+    let said = demo.stdout();
+    let off: Vec<_> = said.lines().filter(|line| line.ends_with("OFF")).collect();
+    assert!(matches!(off[..], [line] if line.starts_with("delay 50%")), "{said}");
+    assert_eq!(said.matches("as asked").count(), 8, "{said}");
+    assert!(demo.stderr().contains("1 of 9 scenes are not as asked."), "{}", demo.tail());
+}
+
+/// All want the same ports, and each takes others when another one was quicker.
+#[test]
+fn demos_that_start_at_once_do_not_meet() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let mut demos = ["one", "two", "three"].map(|name| demo_in(&mesh, name, &["--rate", "10"]));
+    let mut addresses = Vec::new();
+    for demo in &mut demos {
+        let said = ready(demo);
+        let found = said.split("http://").skip(1).filter_map(|rest| rest.split('/').next()).map(str::to_owned);
+        addresses.extend(found);
+    }
+    let different: std::collections::BTreeSet<_> = addresses.iter().collect();
+    // The shop, the control plane and six proxies.
+    assert_eq!((addresses.len(), different.len()), (24, 24), "{addresses:?}");
+    demos.iter().for_each(|demo| demo.signal(Signal::SIGINT).unwrap());
+    for demo in &mut demos {
+        assert!(demo.wait(Duration::from_secs(20)).unwrap().success(), "{}", demo.tail());
+    }
+}
+
 #[test]
 fn the_demo_works_with_meshctl_and_leaves_nothing_behind_as_root() {
     leaves_nothing_behind(User::Same);
@@ -59,12 +102,7 @@ fn leaves_nothing_behind(user: User) {
     let folder = mesh.data().join("demo");
     let before = host_state(&mesh);
     let mut demo = demo(&mesh, &["--rate", "50"]);
-    eventually(Duration::from_secs(20), || {
-        anyhow::ensure!(demo.running(), "the demo ended: {}", demo.tail());
-        anyhow::ensure!(demo.stdout().contains("Ctrl-C ends"), "not ready: {}", demo.tail());
-        Ok(())
-    })
-    .unwrap();
+    ready(&mut demo);
     // A row for each version of each service, with mutual TLS all over.
     let table = eventually(Duration::from_secs(30), || {
         let said = demo.stdout();
@@ -125,9 +163,25 @@ fn meshctl(mesh: &Mesh, args: &[&str]) -> anyhow::Result<String> {
 }
 
 fn demo(mesh: &Mesh, args: &[&str]) -> Process {
+    demo_in(mesh, "demo", args)
+}
+
+/// In a folder of this name.
+fn demo_in(mesh: &Mesh, name: &str, args: &[&str]) -> Process {
     let mut command = mesh.command("meshctl");
-    command.args(["demo", "--port", "0", "--data"]).arg(mesh.data().join("demo")).args(args);
-    Process::start("demo", command, &mesh.logs()).unwrap()
+    command.args(["demo", "--port", "0", "--data"]).arg(mesh.data().join(name)).args(args);
+    Process::start(name, command, &mesh.logs()).unwrap()
+}
+
+/// What a demo prints before its first table.
+fn ready(demo: &mut Process) -> String {
+    eventually(Duration::from_secs(20), || {
+        anyhow::ensure!(demo.running(), "the demo ended: {}", demo.tail());
+        let said = demo.stdout();
+        anyhow::ensure!(said.contains("Ctrl-C ends"), "not ready: {}", demo.tail());
+        Ok(said)
+    })
+    .unwrap()
 }
 
 /// Interfaces, named namespaces, mounts, firewall and routing rules of the host, and the files of the demo's user outside of

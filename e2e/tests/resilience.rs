@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use mesh_e2e::app::load;
 use mesh_e2e::mesh::{Mesh, User};
 use mesh_e2e::process::eventually;
 use mesh_e2e::resolver::Resolver;
@@ -90,6 +92,121 @@ fn killing_a_proxy_costs_at_most_what_it_held() {
     let report = load.stop().unwrap();
     assert!(report.requests - report.good() <= 8, "{report:?}");
     assert_eq!(report.closed, 0, "{report:?}");
+}
+
+/// A caller without its proxy would have no network, or one past the mesh: it is ended. Other callers lose nothing.
+#[test]
+fn killing_a_callers_proxy_ends_that_caller_alone() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let _reviews = mesh.echo("reviews", "v1").unwrap();
+    let other = mesh.load("web", &LOAD).unwrap();
+    let mut caller = mesh.load("shop", &LOAD).unwrap();
+    mesh.connected("shop").unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let application = caller.0.child("testapp").unwrap();
+    caller.0.signal_child("mesh-proxy", Signal::SIGKILL).unwrap();
+    let status = caller.0.wait(Duration::from_secs(10)).unwrap();
+    assert_eq!(status.code(), Some(1), "{}", caller.0.tail());
+    let reason = "The application was ended because mesh-proxy ended (signal: 9 (SIGKILL)); its log is ";
+    assert!(caller.0.stderr().contains(reason), "{}", caller.0.tail());
+    assert!(!Path::new(&format!("/proc/{application}")).exists(), "the application goes on");
+    // It was asked to end, and so could say what it has seen: all that it was answered came from the mesh.
+    let seen: load::Report = serde_json::from_str(caller.0.stdout().lines().last().unwrap()).unwrap();
+    assert!(seen.by_version["v1"] >= 100, "{seen:?}");
+    eventually(Duration::from_secs(5), || {
+        let proxies = mesh.meshctl(&["proxy", "status", "-o", "json"])?;
+        anyhow::ensure!(!proxies.contains("/sa/shop\""), "still there: {proxies}");
+        Ok(())
+    })
+    .unwrap();
+    // Another one of the same name takes its place.
+    assert_eq!(mesh.curl("shop", &["-o", "/dev/null", "-w", "%{http_code}", "http://reviews:9080/"]).unwrap(), "200");
+    let report = other.stop().unwrap();
+    assert_eq!((report.failed, report.closed, report.good()), (0, 0, report.requests), "{report:?}");
+}
+
+/// A control plane that hangs for longer than a connection to it may be silent counts as gone. When it goes on, it is taken up
+/// again, and what is written then is followed.
+#[test]
+fn a_control_plane_that_hangs_for_long_is_taken_up_again() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let _v1 = mesh.echo("reviews", "v1").unwrap();
+    let _v2 = mesh.echo("reviews", "v2").unwrap();
+    mesh.meshctl(&["route", "set-weight", "reviews", "v1=100", "v2=0"]).unwrap();
+    mesh.wait().unwrap();
+    let load = mesh.load("web", &LOAD).unwrap();
+    mesh.connected("web").unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let control = mesh.control.as_ref().unwrap();
+    control.signal(Signal::SIGSTOP).unwrap();
+    // Asked after ten seconds, and given up after five more.
+    let given_up = eventually(Duration::from_secs(40), || {
+        let log = mesh.proxy_logs("web")?;
+        anyhow::ensure!(log.contains("the stream to the control plane ended"), "{log}");
+        Ok(())
+    });
+    control.signal(Signal::SIGCONT).unwrap();
+    given_up.unwrap();
+    // The latest of its lines says that it is connected.
+    eventually(Duration::from_secs(30), || {
+        for workload in ["web", "reviews-v1", "reviews-v2"] {
+            let log = mesh.proxy_logs(workload)?;
+            let lost = log.rfind("the stream to the control plane ended");
+            anyhow::ensure!(log.rfind("following the control plane") > lost, "{workload}: {log}");
+        }
+        Ok(())
+    })
+    .unwrap();
+    mesh.meshctl(&["route", "set-weight", "reviews", "v1=0", "v2=100"]).unwrap();
+    mesh.wait().unwrap();
+    assert_eq!(mesh.workloads("reviews", "v1").unwrap() + mesh.workloads("reviews", "v2").unwrap(), 2);
+    std::thread::sleep(Duration::from_secs(1));
+    let report = load.stop().unwrap();
+    assert_eq!((report.failed, report.closed, report.good()), (0, 0, report.requests), "{report:?}");
+    assert!(report.by_version["v1"] >= 300 && report.by_version["v2"] >= 100, "{report:?}");
+}
+
+/// Without a control plane, a workload's own address that was not called before: that of one that the caller knows from its
+/// service is not called in plaintext, though it would answer; anybody else's is (decision 16).
+#[test]
+fn without_a_control_plane_a_known_workload_is_not_called_in_plaintext() {
+    let mut mesh = Mesh::start(User::Same).unwrap();
+    mesh.apply(
+        "apiVersion: meshctl.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {name: migrating}\nspec: {mode: PERMISSIVE}\n",
+    )
+    .unwrap();
+    let _reviews = mesh.echo("reviews", "v1").unwrap();
+    let _ratings = mesh.echo("ratings", "v1").unwrap();
+    let [known, unknown] = ["reviews", "ratings"].map(|service| mesh.addresses(service).unwrap()[0]);
+    let gone = mesh.folder().join("gone");
+    let call = |target: &str| format!("curl -sS -m 15 -o /dev/null -w '%{{http_code}}\\n' http://{target}:9080/");
+    let script = format!(
+        "{}; while [ ! -e {} ]; do sleep 0.05; done; {}; {}; {}",
+        call("reviews"),
+        gone.display(),
+        call(&known.to_string()),
+        call(&unknown.to_string()),
+        call("reviews"),
+    );
+    let mut client = mesh.run("web", &[], &["/bin/sh", "-c", &script]).unwrap();
+    eventually(Duration::from_secs(20), || {
+        anyhow::ensure!(client.stdout().lines().count() == 1, "{}", client.tail());
+        Ok(())
+    })
+    .unwrap();
+    let mut control = mesh.control.take().unwrap();
+    control.signal(Signal::SIGKILL).unwrap();
+    control.wait(Duration::from_secs(5)).unwrap();
+    eventually(Duration::from_secs(10), || {
+        let log = mesh.proxy_logs("web")?;
+        anyhow::ensure!(log.contains("the control plane cannot be reached"), "{log}");
+        Ok(())
+    })
+    .unwrap();
+    std::fs::write(&gone, "").unwrap();
+    client.wait(Duration::from_secs(60)).unwrap();
+    let codes = client.stdout();
+    assert_eq!(codes.lines().collect::<Vec<_>>(), ["200", "000", "200", "200"], "{}", client.tail());
 }
 
 /// A control plane that hangs takes what is sent to it and says nothing: the first new name takes the time that it may, all

@@ -1,6 +1,7 @@
 //! Everything that the demo has started, and its end.
 
 use std::fs::File;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,7 +22,11 @@ use crate::run::sidecar::{Forward, Plan, Sidecar};
 use crate::run::{find_program, listen_on};
 
 const CONTROL_START: Duration = Duration::from_secs(10);
+/// Somebody may take a port between our look at it and mesh-control's; another demo that starts now does.
+const CONTROL_TRIES: u32 = 3;
 const STOP: Duration = Duration::from_secs(5);
+/// Of mesh-control, if they are free: xDS over TLS, plaintext xDS, metrics.
+const CONTROL_PORTS: [u16; 3] = [port::XDS, port::XDS_PLAINTEXT, port::CONTROL_METRICS];
 /// The first of the proxies' metrics ports, if they are free.
 const METRICS_PORT: u16 = 15090;
 
@@ -49,12 +54,9 @@ impl Running {
         // First, because nothing is worth starting if the shop cannot be shown.
         let shop = listen_on(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
         let port = shop.local_addr()?.port();
-        let [xds, plaintext, metrics] = [port::XDS, port::XDS_PLAINTEXT, port::CONTROL_METRICS].map(free_port);
-        let control_metrics = SocketAddr::from((Ipv4Addr::LOCALHOST, metrics?));
         say("Starting the control plane ...");
-        let mut control = spawn_control(&folder, xds?, plaintext?, control_metrics)?;
         let socket = folder.path.join("control.sock");
-        let connection = connect(&socket, &mut control, &folder.path).await?;
+        let (control, connection, control_metrics) = start_control(&folder, &socket).await?;
         say("Starting the shop: each part in a network namespace of its own, beside its own proxy ...");
         let parts = parts::all(&folder)?;
         let python =
@@ -112,11 +114,25 @@ async fn end(child: &mut Child) {
     }
 }
 
-fn spawn_control(folder: &Folder, xds: u16, plaintext: u16, metrics: SocketAddr) -> Result<Child, Failure> {
+/// With its preferred ports or, when those turn out to be taken, with any.
+async fn start_control(folder: &Folder, socket: &Path) -> Result<(Child, Control, SocketAddr), Failure> {
+    let (mut wanted, mut left) = (CONTROL_PORTS, CONTROL_TRIES);
+    loop {
+        left -= 1;
+        let addresses = free_addresses(wanted)?;
+        let mut control = spawn_control(folder, addresses)?;
+        match connect(socket, &mut control, &folder.path).await {
+            Ok(connection) => return Ok((control, connection, addresses[2])),
+            Err(_) if left > 0 && control.try_wait()?.is_some() => wanted = [0; 3],
+            Err(failure) => return Err(failure),
+        }
+    }
+}
+
+fn spawn_control(folder: &Folder, [xds, plaintext, metrics]: [SocketAddr; 3]) -> Result<Child, Failure> {
     let mut command = netns::tied_command(find_program("mesh-control")?.as_os_str());
     command.args(["--mode", "standalone", "--data"]).arg(&folder.path);
-    command.args(["--listen-xds", &format!("127.0.0.1:{xds}")]);
-    command.args(["--listen-plaintext", &format!("127.0.0.1:{plaintext}")]);
+    command.args(["--listen-xds", &xds.to_string(), "--listen-plaintext", &plaintext.to_string()]);
     command.args(["--listen-metrics", &metrics.to_string()]);
     spawn(command, &folder.path.join("logs/mesh-control.log"))
 }
@@ -173,7 +189,6 @@ async fn start_workload(
     };
     let (service, port) = parts::ENTRY;
     let target = format!("{}:{port}", names::fqdn(service, "default"));
-    let metrics = free_port(METRICS_PORT + u16::try_from(index).unwrap_or(0))?;
     let sidecar = Sidecar::start(Plan {
         data: folder.path.clone(),
         service: part.service.to_owned(),
@@ -182,7 +197,7 @@ async fn start_workload(
         ports,
         health: part.health.map(str::to_owned),
         token_file,
-        metrics: listen_on(SocketAddr::from((Ipv4Addr::LOCALHOST, metrics)))?,
+        metrics: listen_preferring(METRICS_PORT + u16::try_from(index).unwrap_or(0))?,
         forwards: entry.into_iter().map(|listener| Forward { listener, target: target.clone() }).collect(),
         access_log: "text".into(),
     })
@@ -198,10 +213,17 @@ async fn start_workload(
     Ok(Workload { part, sidecar, application })
 }
 
-/// This port of the loopback interface if it is free, else any other.
-fn free_port(wanted: u16) -> Result<u16, Failure> {
-    let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).and_then(|listener| listener.local_addr());
-    Ok(bind(wanted).or_else(|_| bind(0))?.port())
+/// On this port of the loopback interface if it is free, else on any other.
+fn listen_preferring(port: u16) -> io::Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+}
+
+fn free_addresses(ports: [u16; 3]) -> io::Result<[SocketAddr; 3]> {
+    let [xds, plaintext, metrics] = ports.map(listen_preferring);
+    // All are held until all are found, so that no two are the same.
+    let held = [xds?, plaintext?, metrics?];
+    let [xds, plaintext, metrics] = held.each_ref().map(TcpListener::local_addr);
+    Ok([xds?, plaintext?, metrics?])
 }
 
 /// A configuration that a Prometheus on this machine can be started with.

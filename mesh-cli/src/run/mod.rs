@@ -27,7 +27,8 @@ pub use programs::find as find_program;
 /// Run an application in the mesh, behind a proxy of its own
 ///
 /// The application gets a network namespace. Its connections go through the proxy and names of services resolve; it is
-/// discovered while it is healthy and gone when it ends. Its exit code is the exit code of this command.
+/// discovered while it is healthy and gone when it ends. Its exit code is the exit code of this command. Should its proxy
+/// end, the application is ended too, with exit code 1: no connection of it goes past the mesh.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  meshctl run --service reviews --version v2 --port 9080:http --token-file reviews.token -- ./reviews"

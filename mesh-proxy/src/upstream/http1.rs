@@ -172,7 +172,7 @@ async fn open(host: Arc<Host>, view: Arc<View>) {
 async fn room(host: &Host, view: &View) -> Option<Connection> {
     loop {
         let freed = view.usage.connection_freed();
-        if let Some(in_use) = view.usage.connection_to(&host.connections, &view.cluster.limits) {
+        if let Some(in_use) = view.usage.connection_to(&host.http1_connections, &view.cluster.limits) {
             return Some(in_use);
         }
         freed.await;

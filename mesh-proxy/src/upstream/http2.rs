@@ -228,7 +228,7 @@ async fn acquire(host: &Arc<Host>, view: &Arc<View>) -> Result<Place, Error> {
 }
 
 async fn open(host: Arc<Host>, view: Arc<View>) {
-    let opened = match view.usage.connection_to(&host.connections, &view.cluster.limits) {
+    let opened = match view.usage.connection_to(&host.http2_connections, &view.cluster.limits) {
         Some(in_use) => handshake(&host, &view, in_use).await,
         None => Err(Error::because(Kind::Overflow, "the cluster's limit of connections is reached")),
     };

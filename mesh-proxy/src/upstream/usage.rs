@@ -44,17 +44,17 @@ impl Drop for InUse {
     }
 }
 
-/// A connection of a cluster to one of its endpoints, until it is dropped.
+/// A connection of a cluster in the pool of one of its endpoints, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Connection {
     _in_use: InUse,
-    of_endpoint: Arc<AtomicU32>,
+    of_pool: Arc<AtomicU32>,
 }
 
 impl Drop for Connection {
     /// Before whoever waits for it is told.
     fn drop(&mut self) {
-        self.of_endpoint.fetch_sub(1, Ordering::AcqRel);
+        self.of_pool.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -102,21 +102,22 @@ impl Usage {
         self.take(What::Connections, limits.max_connections)
     }
 
-    /// Where `of_endpoint` counts the connections to the endpoint. It may always have one, as with Envoy: idle connections to
-    /// the others must not keep it from serving.
-    pub(super) fn connection_to(self: &Arc<Self>, of_endpoint: &Arc<AtomicU32>, limits: &Limits) -> Option<Connection> {
+    /// Where `of_pool` counts the connections to an endpoint that speak one version of HTTP. There may always be one, as with
+    /// Envoy: idle connections to other endpoints must not keep it from serving, nor what one connection is shared by keep
+    /// away what cannot share it.
+    pub(super) fn connection_to(self: &Arc<Self>, of_pool: &Arc<AtomicU32>, limits: &Limits) -> Option<Connection> {
         let in_use = match self.connection(limits) {
             Some(in_use) => {
-                of_endpoint.fetch_add(1, Ordering::AcqRel);
+                of_pool.fetch_add(1, Ordering::AcqRel);
                 in_use
             }
             None => {
-                of_endpoint.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).ok()?;
+                of_pool.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).ok()?;
                 self.connections.fetch_add(1, Ordering::AcqRel);
                 InUse { usage: self.clone(), what: What::Connections }
             }
         };
-        Some(Connection { _in_use: in_use, of_endpoint: of_endpoint.clone() })
+        Some(Connection { _in_use: in_use, of_pool: of_pool.clone() })
     }
 
     /// Ready when a connection of the cluster has been closed since the last time.

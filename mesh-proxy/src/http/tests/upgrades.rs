@@ -3,7 +3,7 @@
 use super::*;
 
 /// Switches to a protocol in which everything is said back in upper case.
-async fn shouting(mut request: Request<Incoming>) -> Response<AnyBody> {
+pub(super) async fn shouting(mut request: Request<Incoming>) -> Response<AnyBody> {
     let connect = *request.method() == http::Method::CONNECT;
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -28,7 +28,7 @@ async fn shouting(mut request: Request<Incoming>) -> Response<AnyBody> {
     response
 }
 
-async fn shouts(address: SocketAddr) {
+pub(super) async fn shouts(address: SocketAddr) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n";
     // The first bytes come with the request, as an impatient client sends them.
