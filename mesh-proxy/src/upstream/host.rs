@@ -1,5 +1,5 @@
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -22,9 +22,6 @@ pub(crate) struct Host {
     application: OnceLock<Option<SocketAddr>>,
     pub(super) http1: http1::Pool,
     pub(super) http2: http2::Pool,
-    /// Connections of each pool that are open or being made.
-    pub(super) http1_connections: Arc<AtomicU32>,
-    pub(super) http2_connections: Arc<AtomicU32>,
     /// Requests and byte streams that it serves now.
     load: AtomicUsize,
     /// It is not an endpoint any more: what is in flight ends in peace, and no connection is kept.
@@ -42,8 +39,6 @@ impl Host {
             application: OnceLock::new(),
             http1: http1::Pool::default(),
             http2: http2::Pool::default(),
-            http1_connections: Arc::default(),
-            http2_connections: Arc::default(),
             load: AtomicUsize::new(0),
             retired: AtomicBool::new(false),
             created: Instant::now(),

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -172,7 +173,7 @@ async fn open(host: Arc<Host>, view: Arc<View>) {
 async fn room(host: &Host, view: &View) -> Option<Connection> {
     loop {
         let freed = view.usage.connection_freed();
-        if let Some(in_use) = view.usage.connection_to(&host.http1_connections, &view.cluster.limits) {
+        if let Some(in_use) = view.usage.connection_of(&host.http1.connections, &view.cluster.limits) {
             return Some(in_use);
         }
         freed.await;
@@ -185,7 +186,11 @@ async fn room(host: &Host, view: &View) -> Option<Connection> {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Pool(Mutex<Inner>);
+pub(super) struct Pool {
+    inner: Mutex<Inner>,
+    /// Open or being made.
+    connections: Arc<AtomicU32>,
+}
 
 #[derive(Default)]
 struct Inner {
@@ -218,7 +223,7 @@ impl Inner {
 
 impl Pool {
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pop(&self) -> Option<Conn> {

@@ -21,7 +21,7 @@ use tokio::task::AbortHandle;
 
 use super::cluster::View;
 use super::host::Host;
-use super::usage;
+use super::usage::InUse;
 use super::{Failed, UpstreamStream};
 use crate::error::{Error, Kind};
 use crate::http::{BodyError, RequestBody};
@@ -208,9 +208,10 @@ async fn acquire(host: &Arc<Host>, view: &Arc<View>) -> Result<Place, Error> {
             let crowded = best.is_none_or(|conn| conn.streams.load(Ordering::Relaxed) >= STREAMS_PER_CONNECTION);
             let place = best.map(Place::take);
             let pending = if place.is_none() { Some(view.usage.pending(&view.cluster.limits)?) } else { None };
-            if crowded && !inner.connecting && inner.conns.len() < MAX_CONNECTIONS {
+            if crowded && !inner.connecting && inner.conns.len() < MAX_CONNECTIONS && let Some(in_use) = room(&inner, view)
+            {
                 inner.connecting = true;
-                tokio::spawn(open(host.clone(), view.clone()));
+                tokio::spawn(open(host.clone(), view.clone(), in_use));
             }
             if let Some(place) = place {
                 return Ok(place);
@@ -227,11 +228,15 @@ async fn acquire(host: &Arc<Host>, view: &Arc<View>) -> Result<Place, Error> {
     }
 }
 
-async fn open(host: Arc<Host>, view: Arc<View>) {
-    let opened = match view.usage.connection_to(&host.http2_connections, &view.cluster.limits) {
-        Some(in_use) => handshake(&host, &view, in_use).await,
-        None => Err(Error::because(Kind::Overflow, "the cluster's limit of connections is reached")),
-    };
+/// `None` at the cluster's limit. Connections that take no more requests are not among those of the pool, which may always
+/// have one.
+fn room(pool: &Inner, view: &View) -> Option<InUse> {
+    let first = || pool.conns.is_empty().then(|| view.usage.first_connection());
+    view.usage.connection(&view.cluster.limits).or_else(first)
+}
+
+async fn open(host: Arc<Host>, view: Arc<View>, in_use: InUse) {
+    let opened = handshake(&host, &view, in_use).await;
     let mut inner = host.http2.inner();
     inner.connecting = false;
     let outcome = match opened {
@@ -251,7 +256,7 @@ async fn open(host: Arc<Host>, view: Arc<View>) {
     }
 }
 
-async fn handshake(host: &Arc<Host>, view: &View, in_use: usage::Connection) -> Result<Arc<Conn>, Error> {
+async fn handshake(host: &Arc<Host>, view: &View, in_use: InUse) -> Result<Arc<Conn>, Error> {
     let io = view.connector.connect(host, ALPN_H2).await?;
     let (send, mut connection) = Builder::new()
         .initial_window_size(STREAM_WINDOW)
@@ -281,7 +286,7 @@ async fn drive(
     pings: Option<PingPong>,
     conn: std::sync::Weak<Conn>,
     host: std::sync::Weak<Host>,
-    in_use: usage::Connection,
+    in_use: InUse,
 ) {
     tokio::select! {
         biased;

@@ -44,7 +44,7 @@ impl Drop for InUse {
     }
 }
 
-/// A connection of a cluster in the pool of one of its endpoints, until it is dropped.
+/// A connection of a cluster that is one of a pool, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Connection {
     _in_use: InUse,
@@ -102,10 +102,15 @@ impl Usage {
         self.take(What::Connections, limits.max_connections)
     }
 
-    /// Where `of_pool` counts the connections to an endpoint that speak one version of HTTP. There may always be one, as with
-    /// Envoy: idle connections to other endpoints must not keep it from serving, nor what one connection is shared by keep
-    /// away what cannot share it.
-    pub(super) fn connection_to(self: &Arc<Self>, of_pool: &Arc<AtomicU32>, limits: &Limits) -> Option<Connection> {
+    /// For a pool that has none. It may always have one, as with Envoy: those of other endpoints, or of the other HTTP version,
+    /// must not keep it from serving.
+    pub(super) fn first_connection(self: &Arc<Self>) -> InUse {
+        self.connections.fetch_add(1, Ordering::AcqRel);
+        InUse { usage: self.clone(), what: What::Connections }
+    }
+
+    /// For a pool whose connections `of_pool` counts.
+    pub(super) fn connection_of(self: &Arc<Self>, of_pool: &Arc<AtomicU32>, limits: &Limits) -> Option<Connection> {
         let in_use = match self.connection(limits) {
             Some(in_use) => {
                 of_pool.fetch_add(1, Ordering::AcqRel);
@@ -113,8 +118,7 @@ impl Usage {
             }
             None => {
                 of_pool.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).ok()?;
-                self.connections.fetch_add(1, Ordering::AcqRel);
-                InUse { usage: self.clone(), what: What::Connections }
+                self.first_connection()
             }
         };
         Some(Connection { _in_use: in_use, of_pool: of_pool.clone() })
@@ -150,17 +154,17 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_may_always_have_one_connection() {
+    fn a_pool_may_always_have_one_connection() {
         let usage = Arc::new(Usage::default());
         let [a, b] = [Arc::default(), Arc::default()];
-        let first = usage.connection_to(&a, &LIMITS).unwrap();
-        assert!(usage.connection_to(&a, &LIMITS).is_none());
-        let second = usage.connection_to(&b, &LIMITS).unwrap();
-        assert!(usage.connection_to(&b, &LIMITS).is_none());
+        let first = usage.connection_of(&a, &LIMITS).unwrap();
+        assert!(usage.connection_of(&a, &LIMITS).is_none());
+        let second = usage.connection_of(&b, &LIMITS).unwrap();
+        assert!(usage.connection_of(&b, &LIMITS).is_none());
         drop(second);
-        assert!(usage.connection_to(&a, &LIMITS).is_none(), "the limit is used up by the first");
+        assert!(usage.connection_of(&a, &LIMITS).is_none(), "the limit is used up by the first");
         drop(first);
-        assert!(usage.connection_to(&a, &LIMITS).is_some());
+        assert!(usage.connection_of(&a, &LIMITS).is_some());
         assert_eq!((usage.connections.load(Ordering::Relaxed), a.load(Ordering::Relaxed)), (0, 0));
     }
 

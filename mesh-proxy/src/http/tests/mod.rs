@@ -7,7 +7,7 @@ mod http1;
 mod http2;
 mod informational;
 mod lifecycle;
-mod one_connection;
+mod limits;
 mod retries;
 mod timeouts;
 mod upgrades;
