@@ -106,7 +106,8 @@ impl State {
     }
 
     fn streamed<T: Clone + Send + 'static>(&self, answers: &[T]) -> Streamed<T> {
-        let answers = stream::iter(answers.to_vec().into_iter().map(Ok));
+        let answers: Vec<_> = answers.iter().cloned().map(Ok).collect();
+        let answers = stream::iter(answers);
         match self.holds {
             true => Box::pin(answers.chain(stream::pending())),
             false => Box::pin(answers),

@@ -208,7 +208,10 @@ async fn acquire(host: &Arc<Host>, view: &Arc<View>) -> Result<Place, Error> {
             let crowded = best.is_none_or(|conn| conn.streams.load(Ordering::Relaxed) >= STREAMS_PER_CONNECTION);
             let place = best.map(Place::take);
             let pending = if place.is_none() { Some(view.usage.pending(&view.cluster.limits)?) } else { None };
-            if crowded && !inner.connecting && inner.conns.len() < MAX_CONNECTIONS && let Some(in_use) = room(&inner, view)
+            if crowded
+                && !inner.connecting
+                && inner.conns.len() < MAX_CONNECTIONS
+                && let Some(in_use) = room(&inner, view)
             {
                 inner.connecting = true;
                 tokio::spawn(open(host.clone(), view.clone(), in_use));

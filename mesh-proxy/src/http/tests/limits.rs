@@ -63,9 +63,7 @@ where
                 b"PRI" => {
                     hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await
                 }
-                _ => {
-                    hyper::server::conn::http1::Builder::new().serve_connection(io, service).with_upgrades().await
-                }
+                _ => hyper::server::conn::http1::Builder::new().serve_connection(io, service).with_upgrades().await,
             };
         }
     })
@@ -140,7 +138,10 @@ async fn a_websocket_and_requests_keep_each_other_from_nothing() {
     limit(&outbound, ONE).await;
     assert_eq!(burst(&outbound, 2, 2).await, (4, 0));
     let mut socket = outbound.raw().await;
-    socket.write_all(b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n").await.unwrap();
+    socket
+        .write_all(b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .await
+        .unwrap();
     let text = read_until(&mut socket, "\r\n\r\n").await;
     assert!(text.starts_with("HTTP/1.1 101 "), "{text}");
     assert_eq!(burst(&outbound, 2, 2).await, (4, 0));
