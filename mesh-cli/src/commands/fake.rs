@@ -106,7 +106,7 @@ impl State {
     }
 
     fn streamed<T: Clone + Send + 'static>(&self, answers: &[T]) -> Streamed<T> {
-        let answers = stream::iter(answers.to_vec().into_iter().map(Ok));
+        let answers = stream::iter(answers.iter().cloned().map(Ok).collect::<Vec<_>>());
         match self.holds {
             true => Box::pin(answers.chain(stream::pending())),
             false => Box::pin(answers),
