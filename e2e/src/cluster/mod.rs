@@ -47,7 +47,14 @@ impl Cluster {
     }
 
     pub fn meshctl(&self, args: &[&str]) -> anyhow::Result<String> {
-        run(Command::new(programs()?.join("meshctl")).args(args).env("KUBECONFIG", &self.kubeconfig), None)
+        self.meshctl_with(args, &[])
+    }
+
+    /// With more in its environment.
+    pub fn meshctl_with(&self, args: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<String> {
+        let mut command = Command::new(programs()?.join("meshctl"));
+        let environment = environment.iter().copied();
+        run(command.args(args).env("KUBECONFIG", &self.kubeconfig).envs(environment), None)
     }
 
     /// Applies a manifest, written as JSON or YAML.

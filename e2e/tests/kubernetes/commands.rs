@@ -13,7 +13,9 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     namespace.shop(&["web"])?;
     weights(&namespace)?;
     faults(&namespace)?;
+    edit(&namespace)?;
     objects(&namespace)?;
+    waits(&namespace)?;
     proxies(&namespace)?;
     cluster.meshctl(&["check"])?;
     let refused = meshctl(&namespace, &["token", "create", "--service-account", "web"]).unwrap_err().to_string();
@@ -70,6 +72,41 @@ fn faults(namespace: &Namespace) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// An editor that changes something, one that changes nothing, and one whose result is refused.
+fn edit(namespace: &Namespace) -> anyhow::Result<()> {
+    let with = |editor: &str| {
+        let args = ["-n", &namespace.name, "edit", "httproute", "reviews", "--wait"];
+        namespace.cluster.meshctl_with(&args, &[("EDITOR", editor), ("VISUAL", "")])
+    };
+    let swap = "sed -i -e s/reviews-v2/reviews-vX/ -e s/reviews-v1/reviews-v2/ -e s/reviews-vX/reviews-v1/";
+    let edited = with(swap)?;
+    ensure!(edited.contains("configured (revision "), "{edited}");
+    let report = namespace.load("web", &LOAD)?;
+    ensure!(report.by_version == [("v1".to_owned(), 1000)].into() && report.good() == 1000, "{report:?}");
+    let before = namespace.get(&["httproute/reviews"])?;
+    with("true")?;
+    let refused = with("sed -i s/HTTPRoute/GRPCRoute/").err().context("it was taken as another kind")?.to_string();
+    ensure!(refused.contains("must stay HTTPRoute") && refused.contains("kept in"), "{refused}");
+    let after = namespace.get(&["httproute/reviews"])?;
+    ensure!(before["metadata"]["resourceVersion"] == after["metadata"]["resourceVersion"], "{before} {after}");
+    Ok(())
+}
+
+/// Without a change of its own, and for a revision that somebody else has printed.
+fn waits(namespace: &Namespace) -> anyhow::Result<()> {
+    let waited: Value = serde_json::from_str(&meshctl(namespace, &["wait", "-o", "json"])?)?;
+    let proxies = waited["proxies"].as_u64().unwrap_or_default();
+    ensure!(proxies >= 3 && waited["synced"] == waited["proxies"], "{waited}");
+    let fault = meshctl(namespace, &["fault", "delay", "reviews", "--delay", "1ms", "-o", "json"])?;
+    let revision = serde_json::from_str::<Value>(&fault)?["revision"].as_u64().context("no revision")?;
+    let text = meshctl(namespace, &["wait", "--revision", &revision.to_string()])?;
+    ensure!(text.contains(&format!("Revision {revision} is in force")), "{text}");
+    let future = (revision + 1_000_000).to_string();
+    let refused = meshctl(namespace, &["wait", "--revision", &future]).err().context("it was waited for")?.to_string();
+    ensure!(refused.contains(&format!("has no revision {future} yet")), "{refused}");
+    meshctl(namespace, &["fault", "clear", "reviews", "--wait"]).map(drop)
+}
+
 /// What `get` gives can be applied; what is not valid, is somebody else's or is not there is told as such.
 fn objects(namespace: &Namespace) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
@@ -86,9 +123,18 @@ fn objects(namespace: &Namespace) -> anyhow::Result<()> {
         let refused = meshctl(namespace, &["apply", "-f", &path]).err().context("it was taken")?;
         Ok(refused.to_string())
     };
-    let mut other = apps::http_route("reviews", json!([{"backendRefs": apps::backends(&[("reviews-v1", 1)])}]));
+    let to = |version: &str| apps::http_route("reviews", json!([{"backendRefs": apps::backends(&[(version, 1)])}]));
+    namespace.apply(&[to("reviews-v2")])?;
+    let mut other = to("reviews-v1");
     let owned = refusal(&other)?;
-    ensure!(owned.contains("kubectl") && owned.contains(".spec.rules"), "whose field it is: {owned}");
+    ensure!(owned.contains(".spec.rules (of kubectl-client-side-apply)"), "whose field it is: {owned}");
+    ensure!(owned.contains("--force-conflicts"), "what to do: {owned}");
+    std::fs::write(&file, other.to_string())?;
+    meshctl(namespace, &["apply", "-f", &path, "--force-conflicts"])?;
+    // What meshctl has changed in another way since is its own.
+    meshctl(namespace, &["route", "set-weight", "reviews", "v1=1", "v2=1"])?;
+    let applied = meshctl(namespace, &["apply", "-f", &path])?;
+    ensure!(applied.contains("configured"), "{applied}");
     other["metadata"]["name"] = "other".into();
     other["spec"]["rules"][0]["backendRefs"][0]["weight"] = (-1).into();
     ensure!(refusal(&other)?.contains("weight"), "which field is wrong");

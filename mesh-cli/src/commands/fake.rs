@@ -106,8 +106,7 @@ impl State {
     }
 
     fn streamed<T: Clone + Send + 'static>(&self, answers: &[T]) -> Streamed<T> {
-        let answers: Vec<_> = answers.iter().cloned().map(Ok).collect();
-        let answers = stream::iter(answers);
+        let answers = stream::iter(answers.iter().cloned().map(Ok).collect::<Vec<_>>());
         match self.holds {
             true => Box::pin(answers.chain(stream::pending())),
             false => Box::pin(answers),
