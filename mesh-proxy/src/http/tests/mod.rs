@@ -169,7 +169,7 @@ async fn nowhere() -> SocketAddr {
 // Configuration
 
 fn endpoint(address: SocketAddr) -> Endpoint {
-    Endpoint { address, weight: 1, healthy: true, mesh: false, priority: 0, locality: String::new(), workload: None }
+    Endpoint { address, weight: 1, healthy: true, mesh: false, priority: 0, locality: String::new(), locality_weight: 0, workload: None }
 }
 
 fn endpoints(name: &str, all: Vec<Endpoint>) -> Arc<Endpoints> {
@@ -181,6 +181,7 @@ fn cluster(name: &str, http: UpstreamHttp) -> Cluster {
         name: name.to_owned(),
         discovery: Discovery::Eds(name.to_owned()),
         balancer: Balancer::RoundRobin,
+        spread: Spread::default(),
         connect_timeout: Duration::from_secs(5),
         tls: None,
         tls_always: false,
@@ -216,6 +217,7 @@ fn forward(clusters: &[(&str, u32)]) -> Forward {
         rewrite_path: None,
         rewrite_host: None,
         mirrors: vec![],
+        hash: vec![],
     }
 }
 
