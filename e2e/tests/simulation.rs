@@ -34,6 +34,8 @@ fn web() -> Scope {
         inbound_ports: vec![],
         client: ClientKind::Mesh,
         faults: true,
+        peak_ewma: true,
+        locality: Default::default(),
     }
 }
 

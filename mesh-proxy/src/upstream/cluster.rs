@@ -198,8 +198,8 @@ impl Peers for Now<'_> {
         !self.avoid.is_empty() && self.avoid.contains(&self.hosts[index].address)
     }
 
-    fn cost(&self, index: usize, now: Instant, decay: Duration) -> f64 {
-        self.hosts[index].latency.cost(self.hosts[index].load(), now, decay)
+    fn cost(&self, index: usize, weight: f64, now: Instant, decay: Duration) -> f64 {
+        self.hosts[index].latency.cost(self.hosts[index].load() as f64 / weight, now, decay)
     }
 
     fn since(&self, index: usize) -> Instant {

@@ -77,6 +77,8 @@ pub(super) fn scope(client: ClientKind) -> Scope {
         inbound_ports: Vec::new(),
         client,
         faults: client == ClientKind::Mesh,
+        peak_ewma: client == ClientKind::Mesh,
+        locality: Default::default(),
     }
 }
 

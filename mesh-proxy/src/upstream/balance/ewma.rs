@@ -58,10 +58,10 @@ impl Latency {
 
     /// What one more request costs beside those in flight. One that has never answered is asked once, and then no more until
     /// it has.
-    pub(in crate::upstream) fn cost(&self, load: usize, now: Instant, decay: Duration) -> f64 {
+    pub(in crate::upstream) fn cost(&self, load: f64, now: Instant, decay: Duration) -> f64 {
         match self.estimate(now, decay) {
-            Some(seconds) => seconds * (load + 1) as f64,
-            None => UNKNOWN * load as f64,
+            Some(seconds) => seconds * (load + 1.0),
+            None => UNKNOWN * load,
         }
     }
 }
@@ -104,9 +104,9 @@ mod tests {
     fn the_unknown_is_asked_once() {
         let (known, unknown, now) = (Latency::default(), Latency::default(), Instant::now());
         known.answered(ms(20), now, DECAY);
-        assert!(unknown.cost(0, now, DECAY) < known.cost(0, now, DECAY));
-        assert!(unknown.cost(1, now, DECAY) > known.cost(100, now, DECAY));
-        assert!(known.cost(3, now, DECAY) > known.cost(2, now, DECAY));
-        assert!(known.cost(0, now + 10 * DECAY, DECAY) < 1e-3, "it is tried again some day");
+        assert!(unknown.cost(0.0, now, DECAY) < known.cost(0.0, now, DECAY));
+        assert!(unknown.cost(1.0, now, DECAY) > known.cost(100.0, now, DECAY));
+        assert!(known.cost(3.0, now, DECAY) > known.cost(2.0, now, DECAY));
+        assert!(known.cost(0.0, now + 10 * DECAY, DECAY) < 1e-3, "it is tried again some day");
     }
 }

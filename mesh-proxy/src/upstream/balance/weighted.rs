@@ -66,8 +66,9 @@ impl Weighted {
         self.candidates[self.candidates.partition_point(|c| c.up_to <= at)]
     }
 
-    /// The one of two random ones ("power of two choices") that costs less, measured by its weight.
-    pub(super) fn cheaper_of_two(&self, cost: impl Fn(usize) -> f64) -> Candidate {
+    /// The one of two random ones ("power of two choices") that costs less; the first if they cost the same, which keeps the
+    /// weighted share. The cost is told an endpoint and its weight beside an average of 1.
+    pub(super) fn cheaper_of_two(&self, cost: impl Fn(usize, f64) -> f64) -> Candidate {
         let candidates = &self.candidates;
         let first = self.random();
         let mut second = self.random();
@@ -77,8 +78,8 @@ impl Weighted {
             let place = candidates.iter().position(|c| c.index == first.index).unwrap_or_default();
             second = candidates[(place + offset) % candidates.len()];
         }
-        let (a, b) = (cost(first.index), cost(second.index));
-        // a / first.weight <= b / second.weight; when equal, the first keeps the weighted share.
-        if a * f64::from(second.weight) <= b * f64::from(first.weight) { first } else { second }
+        let average = self.total as f64 / candidates.len() as f64;
+        let cost = |it: Candidate| cost(it.index, f64::from(it.weight) / average);
+        if cost(first) <= cost(second) { first } else { second }
     }
 }
