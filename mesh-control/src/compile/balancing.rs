@@ -85,8 +85,7 @@ fn by_latency(slow: Option<SlowStart>) -> LoadBalancingPolicy {
         min_weight_percent: slow.min_weight_percent.unwrap_or(MIN_WEIGHT_PERCENT),
     });
     let config = PeakEwma { decay_milliseconds: millis(DECAY), slow_start };
-    let extension =
-        TypedExtensionConfig { name: "mesh.peak_ewma".to_owned(), typed_config: Some(own_any(&config)) };
+    let extension = TypedExtensionConfig { name: "mesh.peak_ewma".to_owned(), typed_config: Some(own_any(&config)) };
     LoadBalancingPolicy { policies: vec![PbPolicy { typed_extension_config: Some(extension) }] }
 }
 

@@ -18,9 +18,9 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_pro
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
     ClusterSpecifier, WeightedCluster,
 };
-use envoy_types::pb::google::protobuf::Any;
 use envoy_types::pb::envoy::r#type::v3::HashPolicy;
 use envoy_types::pb::envoy::r#type::v3::hash_policy::{PolicySpecifier, SourceIp};
+use envoy_types::pb::google::protobuf::Any;
 use mesh_common::names;
 
 use super::build::{ads, any, boolean, duration};

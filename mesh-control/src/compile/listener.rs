@@ -178,13 +178,7 @@ fn direct(scope: &Scope, service: &Service, port: &Port, at: SocketAddr) -> Filt
     }
 }
 
-fn streams(
-    scope: &Scope,
-    port: &Port,
-    stat_prefix: &str,
-    clusters: &[(String, u32)],
-    by_source: bool,
-) -> Vec<Filter> {
+fn streams(scope: &Scope, port: &Port, stat_prefix: &str, clusters: &[(String, u32)], by_source: bool) -> Vec<Filter> {
     let fault = fault::of_stream(scope, &port.faults);
     fault.into_iter().chain([http::tcp_proxy(stat_prefix, clusters, by_source)]).collect()
 }

@@ -142,7 +142,9 @@ mod tests {
     #[test]
     fn shares_are_those_of_the_most_specific_entry() {
         let to = |all: &[(&str, u32)]| {
-            all.iter().map(|(locality, weight)| LocalityWeight { locality: (*locality).into(), weight: *weight }).collect()
+            all.iter()
+                .map(|(locality, weight)| LocalityWeight { locality: (*locality).into(), weight: *weight })
+                .collect()
         };
         let weights = vec![
             LocalityWeights { from: "*".into(), to: to(&[("eu", 1), ("us", 1)]) },

@@ -4,8 +4,8 @@
 //! two keys, because those would have no stable encoding.
 
 mod authorization;
-mod build;
 mod balancing;
+mod build;
 mod cluster;
 mod endpoints;
 mod fault;

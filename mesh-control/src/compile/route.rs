@@ -23,7 +23,9 @@ use mesh_common::resource::{HttpPathModifier, PathModifierType, RequestRedirectF
 
 use super::build::{any, duration, fraction, header_changes, regex, uint32};
 use super::{ClientKind, Scope, balancing, fault, matching};
-use crate::model::{Action, Backend, Forward, Mirror, Model, PathMatch, PathRewrite, Policy, Port, Protocol, Route, Service};
+use crate::model::{
+    Action, Backend, Forward, Mirror, Model, PathMatch, PathRewrite, Policy, Port, Protocol, Route, Service,
+};
 
 /// The routes of a service port.
 pub(super) fn of_port(model: &Model, scope: &Scope, service: &Service, port: &Port) -> RouteConfiguration {

@@ -1,7 +1,7 @@
 //! Who is at the other end of a stream, from what it says (its node) and what it has proven (its caller).
 
-use envoy_types::pb::envoy::config::core::v3::{Locality, Node};
 use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
+use envoy_types::pb::envoy::config::core::v3::{Locality, Node};
 use envoy_types::pb::google::protobuf::value::Kind;
 use mesh_common::names;
 use prost::Message;

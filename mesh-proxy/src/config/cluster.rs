@@ -43,11 +43,18 @@ pub enum Balancer {
     Random,
     LeastRequest,
     /// By how long endpoints take to answer; what was seen that long ago counts for a third.
-    PeakEwma { decay: Duration },
+    PeakEwma {
+        decay: Duration,
+    },
     /// By what requests have in common, on a ring of so many points.
-    RingHash { min_size: u32, max_size: u32 },
+    RingHash {
+        min_size: u32,
+        max_size: u32,
+    },
     /// By what requests have in common, in a table of so many slots, a prime number.
-    Maglev { size: u32 },
+    Maglev {
+        size: u32,
+    },
 }
 
 /// Which endpoints take part in balancing, and with what share.

@@ -357,7 +357,7 @@ fn guarded(mut chain: FilterChain, authorization: Authorization) -> FilterChain 
     if let NetworkFilter::Tcp(filter) = &chain.filter {
         let clusters = WeightedClusters::single("inbound:9080");
         let (stat_prefix, idle_timeout) = (filter.stat_prefix.clone(), filter.idle_timeout);
-        let proxy = TcpProxy { stat_prefix, authorization, clusters, idle_timeout, fault: None };
+        let proxy = TcpProxy { stat_prefix, authorization, clusters, idle_timeout, fault: None, hash_source: false };
         chain.filter = NetworkFilter::Tcp(Arc::new(proxy));
     }
     chain

@@ -10,7 +10,11 @@ pub(super) fn check(errors: &mut Errors, balancer: &LoadBalancer) {
     let policy = balancer.policy.unwrap_or_default();
     let path = format!("{PATH}.hash");
     let useless = !balancer.hash.is_empty() && !policy.hashes();
-    errors.add_if(useless, &path, "only `policy: RingHash` and `policy: Maglev` go by a hash; set one of them beside it");
+    errors.add_if(
+        useless,
+        &path,
+        "only `policy: RingHash` and `policy: Maglev` go by a hash; set one of them beside it",
+    );
     let missing = balancer.hash.is_empty() && policy.hashes();
     errors.add_if(missing, &path, format!("{policy:?} needs to know what requests have in common that go to the same endpoint: a `header`, a `cookie` or `sourceAddress: true`"));
     at_most(errors, &path, balancer.hash.len(), 8);
@@ -21,7 +25,9 @@ pub(super) fn check(errors: &mut Errors, balancer: &LoadBalancer) {
     if let Some(slow) = &balancer.slow_start {
         slow_start(errors, slow);
         let useless = !policy.starts_slowly();
-        let message = format!("{policy:?} gives each endpoint its whole share at once; RoundRobin, LeastRequest and PeakEwma can start slowly");
+        let message = format!(
+            "{policy:?} gives each endpoint its whole share at once; RoundRobin, LeastRequest and PeakEwma can start slowly"
+        );
         errors.add_if(useless, format!("{PATH}.slowStart"), message);
     }
     if let Some(preference) = &balancer.locality {
@@ -86,7 +92,8 @@ fn locality(errors: &mut Errors, preference: &LocalityPreference) {
     for (i, weights) in preference.weights.iter().enumerate() {
         let path = format!("{path}[{i}]");
         let locality = |errors: &mut Errors, path: String, name: &str| {
-            let message = format!("{name:?} is not a locality; write `region`, `region/zone`, `region/zone/sub-zone` or `*`");
+            let message =
+                format!("{name:?} is not a locality; write `region`, `region/zone`, `region/zone/sub-zone` or `*`");
             errors.add_if(name != "*" && !is_locality(name, 3), path, message);
         };
         locality(errors, format!("{path}.from"), &weights.from);

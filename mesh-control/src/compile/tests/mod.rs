@@ -1,3 +1,4 @@
+mod balancing;
 mod consistency;
 mod envoy;
 mod faults;

@@ -25,8 +25,8 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy as PbTcp;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::weighted_cluster::ClusterWeight;
-use envoy_types::pb::google::protobuf::Any;
 use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
+use envoy_types::pb::google::protobuf::Any;
 use mesh_common::proto::extensions::Fault as PbFault;
 
 use super::{

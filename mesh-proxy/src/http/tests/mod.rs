@@ -1,5 +1,6 @@
 //! The whole data path over loopback sockets: clients, proxies and applications that are real but for their purpose.
 
+mod balancing;
 mod draining;
 mod expect;
 mod faults;
@@ -169,7 +170,16 @@ async fn nowhere() -> SocketAddr {
 // Configuration
 
 fn endpoint(address: SocketAddr) -> Endpoint {
-    Endpoint { address, weight: 1, healthy: true, mesh: false, priority: 0, locality: String::new(), locality_weight: 0, workload: None }
+    Endpoint {
+        address,
+        weight: 1,
+        healthy: true,
+        mesh: false,
+        priority: 0,
+        locality: String::new(),
+        locality_weight: 0,
+        workload: None,
+    }
 }
 
 fn endpoints(name: &str, all: Vec<Endpoint>) -> Arc<Endpoints> {

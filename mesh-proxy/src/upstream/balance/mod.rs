@@ -101,9 +101,8 @@ impl Balance {
             [_] if self.spread.panic_percent == 0 => Chosen { level: 0, panic: false },
             levels => {
                 let available = |index: &&usize| peers.is_available(**index);
-                let counts = |level: usize| {
-                    (levels[level].healthy.members.iter().filter(available).count(), levels[level].all)
-                };
+                let counts =
+                    |level: usize| (levels[level].healthy.members.iter().filter(available).count(), levels[level].all);
                 locality::choose(levels.len(), counts, self.spread.panic_percent, fastrand::f64())?
             }
         };
@@ -163,8 +162,10 @@ impl Level {
                 all.iter().map(|(_, it)| if usable(it) { it.weight } else { 0 }).collect()
             };
             let weighted = all.iter().zip(weights).filter(|(_, weight)| *weight > 0);
-            let member = |(&(index, endpoint), weight): (&(usize, &Endpoint), u32)| {
-                Member { index, weight, key: endpoint.address.to_string() }
+            let member = |(&(index, endpoint), weight): (&(usize, &Endpoint), u32)| Member {
+                index,
+                weight,
+                key: endpoint.address.to_string(),
             };
             Picker::new(cluster.balancer, weighted.map(member).collect())
         };

@@ -305,7 +305,14 @@ fn in_panic_all_are_used() {
 fn localities_get_what_their_weights_say() {
     fastrand::seed(7);
     let spread = Spread { locality_weights: true, ..Spread::default() };
-    let all = || vec![at("a", 80, endpoint(0, 1)), at("b", 20, endpoint(1, 1)), at("b", 20, endpoint(2, 3)), at("c", 0, endpoint(3, 1))];
+    let all = || {
+        vec![
+            at("a", 80, endpoint(0, 1)),
+            at("b", 20, endpoint(1, 1)),
+            at("b", 20, endpoint(2, 3)),
+            at("c", 0, endpoint(3, 1)),
+        ]
+    };
     for balancer in [Balancer::RoundRobin, Balancer::Random, Balancer::LeastRequest, RING, MAGLEV] {
         let counts = shares(&with(balancer, spread, all(), &Fake::new()), 4, 10_000, &Fake::new());
         let near = |count: usize, expected: usize| count.abs_diff(expected) < 500;

@@ -237,3 +237,120 @@ fn percent(pb: &Option<Percent>, default: f64) -> Decoded<f64> {
     let wrong = !(0.0..=100.0).contains(&value);
     if wrong { Err(Rejected::new(format_args!("{value} is not a percentage"))) } else { Ok(value) }
 }
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::envoy::config::cluster::v3::cluster::common_lb_config::{
+        LocalityWeightedLbConfig, ZoneAwareLbConfig,
+    };
+    use envoy_types::pb::envoy::config::cluster::v3::cluster::{
+        CommonLbConfig, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig, SlowStartConfig as PbSlowStart,
+    };
+    use envoy_types::pb::envoy::config::cluster::v3::load_balancing_policy::Policy;
+    use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
+    use envoy_types::pb::google::protobuf::Any;
+    use envoy_types::util::pack_any;
+    use prost::Message;
+
+    use super::*;
+
+    fn by(policy: LbPolicy, config: Option<LbConfig>) -> PbCluster {
+        PbCluster { lb_policy: policy as i32, lb_config: config, ..PbCluster::default() }
+    }
+
+    fn by_type(any: Any) -> PbCluster {
+        let extension = TypedExtensionConfig { name: "x".into(), typed_config: Some(any) };
+        let policies = vec![Policy { typed_extension_config: Some(extension) }];
+        PbCluster { load_balancing_policy: Some(LoadBalancingPolicy { policies }), ..PbCluster::default() }
+    }
+
+    fn common(common: CommonLbConfig) -> PbCluster {
+        PbCluster { common_lb_config: Some(common), ..PbCluster::default() }
+    }
+
+    fn ring_of(least: u64, most: u64) -> PbCluster {
+        let size = |value| Some(UInt64Value { value });
+        let config =
+            RingHashLbConfig { minimum_ring_size: size(least), maximum_ring_size: size(most), ..Default::default() };
+        by(LbPolicy::RingHash, Some(LbConfig::RingHashLbConfig(config)))
+    }
+
+    fn maglev_of(value: u64) -> PbCluster {
+        let config = MaglevLbConfig { table_size: Some(UInt64Value { value }) };
+        by(LbPolicy::Maglev, Some(LbConfig::MaglevLbConfig(config)))
+    }
+
+    fn slow(seconds: i64, aggression: f64, least: f64) -> PbCluster {
+        let slow_start_config = Some(PbSlowStart {
+            slow_start_window: Some(PbDuration { seconds, nanos: 0 }),
+            aggression: Some(RuntimeDouble { default_value: aggression, runtime_key: String::new() }),
+            min_weight_percent: Some(Percent { value: least }),
+        });
+        let config = LeastRequestLbConfig { slow_start_config, ..Default::default() };
+        by(LbPolicy::LeastRequest, Some(LbConfig::LeastRequestLbConfig(config)))
+    }
+
+    fn ewma(decay_milliseconds: u64) -> PbCluster {
+        let value = PeakEwma { decay_milliseconds, slow_start: None }.encode_to_vec();
+        by_type(Any { type_url: "type.googleapis.com/mesh.extensions.v1.PeakEwma".into(), value })
+    }
+
+    #[test]
+    fn balancers_are_told_by_number_and_by_type() {
+        let of = |pb: PbCluster| balancing(&pb).unwrap().balancer;
+        let default_ring = Balancer::RingHash { min_size: 1024, max_size: 8 << 20 };
+        assert_eq!(of(by(LbPolicy::RingHash, None)), default_ring);
+        assert_eq!(of(ring_of(10, 20)), Balancer::RingHash { min_size: 10, max_size: 20 });
+        assert_eq!(of(by(LbPolicy::Maglev, None)), Balancer::Maglev { size: 65_537 });
+        assert_eq!(of(maglev_of(7)), Balancer::Maglev { size: 7 });
+        assert_eq!(of(by_type(pack_any(RingHash::default()))), default_ring);
+        assert_eq!(of(by_type(pack_any(Maglev::default()))), Balancer::Maglev { size: 65_537 });
+        assert_eq!(of(ewma(500)), Balancer::PeakEwma { decay: Duration::from_millis(500) });
+    }
+
+    #[test]
+    fn envoys_defaults_hold_for_what_is_left_out() {
+        let plain = balancing(&PbCluster::default()).unwrap().spread;
+        assert_eq!(plain, Spread { slow_start: None, panic_percent: 50, locality_weights: false });
+        let weighted = LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {});
+        let set = CommonLbConfig {
+            healthy_panic_threshold: Some(Percent { value: 0.0 }),
+            locality_config_specifier: Some(weighted),
+            ..Default::default()
+        };
+        let spread = balancing(&common(set)).unwrap().spread;
+        assert_eq!((spread.panic_percent, spread.locality_weights), (0, true));
+        let config = balancing(&slow(10, 2.0, 5.0)).unwrap().spread.slow_start;
+        let expected = SlowStart { window: Duration::from_secs(10), aggression: 2.0, min_weight_percent: 5.0 };
+        assert_eq!(config, Some(expected));
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_place() {
+        let zone_aware = LocalityConfigSpecifier::ZoneAwareLbConfig(ZoneAwareLbConfig::default());
+        let panic = |value| CommonLbConfig { healthy_panic_threshold: Some(Percent { value }), ..Default::default() };
+        let threshold = "common_lb_config.healthy_panic_threshold";
+        for (pb, field) in [
+            (ring_of(20, 10), "ring_hash_lb_config.minimum_ring_size"),
+            (ring_of(1, (8 << 20) + 1), "ring_hash_lb_config.maximum_ring_size"),
+            (maglev_of(65_536), "maglev_lb_config.table_size"),
+            (maglev_of(0), "maglev_lb_config.table_size"),
+            (maglev_of(10_000_019), "maglev_lb_config.table_size"),
+            (slow(0, 1.0, 10.0), "least_request_lb_config.slow_start_config.slow_start_window"),
+            (slow(-1, 1.0, 10.0), "least_request_lb_config.slow_start_config.slow_start_window"),
+            (slow(1, 0.0, 10.0), "least_request_lb_config.slow_start_config.aggression"),
+            (slow(1, f64::NAN, 10.0), "least_request_lb_config.slow_start_config.aggression"),
+            (slow(1, 1.0, 101.0), "least_request_lb_config.slow_start_config.min_weight_percent"),
+            (ewma(0), "load_balancing_policy.decay_milliseconds"),
+            (common(panic(-1.0)), threshold),
+            (common(panic(f64::NAN)), threshold),
+            (common(panic(100.5)), threshold),
+            (
+                common(CommonLbConfig { locality_config_specifier: Some(zone_aware), ..Default::default() }),
+                "common_lb_config.zone_aware_lb_config",
+            ),
+        ] {
+            assert_eq!(balancing(&pb).err().unwrap().field, field);
+        }
+    }
+}
