@@ -34,6 +34,8 @@ fn web() -> Scope {
         inbound_ports: vec![],
         client: ClientKind::Mesh,
         faults: true,
+        peak_ewma: true,
+        locality: Default::default(),
     }
 }
 
@@ -144,9 +146,14 @@ fn without_a_policy_there_is_a_retry_budget_and_with_one_it_arrives() {
     assert_eq!(plain.limits.retry_budget, Some(RetryBudget { percent: 20, min_concurrency: 3 }));
     assert_eq!(plain.balancer, Balancer::LeastRequest);
     assert_eq!((plain.limits.max_connections, plain.limits.max_requests), (u32::MAX, u32::MAX));
-    for (policy, balancer) in
-        [("RoundRobin", Balancer::RoundRobin), ("Random", Balancer::Random), ("LeastRequest", Balancer::LeastRequest)]
-    {
+    for (policy, balancer) in [
+        ("RoundRobin", Balancer::RoundRobin),
+        ("Random", Balancer::Random),
+        ("LeastRequest", Balancer::LeastRequest),
+        ("PeakEwma", Balancer::PeakEwma { decay: Duration::from_secs(10) }),
+        ("RingHash, hash: [{header: x-user}]", Balancer::RingHash { min_size: 1024, max_size: 8 << 20 }),
+        ("Maglev, hash: [{sourceAddress: true}]", Balancer::Maglev { size: 65_537 }),
+    ] {
         let policy = format!(
             "{workloads}---\napiVersion: meshctl.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p, namespace: default}}\nspec: {{targetRefs: [{{kind: Service, name: reviews}}], \
              loadBalancer: {{policy: {policy}}}, retries: {{budget: {{percent: 50, minConcurrency: 9}}}}, timeouts: {{connect: 1s}}, connectionPool: {{maxConnections: 4}}}}\n"

@@ -54,7 +54,8 @@ const OBJECTS: [(Kind, &str); 12] = [
     (Kind::ReferenceGrant, "{from: [{group: x, kind: x, namespace: x}], to: [{kind: x}]}"),
     (
         Kind::TrafficPolicy,
-        "{targetRefs: [{kind: x, name: x}], loadBalancer: {policy: Random}, timeouts: {}, \
+        "{targetRefs: [{kind: x, name: x}], loadBalancer: {hash: [{cookie: {name: x}}], slowStart: {window: 1s}, \
+         locality: {failover: [{from: x, to: []}], weights: [{from: x, to: [{locality: x, weight: 1}]}]}}, timeouts: {}, \
          retries: {backoff: {base: 1s}, budget: {percent: 1}}, connectionPool: {}}",
     ),
     (

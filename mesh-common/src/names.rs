@@ -23,6 +23,8 @@ pub const METADATA_WORKLOAD: &str = "mesh";
 pub const FILTER_FAULT: &str = "envoy.filters.http.fault";
 /// Client feature of nodes that understand [`crate::proto::extensions::Fault`].
 pub const FEATURE_FAULT: &str = "mesh.extensions.v1.Fault";
+/// It understands [`PeakEwma`](crate::proto::extensions::PeakEwma).
+pub const FEATURE_PEAK_EWMA: &str = "mesh.extensions.v1.PeakEwma";
 /// Request header between proxies: `http/1.1` or `h2`, the version that the calling application spoke.
 pub const HEADER_DOWNSTREAM_PROTOCOL: &str = "x-mesh-downstream-protocol";
 

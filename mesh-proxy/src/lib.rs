@@ -15,6 +15,7 @@ pub mod dns;
 pub mod error;
 pub mod fault;
 pub mod forward;
+mod hash;
 pub mod http;
 pub mod identity;
 pub mod inbound;

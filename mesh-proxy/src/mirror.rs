@@ -35,7 +35,7 @@ pub(crate) fn send(mirror: &Mirror, head: &Head, upload: Option<&Upload>, conn: 
 async fn copy(mut head: Head, body: RequestBody, conn: &Connection, cluster: &str) -> Result<(), Error> {
     let view = conn.ctx.upstreams.view(cluster).await?;
     let _in_use = view.usage.request(&view.cluster.limits)?;
-    let target = view.choose(&conn.downstream, &[])?;
+    let target = view.choose(&conn.downstream, &[], None)?;
     let version = head.version_for(&target);
     let request = head.request(body, &target, version, false)?;
     let mut response = target.send(request, version).await.map_err(|failed| failed.error)?;

@@ -216,7 +216,7 @@ fn targets(targets: &[TargetRef], none: &str) -> String {
 fn traffic_policy(policy: &TrafficPolicy) -> Vec<Cell> {
     let spec = &policy.spec;
     let mut settings = Vec::new();
-    settings.extend(spec.load_balancer.map(|b| format!("{:?}", b.policy)));
+    settings.extend(spec.load_balancer.as_ref().and_then(|b| b.policy).map(|policy| format!("{policy:?}")));
     if let Some(timeouts) = &spec.timeouts {
         let named = [
             ("request", timeouts.request),

@@ -35,10 +35,22 @@ pub struct TrafficPolicySpec {
     pub connection_pool: Option<ConnectionPool>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct LoadBalancer {
-    pub policy: LoadBalancerPolicy,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<LoadBalancerPolicy>,
+    /// What requests have in common that go to the same endpoint: the first of these that a request has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hash: Vec<HashKey>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<SlowStart>,
+    /// Prefer endpoints that are near.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locality: Option<LocalityPreference>,
+    /// All endpoints are used when less than this share of them is available.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub panic_threshold_percent: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -47,6 +59,93 @@ pub enum LoadBalancerPolicy {
     Random,
     #[default]
     LeastRequest,
+    PeakEwma,
+    RingHash,
+    Maglev,
+}
+
+impl LoadBalancerPolicy {
+    /// It goes by what requests have in common.
+    pub fn hashes(self) -> bool {
+        matches!(self, Self::RingHash | Self::Maglev)
+    }
+
+    /// It can give new endpoints less than old ones.
+    pub fn starts_slowly(self) -> bool {
+        matches!(self, Self::RoundRobin | Self::LeastRequest | Self::PeakEwma)
+    }
+}
+
+/// One of its fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct HashKey {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cookie: Option<HashCookie>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_address: Option<bool>,
+}
+
+/// A cookie that is made for clients that do not have it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct HashCookie {
+    pub name: String,
+    /// Default: until the client's session ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Duration>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+}
+
+/// New endpoints get little at first.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct SlowStart {
+    pub window: Duration,
+    /// Default 1: by the same amount in the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aggression: Option<f64>,
+    /// Default 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_weight_percent: Option<u32>,
+}
+
+/// By themselves, endpoints of the caller's zone come first, then those of its region, then all others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct LocalityPreference {
+    /// The order of other regions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failover: Vec<LocalityFailover>,
+    /// Fixed shares instead.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<LocalityWeights>,
+}
+
+/// For callers of one region, the other ones in the order in which they take over.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct LocalityFailover {
+    pub from: String,
+    pub to: Vec<String>,
+}
+
+/// For callers of a locality (`region`, `region/zone`, `region/zone/sub-zone` or `*`), what share each locality gets.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct LocalityWeights {
+    pub from: String,
+    pub to: Vec<LocalityWeight>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct LocalityWeight {
+    pub locality: String,
+    pub weight: u32,
 }
 
 /// Zero disables a timeout.

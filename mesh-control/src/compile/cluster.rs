@@ -21,12 +21,11 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::{Struct, Value, value};
 use mesh_common::identity::Identity;
 use mesh_common::names;
-use mesh_common::resource::LoadBalancerPolicy;
 
 use super::build::{ads, any, duration, one, uint32};
 use super::endpoints::host;
 use super::target::{Target, Upstream};
-use super::{ClientKind, Scope, tls};
+use super::{ClientKind, Scope, balancing, tls};
 use crate::model::{Endpoint, Policy, Protocol};
 
 /// Envoy's name of the options.
@@ -61,15 +60,10 @@ fn outbound(scope: &Scope, name: &str, upstream: &Upstream) -> Cluster {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
         eds_cluster_config: Some(EdsClusterConfig { eds_config: ads(), ..EdsClusterConfig::default() }),
         connect_timeout: duration(policy.connect_timeout()),
-        lb_policy: balancer(scope.client, policy) as i32,
         circuit_breakers: Some(limits(policy)),
-        common_lb_config: Some(CommonLbConfig {
-            // An unhealthy endpoint is never tried, however many there are.
-            healthy_panic_threshold: Some(Percent { value: 0.0 }),
-            ..CommonLbConfig::default()
-        }),
         ..Cluster::default()
     };
+    let base = balancing::balanced(scope, policy, base);
     if scope.client == ClientKind::Grpc {
         return base;
     }
@@ -120,6 +114,10 @@ fn inbound(scope: &Scope, name: &str, port: u16, protocol: Protocol) -> Cluster 
         name: name.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32)),
         load_assignment: Some(assignment),
+        common_lb_config: Some(CommonLbConfig {
+            healthy_panic_threshold: Some(Percent { value: 0.0 }),
+            ..CommonLbConfig::default()
+        }),
         connect_timeout: duration(LOCAL_CONNECT),
         circuit_breakers: Some(limits(&Policy::default())),
         typed_extension_protocol_options: match protocol {
@@ -127,15 +125,6 @@ fn inbound(scope: &Scope, name: &str, port: u16, protocol: Protocol) -> Cluster 
             _ => one(HTTP_OPTIONS, any(options)),
         },
         ..Cluster::default()
-    }
-}
-
-/// A gRPC client knows only one policy in every version.
-fn balancer(client: ClientKind, policy: &Policy) -> LbPolicy {
-    match (policy.load_balancer(), client) {
-        (_, ClientKind::Grpc) | (LoadBalancerPolicy::RoundRobin, _) => LbPolicy::RoundRobin,
-        (LoadBalancerPolicy::Random, _) => LbPolicy::Random,
-        (LoadBalancerPolicy::LeastRequest, _) => LbPolicy::LeastRequest,
     }
 }
 

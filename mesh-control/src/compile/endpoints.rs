@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use envoy_types::pb::envoy::config::core::v3::{HealthStatus, Locality, Metadata};
+use envoy_types::pb::envoy::config::core::v3::{HealthStatus, Locality as PbLocality, Metadata};
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint as PbEndpoint, LbEndpoint, LocalityLbEndpoints,
@@ -13,10 +13,12 @@ use mesh_common::proto::extensions::WorkloadInfo;
 
 use super::build::{address, one, own_any, uint32};
 use super::cluster::mesh_mode;
+use super::locality::{self, Locality, Place};
 use super::target::Upstream;
 use crate::model::Endpoint;
 
-pub(super) fn endpoints(name: &str, upstream: &Upstream) -> ClusterLoadAssignment {
+/// As a caller that is at `own` prefers them.
+pub(super) fn endpoints(name: &str, upstream: &Upstream, own: &Locality) -> ClusterLoadAssignment {
     let mut localities: BTreeMap<[String; 3], Vec<LbEndpoint>> = BTreeMap::new();
     let endpoints = upstream.endpoints();
     let somebody = endpoints.iter().any(|endpoint| endpoint.workload.healthy);
@@ -28,12 +30,22 @@ pub(super) fn endpoints(name: &str, upstream: &Upstream) -> ClusterLoadAssignmen
         let made = of_workload(&endpoint, upstream.address(&endpoint), healthy);
         localities.entry(endpoint.workload.locality.clone()).or_default().extend(made);
     }
-    let locality = |([region, zone, sub_zone], lb_endpoints): ([String; 3], Vec<LbEndpoint>)| {
-        let weights = lb_endpoints.iter().filter_map(|e| e.load_balancing_weight.as_ref()).map(|w| w.value);
+    let sum = |all: &[LbEndpoint]| {
+        let weights = all.iter().filter_map(|e| e.load_balancing_weight.as_ref()).map(|w| u64::from(w.value));
+        weights.sum::<u64>()
+    };
+    let sums: BTreeMap<_, _> = localities.iter().map(|(locality, all)| (locality.clone(), sum(all))).collect();
+    let preference = upstream.port.policy.locality.as_ref();
+    let places = preference.map(|it| locality::places(own, it, &sums)).unwrap_or_default();
+    let locality = |(locality, lb_endpoints): ([String; 3], Vec<LbEndpoint>)| {
+        let Place { priority, weight } = places.get(&locality).copied().unwrap_or_default();
+        let sum = u32::try_from(sum(&lb_endpoints)).unwrap_or(u32::MAX);
+        let [region, zone, sub_zone] = locality;
         LocalityLbEndpoints {
-            locality: Some(Locality { region, zone, sub_zone }),
+            locality: Some(PbLocality { region, zone, sub_zone }),
             // A gRPC client leaves out a locality without a weight.
-            load_balancing_weight: uint32(weights.fold(0, u32::saturating_add)),
+            load_balancing_weight: uint32(weight.unwrap_or(sum)),
+            priority,
             lb_endpoints,
             ..LocalityLbEndpoints::default()
         }

@@ -18,6 +18,8 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_pro
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
     ClusterSpecifier, WeightedCluster,
 };
+use envoy_types::pb::envoy::r#type::v3::HashPolicy;
+use envoy_types::pb::envoy::r#type::v3::hash_policy::{PolicySpecifier, SourceIp};
 use envoy_types::pb::google::protobuf::Any;
 use mesh_common::names;
 
@@ -98,8 +100,9 @@ pub(super) fn manager(routes: Routes, codec: CodecType, filters: Vec<HttpFilter>
     network("envoy.filters.network.http_connection_manager", any(manager))
 }
 
-/// Clusters with weights; weights of zero are left out. With nothing left, streams are refused.
-pub(super) fn tcp_proxy(stat_prefix: &str, clusters: &[(String, u32)]) -> Filter {
+/// Clusters with weights; weights of zero are left out. With nothing left, streams are refused. `by_source`: streams of one
+/// client go to one endpoint.
+pub(super) fn tcp_proxy(stat_prefix: &str, clusters: &[(String, u32)], by_source: bool) -> Filter {
     let weighted: Vec<_> = clusters.iter().filter(|(_, weight)| *weight > 0).collect();
     let specifier = match weighted.as_slice() {
         // Envoy takes no empty list.
@@ -112,10 +115,12 @@ pub(super) fn tcp_proxy(stat_prefix: &str, clusters: &[(String, u32)]) -> Filter
                 .collect(),
         }),
     };
+    let source = HashPolicy { policy_specifier: Some(PolicySpecifier::SourceIp(SourceIp {})) };
     let proxy = TcpProxy {
         stat_prefix: stat_prefix.to_owned(),
         cluster_specifier: Some(specifier),
         idle_timeout: duration(IDLE),
+        hash_policy: by_source.then_some(source).into_iter().collect(),
         ..TcpProxy::default()
     };
     network("envoy.filters.network.tcp_proxy", any(proxy))

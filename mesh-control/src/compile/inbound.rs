@@ -151,7 +151,7 @@ fn guarded(filters: &Filters, proxy: Filter) -> Vec<Filter> {
 }
 
 fn to_cluster(cluster: &str) -> Filter {
-    http::tcp_proxy(cluster, &[(cluster.to_owned(), 1)])
+    http::tcp_proxy(cluster, &[(cluster.to_owned(), 1)], false)
 }
 
 fn nobody() -> FilterChain {

@@ -17,7 +17,7 @@ use mesh_common::names;
 use super::build::{address, any, boolean, duration};
 use super::http::{self, Routes};
 use super::target::{Upstream, split_port};
-use super::{ClientKind, Scope, fault, inbound, route};
+use super::{ClientKind, Scope, balancing, fault, inbound, route};
 use crate::model::{Backend, Destination, Model, Port, Protocol, Service};
 
 /// How long to wait for the first bytes of a connection whose protocol isn't known: of those where the server speaks
@@ -138,14 +138,16 @@ fn of_port(model: &Model, scope: &Scope, service: &Service, port: &Port) -> Filt
     let http = || http::manager(Routes::Named(name.clone()), CodecType::Auto, http::faults(), paths(scope));
     let to = |backends: &[Backend]| {
         let clusters: Vec<_> = backends.iter().map(|to| (stream_cluster(model, to), to.weight)).collect();
-        streams(scope, port, &name, &clusters)
+        let ports = backends.iter().filter_map(|to| model.port(&to.service, to.port));
+        streams(scope, port, &name, &clusters, ports.map(|(_, port)| &port.policy).any(balancing::hashes_source))
     };
+    let by_source = balancing::hashes_source(&port.policy);
     let of_streams = || Filters {
         tls: routes.tls.iter().map(|streams| (streams.server_names.clone(), to(&streams.backends))).collect(),
         streams: Some(match &routes.tcp {
             Some(backends) => to(backends),
-            None if port.protocol == Protocol::Tcp => streams(scope, port, &name, &[(name.clone(), 1)]),
-            None => streams(scope, port, &name, &[(names::tcp_cluster(&name), 1)]),
+            None if port.protocol == Protocol::Tcp => streams(scope, port, &name, &[(name.clone(), 1)], by_source),
+            None => streams(scope, port, &name, &[(names::tcp_cluster(&name), 1)], by_source),
         }),
         only_named_tls: !routes.tls.is_empty() && routes.tcp.is_none(),
         http: None,
@@ -166,7 +168,7 @@ fn direct(scope: &Scope, service: &Service, port: &Port, at: SocketAddr) -> Filt
         let config = route::to_cluster(scope, service, port, &cluster);
         http::manager(Routes::Inline(Box::new(config)), CodecType::Auto, http::faults(), paths(scope))
     };
-    let streams = |to: String| Some(streams(scope, port, &cluster, &[(to, 1)]));
+    let streams = |to: String| Some(streams(scope, port, &cluster, &[(to, 1)], false));
     match port.protocol {
         Protocol::Tcp => Filters { streams: streams(cluster.clone()), ..Filters::default() },
         Protocol::Detect => {
@@ -176,9 +178,9 @@ fn direct(scope: &Scope, service: &Service, port: &Port, at: SocketAddr) -> Filt
     }
 }
 
-fn streams(scope: &Scope, port: &Port, stat_prefix: &str, clusters: &[(String, u32)]) -> Vec<Filter> {
+fn streams(scope: &Scope, port: &Port, stat_prefix: &str, clusters: &[(String, u32)], by_source: bool) -> Vec<Filter> {
     let fault = fault::of_stream(scope, &port.faults);
-    fault.into_iter().chain([http::tcp_proxy(stat_prefix, clusters)]).collect()
+    fault.into_iter().chain([http::tcp_proxy(stat_prefix, clusters, by_source)]).collect()
 }
 
 /// The cluster of a TCPRoute's or TLSRoute's backend.
@@ -210,7 +212,7 @@ fn paths(scope: &Scope) -> http::Paths {
 }
 
 pub(super) fn passthrough() -> Filter {
-    http::tcp_proxy(names::CLUSTER_PASSTHROUGH, &[(names::CLUSTER_PASSTHROUGH.to_owned(), 1)])
+    http::tcp_proxy(names::CLUSTER_PASSTHROUGH, &[(names::CLUSTER_PASSTHROUGH.to_owned(), 1)], false)
 }
 
 pub(super) fn chain(name: &str, filters: Vec<Filter>) -> FilterChain {

@@ -4,6 +4,7 @@
 //! two keys, because those would have no stable encoding.
 
 mod authorization;
+mod balancing;
 mod build;
 mod cluster;
 mod endpoints;
@@ -11,6 +12,7 @@ mod fault;
 mod http;
 mod inbound;
 mod listener;
+mod locality;
 mod matching;
 mod name;
 mod route;
@@ -36,13 +38,16 @@ pub fn resource(model: &Model, scope: &Scope, resource_type: ResourceType, name:
         ResourceType::Route => {
             let upstream = Upstream::service_port(model, name)?;
             let http = upstream.port.protocol.may_be_http();
-            http.then(|| any(route::of_port(scope, upstream.service, upstream.port)))
+            http.then(|| any(route::of_port(model, scope, upstream.service, upstream.port)))
         }
         ResourceType::Cluster => {
             let target = Target::cluster(model, scope, name)?;
             Some(any(cluster::cluster(scope, name, &target)))
         }
-        ResourceType::Endpoints => Some(any(endpoints::endpoints(name, &Upstream::cluster(model, name)?))),
+        ResourceType::Endpoints => {
+            let own = locality::of(model, scope);
+            Some(any(endpoints::endpoints(name, &Upstream::cluster(model, name)?, own)))
+        }
         ResourceType::Name => name::name(model, scope, name).map(|name| own_any(&name)),
     }
 }

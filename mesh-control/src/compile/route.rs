@@ -22,14 +22,16 @@ use mesh_common::names;
 use mesh_common::resource::{HttpPathModifier, PathModifierType, RequestRedirectFilter};
 
 use super::build::{any, duration, fraction, header_changes, regex, uint32};
-use super::{ClientKind, Scope, fault, matching};
-use crate::model::{Action, Backend, Forward, Mirror, PathMatch, PathRewrite, Policy, Port, Protocol, Route, Service};
+use super::{ClientKind, Scope, balancing, fault, matching};
+use crate::model::{
+    Action, Backend, Forward, Mirror, Model, PathMatch, PathRewrite, Policy, Port, Protocol, Route, Service,
+};
 
 /// The routes of a service port.
-pub(super) fn of_port(scope: &Scope, service: &Service, port: &Port) -> RouteConfiguration {
+pub(super) fn of_port(model: &Model, scope: &Scope, service: &Service, port: &Port) -> RouteConfiguration {
     let name = names::service_port(&service.name.name, &service.name.namespace, port.number);
     let routes = match &port.routes_for(&scope.namespace).http {
-        Some(routes) => routes.iter().flat_map(|route| of_route(scope, port, route)).collect(),
+        Some(routes) => routes.iter().flat_map(|route| of_route(model, scope, port, route)).collect(),
         None => straight(scope, service, port, &name),
     };
     configuration(name, routes)
@@ -72,6 +74,7 @@ fn straight(scope: &Scope, service: &Service, port: &Port, cluster: &str) -> Vec
         r#match: Some(matched),
         action: Some(route::Action::Route(RouteAction {
             cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+            hash_policy: balancing::hash_policies(scope, [&port.policy].into_iter()),
             ..action(scope, &port.policy, grpc)
         })),
         typed_per_filter_config: fault::of_route(scope, port.faults.iter(), grpc),
@@ -81,7 +84,7 @@ fn straight(scope: &Scope, service: &Service, port: &Port, cluster: &str) -> Vec
     [route(prefix("/"))].into_iter().chain(connect).collect()
 }
 
-fn of_route(scope: &Scope, port: &Port, route: &Route) -> Vec<PbRoute> {
+fn of_route(model: &Model, scope: &Scope, port: &Port, route: &Route) -> Vec<PbRoute> {
     let Some(matched) = matching::route(&route.matches, scope.client) else { return Vec::new() };
     let grpc = route.matches.grpc || port.protocol == Protocol::Grpc;
     let faults = port.faults.iter().chain(&route.faults);
@@ -97,7 +100,7 @@ fn of_route(scope: &Scope, port: &Port, route: &Route) -> Vec<PbRoute> {
     };
     match &route.action {
         Action::Forward(to) => {
-            let action = forward(scope, to, &route.matches.path, action(scope, &route.policy, grpc));
+            let action = forward(model, scope, to, &route.matches.path, action(scope, &route.policy, grpc));
             vec![PbRoute { action: Some(route::Action::Route(action)), ..made }]
         }
         Action::Redirect(filter) => redirects(made, filter, &route.matches.path),
@@ -166,7 +169,7 @@ fn retry(scope: &Scope, policy: &Policy, grpc: bool) -> Option<RetryPolicy> {
     })
 }
 
-fn forward(scope: &Scope, to: &Forward, path: &PathMatch, base: RouteAction) -> RouteAction {
+fn forward(model: &Model, scope: &Scope, to: &Forward, path: &PathMatch, base: RouteAction) -> RouteAction {
     let mirror = |mirror: &Mirror| RequestMirrorPolicy {
         cluster: names::service_port(&mirror.service.name, &mirror.service.namespace, mirror.port),
         runtime_fraction: Some(RuntimeFractionalPercent {
@@ -175,8 +178,10 @@ fn forward(scope: &Scope, to: &Forward, path: &PathMatch, base: RouteAction) -> 
         }),
         ..RequestMirrorPolicy::default()
     };
+    let of_backend = |to: &Backend| model.port(&to.service, to.port).map(|(_, port)| &port.policy);
     let mut action = RouteAction {
         cluster_specifier: Some(clusters(&to.backends)),
+        hash_policy: balancing::hash_policies(scope, to.backends.iter().filter_map(of_backend)),
         request_mirror_policies: to.mirrors.iter().map(mirror).collect(),
         host_rewrite_specifier: to.rewrite_host.clone().map(HostRewriteSpecifier::HostRewriteLiteral),
         ..base

@@ -17,6 +17,10 @@ pub struct Scope {
     pub client: ClientKind,
     /// It understands [`mesh_common::proto::extensions::Fault`].
     pub faults: bool,
+    /// It understands [`mesh_common::proto::extensions::PeakEwma`].
+    pub peak_ewma: bool,
+    /// Region, zone and sub-zone of an asker that has no registered workload, by its own account.
+    pub locality: [String; 3],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

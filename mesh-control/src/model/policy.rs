@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mesh_common::resource::{
-    Key, Kind, LoadBalancerPolicy, MESH_NAMESPACE, Retries, TargetRef, TrafficPolicy, TrafficPolicySpec,
+    HashKey, Key, Kind, LoadBalancerPolicy, LocalityPreference, MESH_NAMESPACE, Retries, SlowStart, TargetRef,
+    TrafficPolicy, TrafficPolicySpec,
 };
 
 use super::{Age, Condition, Name, Service, Status};
@@ -12,7 +13,11 @@ use super::{Age, Condition, Name, Service, Status};
 /// What holds for a service port, or for the requests of a route. `None`: nobody said anything.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Policy {
-    load_balancer: Option<LoadBalancerPolicy>,
+    /// With what it hashes.
+    load_balancer: Option<(LoadBalancerPolicy, Vec<HashKey>)>,
+    slow_start: Option<SlowStart>,
+    pub locality: Option<LocalityPreference>,
+    panic_percent: Option<u32>,
     request: Option<Duration>,
     per_try: Option<Duration>,
     pub idle: Option<Duration>,
@@ -33,7 +38,22 @@ const RETRY_ON_GRPC: &str = "unavailable";
 
 impl Policy {
     pub fn load_balancer(&self) -> LoadBalancerPolicy {
-        self.load_balancer.unwrap_or_default()
+        self.load_balancer.as_ref().map(|(policy, _)| *policy).unwrap_or_default()
+    }
+
+    /// What requests have in common that go to the same endpoint.
+    pub fn hash(&self) -> &[HashKey] {
+        self.load_balancer.as_ref().map_or(&[], |(_, hash)| hash)
+    }
+
+    /// `None` as well with a balancer that has no use for it, which a narrower scope may have chosen.
+    pub fn slow_start(&self) -> Option<SlowStart> {
+        self.slow_start.filter(|_| self.load_balancer().starts_slowly())
+    }
+
+    /// Zero: an endpoint that is not available is never tried, however few are.
+    pub fn panic_percent(&self) -> u32 {
+        self.panic_percent.unwrap_or(0)
     }
 
     /// Zero: none.
@@ -96,8 +116,13 @@ impl Policy {
     /// What a narrower scope says comes before what is there.
     fn overlay(&mut self, spec: &TrafficPolicySpec) {
         let or = |new: Option<Duration>, old: &mut Option<Duration>| *old = new.or(*old);
-        if let Some(balancer) = spec.load_balancer {
-            self.load_balancer = Some(balancer.policy);
+        if let Some(balancer) = &spec.load_balancer {
+            if let Some(policy) = balancer.policy {
+                self.load_balancer = Some((policy, balancer.hash.clone()));
+            }
+            self.slow_start = balancer.slow_start.or(self.slow_start);
+            self.locality = balancer.locality.clone().or(self.locality.take());
+            self.panic_percent = balancer.panic_threshold_percent.or(self.panic_percent);
         }
         if let Some(timeouts) = &spec.timeouts {
             or(timeouts.request.map(|d| d.get()), &mut self.request);

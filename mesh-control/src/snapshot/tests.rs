@@ -29,6 +29,8 @@ fn scope(workload: &str) -> Scope {
         inbound_ports: Vec::new(),
         client: ClientKind::Mesh,
         faults: true,
+        peak_ewma: true,
+        locality: Default::default(),
     }
 }
 

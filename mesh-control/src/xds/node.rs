@@ -1,7 +1,7 @@
 //! Who is at the other end of a stream, from what it says (its node) and what it has proven (its caller).
 
-use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
+use envoy_types::pb::envoy::config::core::v3::{Locality, Node};
 use envoy_types::pb::google::protobuf::value::Kind;
 use mesh_common::names;
 use prost::Message;
@@ -69,7 +69,9 @@ impl Client {
             },
             inbound_ports: inbound_ports(&node)?,
             client: client_kind(&node.user_agent_name),
-            faults: node.client_features.iter().any(|feature| feature == names::FEATURE_FAULT),
+            faults: knows(&node, names::FEATURE_FAULT),
+            peak_ewma: knows(&node, names::FEATURE_PEAK_EWMA),
+            locality: locality(&node)?,
             namespace,
         };
         if let Some(pod) = caller.pod.as_ref().filter(|pod| **pod != scope.workload) {
@@ -85,6 +87,19 @@ impl Client {
             ClientKind::Mesh | ClientKind::Grpc => Order::AnswerAtOnce,
         }
     }
+}
+
+fn knows(node: &Node, feature: &str) -> bool {
+    node.client_features.iter().any(|known| known == feature)
+}
+
+fn locality(node: &Node) -> Result<[String; 3], NodeError> {
+    let Locality { region, zone, sub_zone } = node.locality.clone().unwrap_or_default();
+    let locality = [region, zone, sub_zone];
+    if locality.iter().any(|part| part.len() > TEXT_BYTES) {
+        return Err(NodeError::LongText("the locality"));
+    }
+    Ok(locality)
 }
 
 fn client_kind(user_agent_name: &str) -> ClientKind {

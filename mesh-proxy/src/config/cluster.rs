@@ -10,6 +10,7 @@ pub struct Cluster {
     pub name: String,
     pub discovery: Discovery,
     pub balancer: Balancer,
+    pub spread: Spread,
     pub connect_timeout: Duration,
     /// mTLS for endpoints that are in the mesh; ask [`tls_for`](Self::tls_for).
     pub tls: Option<UpstreamTls>,
@@ -41,6 +42,40 @@ pub enum Balancer {
     RoundRobin,
     Random,
     LeastRequest,
+    /// By how long endpoints take to answer; what was seen that long ago counts for a third.
+    PeakEwma {
+        decay: Duration,
+    },
+    /// By what requests have in common, on a ring of so many points.
+    RingHash {
+        min_size: u32,
+        max_size: u32,
+    },
+    /// By what requests have in common, in a table of so many slots, a prime number.
+    Maglev {
+        size: u32,
+    },
+}
+
+/// Which endpoints take part in balancing, and with what share.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spread {
+    pub slow_start: Option<SlowStart>,
+    /// All endpoints of a priority are used when less than this share of them is available, and those of other priorities
+    /// can't do instead. Zero: never.
+    pub panic_percent: u32,
+    /// Each locality gets the share of its priority that its own weight says, however many endpoints it has.
+    pub locality_weights: bool,
+}
+
+/// How the share of a new endpoint rises.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SlowStart {
+    pub window: Duration,
+    /// 1: by the same amount in the same time; more: faster in the beginning.
+    pub aggression: f64,
+    /// What it gets at least.
+    pub min_weight_percent: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +128,8 @@ pub struct Endpoint {
     pub mesh: bool,
     pub priority: u32,
     pub locality: String,
+    /// Of its locality; zero when it has none.
+    pub locality_weight: u32,
     pub workload: Option<WorkloadInfo>,
 }
 

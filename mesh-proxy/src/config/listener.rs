@@ -94,4 +94,6 @@ pub struct TcpProxy {
     /// Zero: none.
     pub idle_timeout: Duration,
     pub fault: Option<Arc<Fault>>,
+    /// Streams of the same client go to the same endpoint, for clusters that balance by that.
+    pub hash_source: bool,
 }

@@ -96,6 +96,31 @@ pub struct Forward {
     pub rewrite_path: Option<PathRewrite>,
     pub rewrite_host: Option<HeaderValue>,
     pub mirrors: Vec<Mirror>,
+    /// What requests have in common that go to the same endpoint, for clusters that balance by that.
+    pub hash: Vec<HashPolicy>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HashPolicy {
+    pub by: HashBy,
+    /// If the request has it, the policies after this one do not count; else all are taken together.
+    pub terminal: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashBy {
+    Header(HeaderName),
+    Cookie(HashCookie),
+    /// The client's address.
+    Source,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HashCookie {
+    pub name: String,
+    /// Of a cookie that is made for a client without; zero: until its session ends. `None`: none is made.
+    pub ttl: Option<Duration>,
+    pub path: String,
 }
 
 #[derive(Clone, Debug)]

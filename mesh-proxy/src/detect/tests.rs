@@ -203,6 +203,7 @@ fn listener(chains: &[Chain<'_>], default: Option<&str>) -> Listener {
             clusters: WeightedClusters::single(name),
             idle_timeout: Duration::ZERO,
             fault: None,
+            hash_source: false,
         })),
     };
     let of = |(name, destination_port, transport, protocols): &Chain<'_>| {

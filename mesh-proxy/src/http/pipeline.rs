@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, SET_COOKIE, TRANSFER_ENCODING, UPGRADE};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -22,6 +22,7 @@ use crate::config::{
 };
 use crate::error::{Error, Kind, Retry, Side};
 use crate::fault::{self, End};
+use crate::hash::{self, Keyed};
 use crate::listen::{Direction, Security};
 use crate::snapshot::Found;
 use crate::upstream::{Failed, Held, Target, UpstreamBody, Version, View};
@@ -174,12 +175,19 @@ async fn forward(exchange: &mut Exchange, route: &Route, forward: &Forward) -> R
     exchange.cluster = Some(choice.cluster.clone());
     let view = exchange.conn.ctx.upstreams.view(&choice.cluster).await?;
     prepare(exchange, route, forward, choice, &view)?;
-    let mut response = tries(exchange, &forward.retry, &view).await?;
+    let Keyed { key, cookies } = match forward.hash.as_slice() {
+        [] => Keyed::default(),
+        hash => hash::of_request(hash, &exchange.head.headers, exchange.conn.downstream.peer.ip()),
+    };
+    let mut response = tries(exchange, &forward.retry, &view, key).await?;
     if let Some(upload) = &exchange.upload {
         upload.settle();
     }
     tidy(&mut response, &exchange.head.method, exchange.head.upgrade.take());
     apply(&choice.response_headers, response.headers_mut());
+    for cookie in cookies {
+        response.headers_mut().append(SET_COOKIE, cookie);
+    }
     Ok(response.map(Content::Upstream))
 }
 
@@ -218,20 +226,24 @@ async fn tries(
     exchange: &mut Exchange,
     policy: &RetryPolicy,
     view: &Arc<View>,
+    key: Option<u64>,
 ) -> Result<Response<UpstreamBody>, Ended> {
     let mut tries = Tries { left: policy.retries, tried: Vec::new(), renewed: false, held: None };
     loop {
-        let now = Instant::now();
+        let mut now = Instant::now();
         exchange.deadline.begin_try(policy.per_try_timeout, now);
         if let Some(kind) = exchange.deadline.passed(exchange.upload.as_ref(), now) {
             return Err(kind.into());
         }
-        let target = exchange.target.insert(view.choose(&exchange.conn.downstream, &tries.tried)?);
+        let target = exchange.target.insert(view.choose(&exchange.conn.downstream, &tries.tried, key)?);
         let address = target.address();
         exchange.attempts += 1;
         let outcome = try_once(exchange, tries.may_go_on(exchange)).await;
-        let now = Instant::now();
+        let began = std::mem::replace(&mut now, Instant::now());
         exchange.deadline.end_try(now);
+        if let Some(target) = &exchange.target {
+            target.took(now.saturating_duration_since(began), outcome.is_ok(), now);
+        }
         match outcome {
             Ok(response) => {
                 exchange.answered_upstream = Some(now);

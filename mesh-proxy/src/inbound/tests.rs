@@ -14,7 +14,7 @@ use tokio_rustls::TlsConnector;
 use super::*;
 use crate::config::{
     Authorization, Balancer, ChainMatch, Cluster, Discovery, Endpoint, Endpoints, FilterChain, Gate, GateAction,
-    Limits, TcpProxy, Transport, UpstreamHttp, UpstreamTls, WeightedClusters,
+    Limits, Spread, TcpProxy, Transport, UpstreamHttp, UpstreamTls, WeightedClusters,
 };
 use crate::listen::{InFlight, Phase, Settings};
 use crate::snapshot::{Resource, Store, Type, Update};
@@ -73,6 +73,7 @@ fn chain(transport: Transport, protocols: &[&str]) -> FilterChain {
             clusters: WeightedClusters::single("inbound:9080"),
             idle_timeout: Duration::ZERO,
             fault: None,
+            hash_source: false,
         })),
     }
 }
@@ -86,6 +87,7 @@ fn application(address: SocketAddr) -> Resource {
         mesh: false,
         priority: 0,
         locality: String::new(),
+        locality_weight: 0,
         workload: None,
     };
     let endpoints = Endpoints { name: "inbound:9080".into(), endpoints: vec![Arc::new(endpoint)] };
@@ -94,6 +96,7 @@ fn application(address: SocketAddr) -> Resource {
         name: "inbound:9080".into(),
         discovery: Discovery::Static(Arc::new(endpoints)),
         balancer: Balancer::RoundRobin,
+        spread: Spread::default(),
         connect_timeout: Duration::from_secs(5),
         tls: None,
         tls_always: false,
@@ -278,6 +281,7 @@ fn an_application_is_called_where_it_listens() {
                 clusters,
                 idle_timeout,
                 fault: None,
+                hash_source: false,
             }));
             chain
         };
@@ -290,6 +294,7 @@ fn an_application_is_called_where_it_listens() {
                 clusters: WeightedClusters::single("passthrough"),
                 idle_timeout: Duration::ZERO,
                 fault: None,
+                hash_source: false,
             })),
         };
         let listener = Listener {
@@ -352,7 +357,7 @@ fn guarded(mut chain: FilterChain, authorization: Authorization) -> FilterChain 
     if let NetworkFilter::Tcp(filter) = &chain.filter {
         let clusters = WeightedClusters::single("inbound:9080");
         let (stat_prefix, idle_timeout) = (filter.stat_prefix.clone(), filter.idle_timeout);
-        let proxy = TcpProxy { stat_prefix, authorization, clusters, idle_timeout, fault: None };
+        let proxy = TcpProxy { stat_prefix, authorization, clusters, idle_timeout, fault: None, hash_source: false };
         chain.filter = NetworkFilter::Tcp(Arc::new(proxy));
     }
     chain

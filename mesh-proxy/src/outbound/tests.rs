@@ -102,6 +102,7 @@ async fn a_known_workload_is_not_called_in_plaintext_without_a_listener() {
             mesh,
             priority: 0,
             locality: String::new(),
+            locality_weight: 0,
             workload: None,
         };
         Resource::Endpoints(Arc::new(Endpoints { name: "reviews".into(), endpoints: vec![Arc::new(endpoint)] }))

@@ -11,6 +11,7 @@ fn endpoints(name: &str, count: u16) -> Resource {
         mesh: false,
         priority: 0,
         locality: String::new(),
+        locality_weight: 0,
         workload: None,
     };
     let endpoints = (1..=count).map(|port| Arc::new(endpoint(port))).collect();
@@ -22,6 +23,7 @@ fn cluster(name: &str) -> Resource {
         name: name.to_owned(),
         discovery: Discovery::Eds(name.to_owned()),
         balancer: Balancer::RoundRobin,
+        spread: Spread::default(),
         connect_timeout: Duration::from_secs(1),
         tls: None,
         tls_always: false,
@@ -45,6 +47,7 @@ fn table(name: &str, cluster: &str) -> Resource {
         rewrite_path: None,
         rewrite_host: None,
         mirrors: vec![],
+        hash: vec![],
     };
     let route = Route {
         name: String::new(),

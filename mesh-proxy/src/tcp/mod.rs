@@ -14,6 +14,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::authorization::{self, Subject};
 use crate::config::{Endpoint, Fault, FaultKind, FaultRule, NetworkFilter, TcpProxy};
 use crate::error::{Error, Kind, Side};
+use crate::hash;
 use crate::http::DownstreamIo;
 use crate::inbound::Chosen;
 use crate::listen::{self, Context, Direction, Downstream, Security};
@@ -47,7 +48,8 @@ pub(crate) async fn proxy<IO: DownstreamIo>(
     let Some(choice) = filter.clusters.pick() else {
         return refuse(io, downstream, "", began, &Kind::NoCluster.into(), ctx);
     };
-    match ctx.upstreams.connect_tcp(&choice.cluster, downstream).await {
+    let key = filter.hash_source.then(|| hash::of_source(downstream.peer.ip()));
+    match ctx.upstreams.connect_tcp(&choice.cluster, downstream, key).await {
         Ok(upstream) => {
             let idle = (!filter.idle_timeout.is_zero()).then_some(filter.idle_timeout);
             let revoked = revoked(downstream, chosen, ctx);
@@ -101,6 +103,7 @@ pub async fn passthrough<IO: DownstreamIo>(io: IO, downstream: &Downstream, ctx:
                 mesh: false,
                 priority: 0,
                 locality: String::new(),
+                locality_weight: 0,
                 workload: None,
             };
             let upstream = TcpUpstream {

@@ -118,6 +118,7 @@ async fn a_reset_fault_comes_before_the_upstream() {
         clusters: WeightedClusters::single("c"),
         idle_timeout: Duration::ZERO,
         fault: Some(Arc::new(Fault { rules: vec![rule(FaultKind::Reset)] })),
+        hash_source: false,
     };
     proxy(io, &downstream("240.240.0.1:1".parse().unwrap()), &filter, None, &ctx).await;
     assert_eq!(client.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
@@ -134,6 +135,7 @@ async fn no_cluster_to_choose_is_recorded() {
         clusters: WeightedClusters::new(vec![]),
         idle_timeout: Duration::ZERO,
         fault: None,
+        hash_source: false,
     };
     proxy(io, &downstream("240.240.0.1:1".parse().unwrap()), &filter, None, &ctx).await;
     assert!(has(&ctx, r#"response_flags="NC""#));

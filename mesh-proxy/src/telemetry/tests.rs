@@ -28,6 +28,7 @@ fn endpoint(workload: &str) -> Endpoint {
         mesh: true,
         priority: 0,
         locality: String::new(),
+        locality_weight: 0,
         workload: Some(WorkloadInfo {
             workload: workload.into(),
             namespace: "default".into(),

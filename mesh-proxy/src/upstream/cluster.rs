@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use super::balance::Balance;
+use super::balance::{Balance, Peers};
 use super::connect::Connector;
 use super::host::{Host, Load};
 use super::usage::Usage;
@@ -112,42 +112,39 @@ impl View {
         usage: Arc<Usage>,
         tls: &Tls,
     ) -> Self {
-        let balance = Balance::new(cluster.balancer, &endpoints);
         let connector = Connector::new(tls, &cluster);
-        let mut view = Self { cluster, endpoints, balance, hosts: Vec::new(), all, connector, usage };
-        view.hosts = view.endpoints.endpoints.iter().map(|it| view.host(it.address, view.secures(it))).collect();
-        view
+        let host = |endpoint: &Arc<Endpoint>| {
+            let host = host(&all, endpoint.address, cluster.tls_for(endpoint).is_some());
+            host.serves(endpoint.healthy);
+            host
+        };
+        let hosts: Vec<_> = endpoints.endpoints.iter().map(host).collect();
+        let balance = Balance::new(&cluster, &endpoints, |index| hosts[index].serving_since());
+        Self { cluster, endpoints, balance, hosts, all, connector, usage }
     }
 
     fn is_of(&self, cluster: &Arc<Cluster>, endpoints: &Arc<Endpoints>) -> bool {
         Arc::ptr_eq(&self.cluster, cluster) && Arc::ptr_eq(&self.endpoints, endpoints)
     }
 
-    fn host(&self, address: SocketAddr, secure: bool) -> Arc<Host> {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        all.entry((address, secure)).or_insert_with(|| Arc::new(Host::new(address, secure))).clone()
-    }
-
-    fn secures(&self, endpoint: &Endpoint) -> bool {
-        self.cluster.tls_for(endpoint).is_some()
-    }
-
-    /// Chooses an endpoint, not one of those to avoid and none that leaves if there is any other.
-    pub(crate) fn choose(self: &Arc<Self>, downstream: &Downstream, avoid: &[SocketAddr]) -> Result<Target, Error> {
+    /// Chooses an endpoint, not one of those to avoid and none that leaves if there is any other. `key` is the hash of what
+    /// requests have in common that go to the same one.
+    pub(crate) fn choose(
+        self: &Arc<Self>,
+        downstream: &Downstream,
+        avoid: &[SocketAddr],
+        key: Option<u64>,
+    ) -> Result<Target, Error> {
         if matches!(self.cluster.discovery, Discovery::OriginalDestination) {
             let target = self.original_destination(destination(downstream));
             target.load.0.called(downstream);
             return Ok(target);
         }
-        let next = || self.balance.pick(|index| self.hosts[index].load());
+        let now = |leaving| Now { hosts: &self.hosts, avoid, leaving };
+        // Those that leave still answer.
+        let index = self.balance.pick(key, &now(false)).or_else(|| self.balance.pick(key, &now(true)));
         let refused = || Error::because(Kind::NoHealthyUpstream, format_args!("cluster {}", self.cluster.name));
-        let mut index = next().ok_or_else(refused)?;
-        if !avoid.is_empty() || self.hosts[index].is_leaving() {
-            let fresh =
-                |index: &usize| !avoid.contains(&self.hosts[*index].address) && !self.hosts[*index].is_leaving();
-            let tries = std::iter::repeat_with(next).take(self.balance.len() * 2).flatten();
-            index = std::iter::once(index).chain(tries).find(fresh).unwrap_or(index);
-        }
+        let index = index.ok_or_else(refused)?;
         self.hosts[index].called(downstream);
         let endpoint = self.endpoints.endpoints[index].clone();
         Ok(Target { endpoint, view: self.clone(), load: Load::new(self.hosts[index].clone()) })
@@ -166,14 +163,62 @@ impl View {
             mesh: false,
             priority: 0,
             locality: String::new(),
+            locality_weight: 0,
             workload: None,
         };
-        let load = Load::new(self.host(address, false));
+        let load = Load::new(host(&self.all, address, false));
         Target { endpoint: Arc::new(endpoint), view: self.clone(), load }
     }
 }
 
+/// The host of that address, which may be there from an earlier view.
+fn host(all: &Mutex<Hosts>, address: SocketAddr, secure: bool) -> Arc<Host> {
+    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+    all.entry((address, secure)).or_insert_with(|| Arc::new(Host::new(address, secure))).clone()
+}
+
+/// A view's hosts at the moment of a choice.
+struct Now<'a> {
+    hosts: &'a [Arc<Host>],
+    avoid: &'a [SocketAddr],
+    /// Those that leave are wanted, there being no others.
+    leaving: bool,
+}
+
+impl Peers for Now<'_> {
+    fn load(&self, index: usize) -> usize {
+        self.hosts[index].load()
+    }
+
+    fn is_available(&self, index: usize) -> bool {
+        if self.leaving { self.hosts[index].is_leaving() } else { self.hosts[index].is_available() }
+    }
+
+    fn is_avoided(&self, index: usize) -> bool {
+        !self.avoid.is_empty() && self.avoid.contains(&self.hosts[index].address)
+    }
+
+    fn cost(&self, index: usize, weight: f64, now: Instant, decay: Duration) -> f64 {
+        self.hosts[index].latency.cost(self.hosts[index].load() as f64 / weight, now, decay)
+    }
+
+    fn since(&self, index: usize) -> Instant {
+        self.hosts[index].serving_since()
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+}
+
 impl Target {
+    /// It took that long until there was an answer, or none.
+    pub(crate) fn took(&self, time: Duration, answered: bool, now: Instant) {
+        let Some(decay) = self.view.balance.decay() else { return };
+        let latency = &self.load.0.latency;
+        if answered { latency.answered(time, now, decay) } else { latency.failed(time, now, decay) }
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         self.endpoint.address
     }

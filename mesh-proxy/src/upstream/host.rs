@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use super::balance::ewma::Latency;
 use super::{http1, http2};
 use crate::application;
 use crate::listen::{Direction, Downstream};
@@ -29,7 +30,13 @@ pub(crate) struct Host {
     created: Instant,
     /// Until when it is better passed over, in milliseconds after `created`; 0 for most.
     leaving_until: AtomicU64,
+    /// Since when it is an endpoint that serves, in milliseconds after `created`; [`IDLE`] while it is not.
+    serving_since: AtomicU64,
+    pub(super) latency: Latency,
 }
+
+/// Of an endpoint that the control plane says is not healthy.
+const IDLE: u64 = u64::MAX;
 
 impl Host {
     pub(super) fn new(address: SocketAddr, secure: bool) -> Self {
@@ -43,6 +50,8 @@ impl Host {
             retired: AtomicBool::new(false),
             created: Instant::now(),
             leaving_until: AtomicU64::new(0),
+            serving_since: AtomicU64::new(0),
+            latency: Latency::default(),
         }
     }
 
@@ -80,6 +89,29 @@ impl Host {
     pub(super) fn is_leaving(&self) -> bool {
         let until = self.leaving_until.load(Ordering::Relaxed);
         until > 0 && self.created.elapsed() < Duration::from_millis(until)
+    }
+
+    /// It may be chosen.
+    pub(super) fn is_available(&self) -> bool {
+        !self.is_leaving()
+    }
+
+    /// Takes note of whether it serves, as the control plane has it. One that serves again starts anew.
+    pub(super) fn serves(&self, healthy: bool) {
+        let now = u64::try_from(self.created.elapsed().as_millis()).unwrap_or(IDLE - 1);
+        if !healthy {
+            self.serving_since.store(IDLE, Ordering::Relaxed);
+        } else {
+            let _ = self.serving_since.compare_exchange(IDLE, now, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// Since when it serves without a break.
+    pub(super) fn serving_since(&self) -> Instant {
+        match self.serving_since.load(Ordering::Relaxed) {
+            IDLE => Instant::now(),
+            since => self.created + Duration::from_millis(since),
+        }
     }
 
     pub(super) fn retire(&self) {

@@ -109,15 +109,25 @@ impl Upstreams {
     }
 
     /// A byte stream to an endpoint of the cluster, over mutual TLS (ALPN `mesh-tcp`) when the endpoint is in the mesh.
-    /// An endpoint that takes no connection is passed over for another one.
-    pub async fn connect_tcp(&self, cluster: &str, downstream: &Downstream) -> Result<TcpUpstream, Error> {
+    /// An endpoint that takes no connection is passed over for another one. Streams with the same `key` go to the same one, if
+    /// the cluster balances by that.
+    pub async fn connect_tcp(
+        &self,
+        cluster: &str,
+        downstream: &Downstream,
+        key: Option<u64>,
+    ) -> Result<TcpUpstream, Error> {
         let view = self.view(cluster).await?;
         let refused = || Error::because(Kind::Overflow, "the cluster's limit of connections is reached");
         let in_use = view.usage.connection(&view.cluster.limits).ok_or_else(refused)?;
         let mut tried = Vec::new();
         loop {
-            let target = view.choose(downstream, &tried)?;
-            match view.connector.connect(&target.load.0, ALPN_TCP).await {
+            let target = view.choose(downstream, &tried, key)?;
+            let began = Instant::now();
+            let outcome = view.connector.connect(&target.load.0, ALPN_TCP).await;
+            let now = Instant::now();
+            target.took(now - began, outcome.is_ok(), now);
+            match outcome {
                 Ok(io) => {
                     let security = target.security();
                     let counted = Some(Counted { _load: target.load, _in_use: in_use });

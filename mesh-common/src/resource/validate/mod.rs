@@ -3,6 +3,7 @@
 
 mod authorization;
 mod fields;
+mod load_balancer;
 mod metadata;
 mod policies;
 mod routes;

@@ -3,11 +3,15 @@ use super::super::{
 };
 use super::Errors;
 use super::fields::{at_most, header_matches, label, not_zero, targets};
+use super::load_balancer;
 
 const ROUTED: [&str; 3] = ["Service", "HTTPRoute", "GRPCRoute"];
 
 pub(super) fn traffic(spec: &TrafficPolicySpec, errors: &mut Errors) {
     targets(errors, &spec.target_refs, &ROUTED);
+    if let Some(value) = &spec.load_balancer {
+        load_balancer::check(errors, value);
+    }
     if let Some(timeouts) = &spec.timeouts {
         not_zero(errors, "spec.timeouts.connect", timeouts.connect);
         if let (Some(request), Some(per_try)) = (timeouts.request, timeouts.per_try) {

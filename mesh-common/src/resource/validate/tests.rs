@@ -120,6 +120,74 @@ fn policies() {
         ("kind: TrafficPolicy\nspec: {retries: {on: [sometimes]}}", "spec.retries.on[0]"),
         ("kind: TrafficPolicy\nspec: {retries: {backoff: {base: 2s, max: 1s}}}", "spec.retries.backoff.max"),
         ("kind: TrafficPolicy\nspec: {connectionPool: {maxPending: 0}}", "spec.connectionPool.maxPending"),
+        ("kind: TrafficPolicy\nspec: {loadBalancer: {hash: [{header: a}]}}", "spec.loadBalancer.hash"),
+        ("kind: TrafficPolicy\nspec: {loadBalancer: {policy: RingHash}}", "spec.loadBalancer.hash"),
+        ("kind: TrafficPolicy\nspec: {loadBalancer: {policy: Maglev, hash: [{}]}}", "spec.loadBalancer.hash[0]"),
+        (
+            "kind: TrafficPolicy\nspec: {loadBalancer: {policy: Maglev, hash: [{header: a, sourceAddress: true}]}}",
+            "spec.loadBalancer.hash[0]",
+        ),
+        (
+            "kind: TrafficPolicy\nspec: {loadBalancer: {policy: Maglev, hash: [{header: 'a b'}]}}",
+            "spec.loadBalancer.hash[0].header",
+        ),
+        (
+            "kind: TrafficPolicy\nspec: {loadBalancer: {policy: Maglev, hash: [{sourceAddress: false}]}}",
+            "spec.loadBalancer.hash[0].sourceAddress",
+        ),
+        (
+            "kind: TrafficPolicy\nspec: {loadBalancer: {policy: Maglev, hash: [{header: a}, {header: a}]}}",
+            "spec.loadBalancer.hash[1]",
+        ),
+        (
+            "kind: TrafficPolicy\nspec: {loadBalancer: {policy: Maglev, hash: [{cookie: {name: 'a;b'}}]}}",
+            "spec.loadBalancer.hash[0].cookie.name",
+        ),
+        (
+            "kind: TrafficPolicy\nspec: {loadBalancer: {policy: Maglev, hash: [{cookie: {name: a, path: '/; Secure'}}]}}",
+            "spec.loadBalancer.hash[0].cookie.path",
+        ),
+        (
+            "kind: TrafficPolicy\nspec: {loadBalancer: {policy: Random, slowStart: {window: 1s}}}",
+            "spec.loadBalancer.slowStart",
+        ),
+        ("kind: TrafficPolicy\nspec: {loadBalancer: {slowStart: {window: 0s}}}", "spec.loadBalancer.slowStart.window"),
+        (
+            "kind: TrafficPolicy\nspec: {loadBalancer: {slowStart: {window: 1s, aggression: 0}}}",
+            "spec.loadBalancer.slowStart.aggression",
+        ),
+        (
+            "kind: TrafficPolicy\nspec: {loadBalancer: {slowStart: {window: 1s, minWeightPercent: 101}}}",
+            "spec.loadBalancer.slowStart.minWeightPercent",
+        ),
+        (
+            "kind: TrafficPolicy\nspec: {loadBalancer: {panicThresholdPercent: 101}}",
+            "spec.loadBalancer.panicThresholdPercent",
+        ),
+        (
+            "kind: TrafficPolicy\nspec: {loadBalancer: {locality: {failover: [{from: eu/a, to: [us]}]}}}",
+            "spec.loadBalancer.locality.failover[0].from",
+        ),
+        (
+            "kind: TrafficPolicy\nspec: {loadBalancer: {locality: {failover: [{from: eu, to: []}]}}}",
+            "spec.loadBalancer.locality.failover[0].to",
+        ),
+        (
+            "kind: TrafficPolicy\nspec: {loadBalancer: {locality: {failover: [{from: eu, to: [us, us]}]}}}",
+            "spec.loadBalancer.locality.failover[0].to[1]",
+        ),
+        (
+            "kind: TrafficPolicy\nspec: {loadBalancer: {locality: {weights: [{from: eu, to: [{locality: eu, weight: 0}]}]}}}",
+            "spec.loadBalancer.locality.weights[0].to",
+        ),
+        (
+            "kind: TrafficPolicy\nspec: {loadBalancer: {locality: {weights: [{from: 'eu//a', to: [{locality: eu, weight: 1}]}]}}}",
+            "spec.loadBalancer.locality.weights[0].from",
+        ),
+        (
+            "kind: TrafficPolicy\nspec: {loadBalancer: {locality: {weights: [{from: '*', to: [{locality: eu/*, weight: 1}]}]}}}",
+            "spec.loadBalancer.locality.weights[0].to[0].locality",
+        ),
         ("kind: PeerAuthentication\nspec: {ports: {'http': STRICT}}", "spec.ports.http"),
         ("kind: PeerAuthentication\nspec: {}", "spec"),
         ("kind: WorkloadEntry\nspec: {service: a}", "spec.addresses"),

@@ -66,6 +66,27 @@ kind: TrafficPolicy
 metadata: {name: p}
 spec: {loadBalancer: {policy: Random}, timeouts: {request: 9s, idle: 60s, connect: 2s}, retries: {on: [5xx, '429'], budget: {percent: 30}}, connectionPool: {maxConnections: 10, maxPending: 10, maxRequests: 10}}
 ---
+apiVersion: meshctl.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: ring}
+spec:
+  targetRefs: [{kind: Service, name: reviews}]
+  loadBalancer:
+    policy: RingHash
+    hash: [{header: x-user}, {cookie: {name: s, ttl: 1h, path: /}}, {cookie: {name: t}}, {sourceAddress: true}]
+    panicThresholdPercent: 30
+    locality: {weights: [{from: '*', to: [{locality: eu/a, weight: 1}]}]}
+---
+apiVersion: meshctl.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: maglev}
+spec: {targetRefs: [{kind: Service, name: db}], loadBalancer: {policy: Maglev, hash: [{sourceAddress: true}], locality: {}}}
+---
+apiVersion: meshctl.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: slow}
+spec: {targetRefs: [{kind: Service, name: ratings}], loadBalancer: {policy: PeakEwma, slowStart: {window: 30s, aggression: 1.5, minWeightPercent: 20}}}
+---
 apiVersion: v1
 kind: Service
 metadata: {name: headless}

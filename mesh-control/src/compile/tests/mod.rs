@@ -1,3 +1,4 @@
+mod balancing;
 mod consistency;
 mod envoy;
 mod faults;
@@ -77,6 +78,8 @@ pub(super) fn scope(client: ClientKind) -> Scope {
         inbound_ports: Vec::new(),
         client,
         faults: client == ClientKind::Mesh,
+        peak_ewma: client == ClientKind::Mesh,
+        locality: Default::default(),
     }
 }
 

@@ -3,19 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::cluster::v3::Cluster as PbCluster;
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, ClusterProtocolSelection, DiscoveryType, LbConfig, LbPolicy, TransportSocketMatch,
+    ClusterDiscoveryType, ClusterProtocolSelection, DiscoveryType, LbConfig, TransportSocketMatch,
 };
-use envoy_types::pb::envoy::config::cluster::v3::{Cluster as PbCluster, LoadBalancingPolicy};
 use envoy_types::pb::envoy::config::core::v3::RoutingPriority;
 use envoy_types::pb::envoy::extensions::filters::http::upstream_codec::v3::UpstreamCodec;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
-use envoy_types::pb::envoy::extensions::load_balancing_policies::cluster_provided::v3::ClusterProvided;
-use envoy_types::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
-use envoy_types::pb::envoy::extensions::load_balancing_policies::random::v3::Random;
-use envoy_types::pb::envoy::extensions::load_balancing_policies::round_robin::v3::RoundRobin;
-use envoy_types::pb::envoy::extensions::load_balancing_policies::wrr_locality::v3::WrrLocality;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::UpstreamProtocolOptions;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
@@ -24,7 +19,9 @@ use envoy_types::pb::google::protobuf::value::Kind;
 
 use super::endpoints::{TLS_MODE, TLS_MODE_MESH};
 use super::{At, Decoded, Rejected, duration_or, each, endpoints, from_ads, is, tls, unless, unpack, unsupported_type};
-use crate::config::{Balancer, Cluster, Discovery, Limits, RetryBudget, UpstreamHttp, UpstreamTls};
+use crate::config::{Cluster, Discovery, Limits, RetryBudget, UpstreamHttp, UpstreamTls};
+
+mod balancing;
 
 /// Envoy's default.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,8 +40,10 @@ pub(super) fn cluster(pb: PbCluster) -> Decoded<Cluster> {
     unless(connect_timeout.is_zero(), "connect_timeout", "must be more than zero")?;
     let discovery = discovery(&pb)?;
     let (tls, tls_always) = security(&pb)?;
+    let balancing = balancing::balancing(&pb)?;
     Ok(Cluster {
-        balancer: balancer(&pb)?,
+        balancer: balancing.balancer,
+        spread: balancing.spread,
         connect_timeout,
         tls,
         tls_always,
@@ -89,39 +88,6 @@ fn discovery(pb: &PbCluster) -> Decoded<Discovery> {
         }
         Err(_) => Err(Rejected::field("type", format_args!("{ty} is not known"))),
     }
-}
-
-fn balancer(pb: &PbCluster) -> Decoded<Balancer> {
-    if let Some(policy) = &pb.load_balancing_policy {
-        return balancing_policy(policy).at("load_balancing_policy");
-    }
-    match LbPolicy::try_from(pb.lb_policy) {
-        Ok(LbPolicy::RoundRobin | LbPolicy::ClusterProvided) => Ok(Balancer::RoundRobin),
-        Ok(LbPolicy::LeastRequest) => Ok(Balancer::LeastRequest),
-        Ok(LbPolicy::Random) => Ok(Balancer::Random),
-        Ok(other) => Err(Rejected::field("lb_policy", format_args!("{} is not supported", other.as_str_name()))),
-        Err(_) => Err(Rejected::field("lb_policy", format_args!("{} is not known", pb.lb_policy))),
-    }
-}
-
-/// The first that is known counts.
-fn balancing_policy(pb: &LoadBalancingPolicy) -> Decoded<Balancer> {
-    let configs = pb.policies.iter().filter_map(|it| it.typed_extension_config.as_ref()?.typed_config.as_ref());
-    for any in configs {
-        if is::<RoundRobin>(any) || is::<ClusterProvided>(any) {
-            return Ok(Balancer::RoundRobin);
-        }
-        if is::<LeastRequest>(any) {
-            return Ok(Balancer::LeastRequest);
-        }
-        if is::<Random>(any) {
-            return Ok(Balancer::Random);
-        }
-        if let Some(child) = unpack::<WrrLocality>(any) {
-            return balancing_policy(&child?.endpoint_picking_policy.unwrap_or_default()).at("endpoint_picking_policy");
-        }
-    }
-    Err(Rejected::field("policies", "none is supported; use round_robin, least_request or random"))
 }
 
 /// The TLS of the cluster's endpoints, and whether it is for all of them.

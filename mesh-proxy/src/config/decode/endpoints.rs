@@ -34,7 +34,8 @@ fn locality(pb: LocalityLbEndpoints) -> Decoded<Vec<Endpoint>> {
     unless(pb.lb_config.is_some(), "lb_config", "is not supported")?;
     unless(pb.priority > 128, "priority", "must not be more than 128")?;
     let locality = pb.locality.as_ref().map(locality_name).unwrap_or_default();
-    each("lb_endpoints", pb.lb_endpoints, |endpoint| one(endpoint, &locality, pb.priority))
+    let weight = pb.load_balancing_weight.as_ref().map_or(0, |it| it.value);
+    each("lb_endpoints", pb.lb_endpoints, |endpoint| one(endpoint, &locality, weight, pb.priority))
 }
 
 fn locality_name(pb: &Locality) -> String {
@@ -42,7 +43,7 @@ fn locality_name(pb: &Locality) -> String {
     name.trim_end_matches('/').to_owned()
 }
 
-fn one(pb: LbEndpoint, locality: &str, priority: u32) -> Decoded<Endpoint> {
+fn one(pb: LbEndpoint, locality: &str, locality_weight: u32, priority: u32) -> Decoded<Endpoint> {
     let Some(HostIdentifier::Endpoint(host)) = &pb.host_identifier else {
         return Err(Rejected::field("endpoint", "is needed"));
     };
@@ -63,6 +64,7 @@ fn one(pb: LbEndpoint, locality: &str, priority: u32) -> Decoded<Endpoint> {
         mesh: pb.metadata.as_ref().is_some_and(is_mesh),
         priority,
         locality: locality.to_owned(),
+        locality_weight,
         workload: workload.map(|it| WorkloadInfo {
             workload: it.workload,
             namespace: it.namespace,

@@ -25,6 +25,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy as PbTcp;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::weighted_cluster::ClusterWeight;
+use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 use envoy_types::pb::google::protobuf::Any;
 use mesh_common::proto::extensions::Fault as PbFault;
 
@@ -259,12 +260,17 @@ fn tcp_proxy(pb: PbTcp) -> Decoded<TcpProxy> {
         _ => return Err(Rejected::new("one of cluster and weighted_clusters is needed")),
     };
     let idle_timeout = duration_or("idle_timeout", &pb.idle_timeout, IDLE)?;
+    let hash = each("hash_policy", &pb.hash_policy, |policy| match policy.policy_specifier {
+        Some(PolicySpecifier::SourceIp(_)) => Ok(()),
+        _ => Err(Rejected::new("only source_ip is supported")),
+    })?;
     Ok(TcpProxy {
         stat_prefix: pb.stat_prefix,
         authorization: Authorization::default(),
         clusters,
         idle_timeout,
         fault: None,
+        hash_source: !hash.is_empty(),
     })
 }
 

@@ -505,7 +505,10 @@ fn clusters_say_where_they_are_wrong() {
             .starts_with("type: STRICT_DNS is not supported")
     );
     assert!(wrong(&|it| it.eds_cluster_config = None).starts_with("eds_cluster_config.eds_config: "));
-    assert_eq!(wrong(&|it| it.lb_policy = LbPolicy::RingHash as i32), "lb_policy: RING_HASH is not supported");
+    assert_eq!(
+        wrong(&|it| it.lb_policy = LbPolicy::LoadBalancingPolicyConfig as i32),
+        "lb_policy: LOAD_BALANCING_POLICY_CONFIG is not supported"
+    );
     // A second TLS for the rest must not become plaintext.
     assert!(
         wrong(&|it| {

@@ -248,14 +248,14 @@ async fn a_byte_stream_passes_over_an_endpoint_that_takes_no_connection() {
     let app = App::raw(|mut stream, _| async move { stream.write_all(b"hello").await.unwrap() }).await;
     let proxy = Proxy::simple(UpstreamHttp::Http1, &[nowhere().await, app.address]).await;
     for _ in 0..4 {
-        let mut stream = proxy.ctx.upstreams.connect_tcp("app", &downstream()).await.unwrap();
+        let mut stream = proxy.ctx.upstreams.connect_tcp("app", &downstream(), None).await.unwrap();
         assert_eq!(stream.endpoint.address, app.address);
         let mut text = String::new();
         soon(stream.io.read_to_string(&mut text)).await.unwrap();
         assert_eq!(text, "hello");
     }
     let client = downstream();
-    let unknown = proxy.ctx.upstreams.connect_tcp("other", &client);
+    let unknown = proxy.ctx.upstreams.connect_tcp("other", &client, None);
     assert!(tokio::time::timeout(Duration::from_millis(20), unknown).await.is_err(), "asks for what it does not know");
 }
 

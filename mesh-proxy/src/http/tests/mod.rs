@@ -1,5 +1,6 @@
 //! The whole data path over loopback sockets: clients, proxies and applications that are real but for their purpose.
 
+mod balancing;
 mod draining;
 mod expect;
 mod faults;
@@ -171,7 +172,16 @@ async fn nowhere() -> SocketAddr {
 // Configuration
 
 fn endpoint(address: SocketAddr) -> Endpoint {
-    Endpoint { address, weight: 1, healthy: true, mesh: false, priority: 0, locality: String::new(), workload: None }
+    Endpoint {
+        address,
+        weight: 1,
+        healthy: true,
+        mesh: false,
+        priority: 0,
+        locality: String::new(),
+        locality_weight: 0,
+        workload: None,
+    }
 }
 
 fn endpoints(name: &str, all: Vec<Endpoint>) -> Arc<Endpoints> {
@@ -183,6 +193,7 @@ fn cluster(name: &str, http: UpstreamHttp) -> Cluster {
         name: name.to_owned(),
         discovery: Discovery::Eds(name.to_owned()),
         balancer: Balancer::RoundRobin,
+        spread: Spread::default(),
         connect_timeout: Duration::from_secs(5),
         tls: None,
         tls_always: false,
@@ -218,6 +229,7 @@ fn forward(clusters: &[(&str, u32)]) -> Forward {
         rewrite_path: None,
         rewrite_host: None,
         mirrors: vec![],
+        hash: vec![],
     }
 }
 

@@ -2,15 +2,21 @@
 
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, HostRewriteSpecifier};
+use envoy_types::pb::envoy::config::route::v3::route_action::hash_policy::{Cookie as PbCookie, PolicySpecifier};
+use envoy_types::pb::envoy::config::route::v3::route_action::{
+    ClusterSpecifier, HashPolicy as PbHash, HostRewriteSpecifier,
+};
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use envoy_types::pb::envoy::config::route::v3::{RetryPolicy as PbRetry, RouteAction};
 use http::StatusCode;
-use http::header::HeaderValue;
+use http::header::{HeaderName, HeaderValue};
 
 use super::super::{At, Decoded, Rejected, duration, duration_or, each, matching, unless};
 use super::{Scope, mirror};
-use crate::config::{Forward, PathMatch, PathRewrite, RetryOn, RetryPolicy, WeightedCluster, WeightedClusters};
+use crate::config::{
+    Forward, HashBy, HashCookie, HashPolicy, PathMatch, PathRewrite, RetryOn, RetryPolicy, WeightedCluster,
+    WeightedClusters,
+};
 
 /// Envoy's defaults.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -51,6 +57,7 @@ pub(super) fn forward(pb: RouteAction, path: &PathMatch, scope: &Scope) -> Decod
             None => never(),
         },
         rewrite_host,
+        hash: each("hash_policy", &pb.hash_policy, hash_policy)?,
         mirrors: if mirrors.is_empty() { scope.mirrors.clone() } else { mirrors },
     })
 }
@@ -81,6 +88,32 @@ fn weighted(pb: ClusterWeight) -> Decoded<WeightedCluster> {
         response_headers: matching::mutation("response", pb.response_headers_to_add, pb.response_headers_to_remove)?,
         cluster: pb.name.into(),
     })
+}
+
+fn hash_policy(pb: &PbHash) -> Decoded<HashPolicy> {
+    let by = match pb.policy_specifier.as_ref() {
+        Some(PolicySpecifier::Header(header)) => {
+            unless(header.regex_rewrite.is_some(), "header.regex_rewrite", "is not supported")?;
+            let name = header.header_name.to_ascii_lowercase().parse();
+            let reason = || format!("{:?} is not the name of a header", header.header_name);
+            HashBy::Header(name.map_err(|_| Rejected::field("header.header_name", reason()))?)
+        }
+        Some(PolicySpecifier::Cookie(cookie)) => HashBy::Cookie(hash_cookie(cookie).at("cookie")?),
+        Some(PolicySpecifier::ConnectionProperties(connection)) if connection.source_ip => HashBy::Source,
+        _ => return Err(Rejected::new("only a header, a cookie and connection_properties.source_ip are supported")),
+    };
+    Ok(HashPolicy { by, terminal: pb.terminal })
+}
+
+fn hash_cookie(pb: &PbCookie) -> Decoded<HashCookie> {
+    unless(!pb.attributes.is_empty(), "attributes", "are not supported")?;
+    let header: Option<HeaderName> = pb.name.parse().ok();
+    unless(header.is_none(), "name", "is not the name of a cookie")?;
+    // What is between these would be an attribute of its own, or a header.
+    let wrong = |c: char| c == ';' || c.is_control() || !c.is_ascii();
+    unless(pb.path.contains(wrong), "path", "is not a path of a cookie")?;
+    let ttl = pb.ttl.as_ref().map(duration).transpose().at("ttl")?;
+    Ok(HashCookie { name: pb.name.clone(), ttl, path: pb.path.clone() })
 }
 
 fn rewrite(pb: &RouteAction, path: &PathMatch) -> Decoded<Option<PathRewrite>> {
