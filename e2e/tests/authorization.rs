@@ -47,6 +47,8 @@ fn listener(policies: &[(&str, &str)]) -> Arc<Listener> {
         inbound_ports: Vec::new(),
         client: ClientKind::Mesh,
         faults: true,
+        peak_ewma: true,
+        locality: Default::default(),
     };
     let any = resource(&model, &scope, ResourceType::Listener, LISTENER_INBOUND).unwrap();
     let again = resource(&model, &scope, ResourceType::Listener, LISTENER_INBOUND).unwrap();

@@ -97,7 +97,7 @@ fn by_enum(pb: &PbCluster) -> Decoded<Balancing> {
         Ok(LbPolicy::Random) => Ok(Balancing::plain(Balancer::Random)),
         Ok(LbPolicy::RingHash) => {
             let config = match config {
-                Some(LbConfig::RingHashLbConfig(config)) => config.clone(),
+                Some(LbConfig::RingHashLbConfig(config)) => *config,
                 _ => Default::default(),
             };
             let murmur = config.hash_function != HashFunction::XxHash as i32;
