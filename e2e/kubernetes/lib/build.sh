@@ -51,3 +51,6 @@ build_conformance() {
     --entrypoint /usr/local/bin/server "$tools/echo/server:/usr/local/bin/server" \
     "$tools/echo/client:/usr/local/bin/client" "$tools/echo/cert.crt:/cert.crt" "$tools/echo/cert.key:/cert.key" >/dev/null
 }
+
+# The conformance tests of HTTP/2, which need no cluster.
+build_h2spec() { go_build h2spec "" build github.com/summerwind/h2spec/cmd/h2spec; }
