@@ -14,6 +14,8 @@ pub mod dns;
 pub mod error;
 pub mod fault;
 pub mod forward;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod http;
 pub mod identity;
 pub mod inbound;
