@@ -14,12 +14,13 @@ pub mod dns;
 pub mod error;
 pub mod fault;
 pub mod forward;
-#[cfg(any(test, fuzzing))]
-pub mod fuzzing;
+#[cfg(test)]
+mod fuzzing;
 pub mod http;
 pub mod identity;
 pub mod inbound;
 pub mod intercept;
+pub mod limit;
 pub mod listen;
 mod mirror;
 pub mod outbound;

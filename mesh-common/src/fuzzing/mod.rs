@@ -1,16 +1,13 @@
 //! What must hold for any input, one function for each parser: it never panics, and what it takes comes out as it went in.
 //!
-//! `fuzz/` calls them with inputs that it finds by coverage; the tests here with valid ones that were damaged, as many of each as
-//! PROPTEST_CASES says.
+//! The tests feed them valid input that was damaged: as many of each as PROPTEST_CASES says, 256 without it.
 
 use crate::identity::Identity;
 use crate::inject::{Probes, by_cni};
 use crate::resource::{Duration, Object, parse_yaml};
 use crate::token::JoinToken;
 
-#[cfg(test)]
-pub mod damaged;
-#[cfg(test)]
+mod damaged;
 mod tests;
 
 /// Objects as users write them.

@@ -40,11 +40,12 @@ metadata: {name: reviews-1}
 spec: {service: reviews, version: v1, serviceAccount: reviews, addresses: [10.0.0.1, 'fd00::1'], ports: [{port: 9080, protocol: http}]}
 ",
 ];
-const WORDS: [&str; 6] = [
+const WORDS: [&str; 7] = [
     "spiffe://mesh.local/ns/default/sa/reviews",
     "mesh1.0123456789abcdef.00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff.00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
     "1h2m3s4ms",
     "99999h",
+    "1h99999m",
     "0s",
     "1.5s",
 ];
@@ -78,8 +79,10 @@ proptest! {
 #[test]
 fn small_texts_do_not_become_large() {
     let nested = |open: &str, close: &str| open.repeat(100_000) + &close.repeat(100_000);
-    let laugh = |(before, name): (char, char)| format!("{name}: &{name} [{}]\n", vec![format!("*{before}"); 9].join(","));
-    let laughs = "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned() + &('a'..'h').zip('b'..).map(laugh).collect::<String>();
+    let laugh =
+        |(before, name): (char, char)| format!("{name}: &{name} [{}]\n", vec![format!("*{before}"); 9].join(","));
+    let laughs =
+        "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned() + &('a'..'h').zip('b'..).map(laugh).collect::<String>();
     let texts = [nested("[", "]"), nested("{a: ", "}"), nested("- ", ""), nested("{\"a\":", "}"), laughs];
     let look = move || {
         for text in texts {

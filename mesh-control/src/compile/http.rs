@@ -59,8 +59,19 @@ pub(super) fn bare_manager(routes: Routes, faults: bool) -> HttpConnectionManage
 
 /// `faults`: routes may have some.
 pub(super) fn manager(routes: Routes, codec: CodecType, faults: bool) -> Filter {
+    network("envoy.filters.network.http_connection_manager", any(full_manager(routes, codec, faults)))
+}
+
+/// For requests to the application. `limit`: the filter that refuses some, first of all.
+pub(super) fn inbound_manager(routes: Routes, codec: CodecType, limit: Option<HttpFilter>) -> Filter {
+    let mut manager = full_manager(routes, codec, false);
+    manager.http_filters.splice(..0, limit);
+    network("envoy.filters.network.http_connection_manager", any(manager))
+}
+
+fn full_manager(routes: Routes, codec: CodecType, faults: bool) -> HttpConnectionManager {
     let upgrade = |upgrade: &str| UpgradeConfig { upgrade_type: upgrade.to_owned(), ..UpgradeConfig::default() };
-    let manager = HttpConnectionManager {
+    HttpConnectionManager {
         codec_type: codec as i32,
         upgrade_configs: ["websocket", "CONNECT"].map(upgrade).to_vec(),
         http2_protocol_options: Some(upgradable()),
@@ -69,8 +80,7 @@ pub(super) fn manager(routes: Routes, codec: CodecType, faults: bool) -> Filter 
             ..HttpProtocolOptions::default()
         }),
         ..bare_manager(routes, faults)
-    };
-    network("envoy.filters.network.http_connection_manager", any(manager))
+    }
 }
 
 /// Clusters with weights; weights of zero are left out. With nothing left, streams are refused.

@@ -9,6 +9,7 @@ mod endpoints;
 mod fault;
 mod http;
 mod inbound;
+mod limit;
 mod listener;
 mod matching;
 mod name;

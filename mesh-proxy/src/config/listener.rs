@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Fault, RouteTable, WeightedClusters};
+use super::{Fault, RequestLimit, RouteTable, WeightedClusters};
 
 /// A listener: the filter chains that a connection may take.
 #[derive(Debug)]
@@ -10,6 +10,17 @@ pub struct Listener {
     pub chains: Vec<FilterChain>,
     /// Taken when no chain matches. `None`: the connection is closed.
     pub default_chain: Option<FilterChain>,
+}
+
+impl Listener {
+    /// The connection manager of this name.
+    pub fn http_manager(&self, stat_prefix: &str) -> Option<&HttpManager> {
+        let mut managers = self.chains.iter().filter_map(|chain| match &chain.filter {
+            NetworkFilter::Http(manager) => Some(&**manager),
+            NetworkFilter::Tcp(_) => None,
+        });
+        managers.find(|manager| manager.stat_prefix == stat_prefix)
+    }
 }
 
 #[derive(Debug)]
@@ -76,6 +87,7 @@ pub struct HttpManager {
     /// Zero: none.
     pub idle_timeout: Duration,
     pub stream_idle_timeout: Duration,
+    pub limit: Option<RequestLimit>,
 }
 
 #[derive(Debug)]

@@ -4,10 +4,12 @@
 
 mod cluster;
 pub mod decode;
+mod limit;
 mod listener;
 mod route;
 
 pub use cluster::*;
+pub use limit::*;
 pub use listener::*;
 pub use route::*;
 

@@ -22,7 +22,7 @@ mod upgrade;
 pub(crate) use connection::Connection;
 pub use connection::{serve, serve_peer};
 pub(crate) use head::Head;
-#[cfg(any(test, fuzzing))]
+#[cfg(test)]
 pub(crate) use head::concerns_connection;
 pub use io::DownstreamIo;
 pub(crate) use request_body::{BodyError, RequestBody, Upload};

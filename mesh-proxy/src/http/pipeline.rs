@@ -8,6 +8,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, U
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use mesh_common::names::LISTENER_INBOUND;
 
 use super::connection::Connection;
 use super::deadline::Deadline;
@@ -72,7 +73,11 @@ pub(super) async fn handle(
     };
     exchange.answered(response.status(), response.headers());
     let last = exchange.conn.signals.is_leaving();
+    let quota = exchange.quota;
     let mut response = finish(response, exchange);
+    if let Some(quota) = quota {
+        quota.tell(response.headers_mut());
+    }
     if last {
         response.headers_mut().entry(CONNECTION).or_insert(HeaderValue::from_static("close"));
     }
@@ -95,6 +100,7 @@ async fn respond(exchange: &mut Exchange) -> Result<Response<Content>, Ended> {
     let route = find_route(&exchange.conn, &exchange.head).await?;
     exchange.route = Some(route.clone());
     exchange.deadline = deadline(exchange, &route);
+    limit(exchange)?;
     if let Some(fault) = &route.fault {
         inject(fault, exchange).await?;
     }
@@ -137,6 +143,25 @@ fn deadline(exchange: &Exchange, route: &Route) -> Deadline {
         Action::Direct { .. } | Action::Redirect(_) => Duration::ZERO,
     };
     Deadline::new(&conn.timers, *start, timeout, exchange.idle_timeout(), head.grpc_deadline(*start))
+}
+
+/// Refuses what is more than the application takes. A connection outlives the configuration that it began with, so that of the
+/// moment counts.
+fn limit(exchange: &mut Exchange) -> Result<(), Error> {
+    let Exchange { conn, head, quota, start, .. } = exchange;
+    if conn.downstream.direction == Direction::Outbound {
+        return Ok(());
+    }
+    let config = conn.ctx.store.load();
+    let manager = match config.listener(LISTENER_INBOUND) {
+        Some(listener) => listener.http_manager(&conn.manager.stat_prefix),
+        None => Some(&*conn.manager),
+    };
+    let Some(limit) = manager.and_then(|it| it.limit.as_ref()) else { return Ok(()) };
+    let identity = conn.downstream.identity.as_deref();
+    let taken = conn.ctx.rate_limits.take(&conn.manager.stat_prefix, limit, identity, &head.headers, *start);
+    *quota = Some(taken);
+    if taken.allowed { Ok(()) } else { Err(Kind::RateLimited.into()) }
 }
 
 async fn inject(fault: &Fault, exchange: &mut Exchange) -> Result<(), Ended> {

@@ -16,6 +16,7 @@ use crate::config::{
     Balancer, ChainMatch, Cluster, Discovery, Endpoint, Endpoints, FilterChain, Limits, TcpProxy, Transport,
     UpstreamHttp, UpstreamTls, WeightedClusters,
 };
+use crate::limit::RateLimits;
 use crate::listen::{InFlight, Phase, Settings};
 use crate::snapshot::{Resource, Store};
 use crate::telemetry::{Telemetry, TelemetryOptions};
@@ -112,6 +113,7 @@ fn context(tls: Tls, chains: Vec<FilterChain>, application: Option<Resource>) ->
         settings: Settings { detect_timeout: Duration::ZERO, ..Settings::default() },
         phase: watch::channel(Phase::Serving).1,
         in_flight: InFlight::default(),
+        rate_limits: RateLimits::default(),
     })
 }
 
@@ -307,6 +309,7 @@ fn an_application_is_called_where_it_listens() {
             settings: Settings { detect_timeout: Duration::ZERO, ..Settings::default() },
             phase,
             in_flight: InFlight::default(),
+            rate_limits: RateLimits::default(),
         });
         let proxy = listen::tcp_listener(listen::everywhere(15006)).unwrap();
         tokio::spawn(serve(proxy, Connections::new(100), ctx.clone()));

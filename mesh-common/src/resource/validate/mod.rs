@@ -2,6 +2,7 @@
 //! objects that want different things) is a condition, found by the model.
 
 mod fields;
+mod limits;
 mod metadata;
 mod policies;
 mod routes;

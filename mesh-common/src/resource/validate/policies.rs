@@ -1,8 +1,8 @@
 use super::super::{
     FaultInjectionSpec, MeshConfigSpec, PeerAuthenticationSpec, RETRY_CONDITIONS, Retries, TrafficPolicySpec,
 };
-use super::Errors;
 use super::fields::{at_most, header_matches, label, not_zero, targets};
+use super::{Errors, limits};
 
 const ROUTED: [&str; 3] = ["Service", "HTTPRoute", "GRPCRoute"];
 
@@ -19,6 +19,9 @@ pub(super) fn traffic(spec: &TrafficPolicySpec, errors: &mut Errors) {
     }
     if let Some(value) = &spec.retries {
         retries(errors, "spec.retries", value);
+    }
+    if let Some(value) = &spec.limits {
+        limits::limits(value, errors);
     }
     if let Some(pool) = &spec.connection_pool {
         for (field, value) in [

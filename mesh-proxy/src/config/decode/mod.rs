@@ -24,6 +24,7 @@ use crate::snapshot::{Resource, Type};
 mod cluster;
 mod endpoints;
 mod fault;
+mod limit;
 mod listener;
 mod matching;
 mod route;
