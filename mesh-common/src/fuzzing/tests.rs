@@ -23,6 +23,7 @@ spec:
   loadBalancer: {policy: Random}
   timeouts: {request: 1m30s, idle: 0s}
   retries: {attempts: 3, on: ['503', reset], backoff: {base: 10ms, max: 1s}, budget: {percent: 20}}
+  limits: {requests: {rate: 5, per: 1m, burst: 9, by: Header, header: x-user}}
 ",
     "apiVersion: meshctl.dev/v1alpha1
 kind: FaultInjection
