@@ -126,7 +126,10 @@ fn policies() {
         ("kind: TrafficPolicy\nspec: {limits: {requests: {rate: 1, per: 25h}}}", "spec.limits.requests.per"),
         ("kind: TrafficPolicy\nspec: {limits: {requests: {rate: 1, by: Header}}}", "spec.limits.requests.header"),
         ("kind: TrafficPolicy\nspec: {limits: {requests: {rate: 1, header: a}}}", "spec.limits.requests.header"),
-        ("kind: TrafficPolicy\nspec: {limits: {requests: {rate: 1, by: Header, header: 'a b'}}}", "spec.limits.requests.header"),
+        (
+            "kind: TrafficPolicy\nspec: {limits: {requests: {rate: 1, by: Header, header: 'a b'}}}",
+            "spec.limits.requests.header",
+        ),
         ("kind: PeerAuthentication\nspec: {ports: {'http': STRICT}}", "spec.ports.http"),
         ("kind: PeerAuthentication\nspec: {}", "spec"),
         ("kind: WorkloadEntry\nspec: {service: a}", "spec.addresses"),
