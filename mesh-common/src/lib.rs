@@ -3,6 +3,8 @@
 //!
 //! In: text (YAML, tokens, certificates). Out: validated values without any platform's types. No I/O beyond logging.
 
+#[cfg(test)]
+mod fuzzing;
 pub mod identity;
 pub mod inject;
 pub mod names;

@@ -20,6 +20,10 @@ pub const SECRET_ROOTS: &str = "ROOTCA";
 /// Key of [`crate::proto::extensions::WorkloadInfo`] in an endpoint's typed metadata.
 pub const METADATA_WORKLOAD: &str = "mesh";
 /// Filter name under which routes carry faults.
+/// What Envoy's expressions call the SPIFFE ID of the peer.
+pub const EXPR_CALLER_IDENTITY: &str = "connection.uri_san_peer_certificate";
+/// How many callers or values of a header one limit tells apart; all beyond share a bucket.
+pub const LIMIT_KEYS: u32 = 10_000;
 pub const FILTER_FAULT: &str = "envoy.filters.http.fault";
 /// Client feature of nodes that understand [`crate::proto::extensions::Fault`].
 pub const FEATURE_FAULT: &str = "mesh.extensions.v1.Fault";

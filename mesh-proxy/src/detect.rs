@@ -172,10 +172,12 @@ fn is_token(byte: u8) -> bool {
 
 /// RFC 8446 section 5.1: records of content type, legacy version and length.
 fn classify_tls(bytes: &[u8]) -> Progress {
-    // The version of the record, 3.0 to 3.4, and the type of the first message tell a client hello from chance.
+    // The version of the record, 3.0 to 3.4, and the type of the first message tell a client hello from chance. What follows an
+    // empty record, which is nonsense already, is no message.
+    let empty = bytes.get(3..TLS_RECORD_HEADER) == Some(&[0, 0]);
     if bytes.get(1).is_some_and(|major| *major != 3)
         || bytes.get(2).is_some_and(|minor| *minor > 4)
-        || bytes.get(TLS_RECORD_HEADER).is_some_and(|kind| *kind != TLS_CLIENT_HELLO)
+        || bytes.get(TLS_RECORD_HEADER).is_some_and(|kind| *kind != TLS_CLIENT_HELLO && !empty)
     {
         return Progress::Done(Detected::Raw);
     }

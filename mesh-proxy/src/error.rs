@@ -45,6 +45,8 @@ pub enum Kind {
     DownstreamProtocol,
     /// An injected fault.
     Fault,
+    /// More requests than the application takes.
+    RateLimited,
     /// A policy forbids it.
     Denied,
     /// A configuration that is not here yet, from a control plane that does not answer.
@@ -87,9 +89,13 @@ impl Kind {
     pub fn side(self) -> Side {
         match self {
             Self::Downstream | Self::DownstreamProtocol => Side::Downstream,
-            Self::NoRoute | Self::NoCluster | Self::Overflow | Self::Fault | Self::Denied | Self::Configuration => {
-                Side::Proxy
-            }
+            Self::NoRoute
+            | Self::NoCluster
+            | Self::Overflow
+            | Self::Fault
+            | Self::RateLimited
+            | Self::Denied
+            | Self::Configuration => Side::Proxy,
             _ => Side::Upstream,
         }
     }
@@ -120,6 +126,7 @@ impl Kind {
             Self::Downstream => "DC",
             Self::DownstreamProtocol => "DPE",
             Self::Fault => "FI",
+            Self::RateLimited => "RL",
             Self::Denied => "UAEX",
             Self::Configuration => "NFCF",
         }
@@ -135,6 +142,7 @@ impl Kind {
             Self::Timeout | Self::PerTryTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::StreamIdle => StatusCode::REQUEST_TIMEOUT,
             Self::Downstream | Self::DownstreamProtocol => StatusCode::BAD_REQUEST,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::Denied => StatusCode::FORBIDDEN,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -145,6 +153,8 @@ impl Kind {
         match self {
             Self::NoRoute => 12,
             Self::Timeout | Self::PerTryTimeout | Self::StreamIdle => 4,
+            // Not UNAVAILABLE, Envoy's default, which clients and proxies try again: that would make more of what is too much.
+            Self::RateLimited => 8,
             Self::Denied => 7,
             Self::Downstream | Self::DownstreamProtocol => 13,
             _ => 14,
@@ -171,6 +181,7 @@ impl fmt::Display for Kind {
             Self::Downstream => "the client went away",
             Self::DownstreamProtocol => "the request is not valid",
             Self::Fault => "fault injected",
+            Self::RateLimited => "too many requests",
             Self::Denied => "not allowed",
             Self::Configuration => "no configuration for this destination yet",
         })

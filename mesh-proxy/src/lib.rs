@@ -15,11 +15,14 @@ pub mod dns;
 pub mod error;
 pub mod fault;
 pub mod forward;
+#[cfg(test)]
+mod fuzzing;
 mod hash;
 pub mod http;
 pub mod identity;
 pub mod inbound;
 pub mod intercept;
+pub mod limit;
 pub mod listen;
 mod mirror;
 pub mod outbound;

@@ -17,6 +17,7 @@ use mesh_proxy::control::{dial, explain};
 use mesh_proxy::dns::{Dns, DnsSockets, Inherited, Resolvers};
 use mesh_proxy::identity::Authority;
 use mesh_proxy::intercept::{Rules, can_mark, own_self_test, self_test};
+use mesh_proxy::limit::RateLimits;
 use mesh_proxy::listen::{
     Connections, Context, InFlight, Phase, everywhere, inherited_udp, inherited_unix_datagrams, tcp_listener,
 };
@@ -130,6 +131,7 @@ impl Proxy {
             settings: bootstrap.settings.clone(),
             phase: phases,
             in_flight: InFlight::default(),
+            rate_limits: RateLimits::default(),
         });
         let inbound = Connections::new(bootstrap.settings.max_connections);
         let outbound = inbound.beside();

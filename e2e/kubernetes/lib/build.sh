@@ -54,3 +54,5 @@ build_conformance() {
 
 # Helm itself, which renders the chart.
 build_helm() { go_build helm "" build helm.sh/helm/v3/cmd/helm; }
+# The conformance tests of HTTP/2, which need no cluster.
+build_h2spec() { go_build h2spec "" build github.com/summerwind/h2spec/cmd/h2spec; }

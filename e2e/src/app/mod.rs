@@ -3,4 +3,5 @@
 pub mod echo;
 pub mod garbage;
 pub mod load;
+pub mod peer;
 pub mod sign;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::{Parser, Subcommand};
-use mesh_e2e::app::{echo, garbage, load, sign};
+use mesh_e2e::app::{echo, garbage, load, peer, sign};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
@@ -39,6 +39,8 @@ enum Command {
     Load(load::Args),
     /// Asks the control plane for a certificate.
     Sign(sign::Args),
+    /// Carries plain connections over mutual TLS to a workload's proxy, as one of its peers.
+    Peer(peer::Args),
     /// Does nothing until told to end: a container in which others of these are started.
     Idle,
     /// Tells the first process of its container to end.
@@ -83,6 +85,9 @@ async fn main() -> anyhow::Result<()> {
         Command::Sign(args) => {
             println!("{}", sign::run(args).await?);
             Ok(())
+        }
+        Command::Peer(args) => {
+            tokio::select! { done = peer::run(args) => done, () = told => Ok(()) }
         }
         Command::Idle => {
             told.await;

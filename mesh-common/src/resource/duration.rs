@@ -29,6 +29,9 @@ impl Duration {
     }
 }
 
+/// 99999h59m59s999ms: what is longer has no form of one number for each unit, so it could not be read again.
+const MAX_MILLIS: u64 = 100_000 * 3_600_000 - 1;
+
 impl FromStr for Duration {
     type Err = DurationError;
 
@@ -48,7 +51,7 @@ impl FromStr for Duration {
             millis += number.parse::<u64>().map_err(|_| error())? * factor;
             rest = tail;
             if rest.is_empty() {
-                return Ok(Self::from_millis(millis));
+                return if millis <= MAX_MILLIS { Ok(Self::from_millis(millis)) } else { Err(error()) };
             }
         }
         Err(error())
@@ -56,9 +59,9 @@ impl FromStr for Duration {
 }
 
 impl From<std::time::Duration> for Duration {
-    /// Whole milliseconds; what is finer is cut off.
+    /// Whole milliseconds; what is finer is cut off, and what is longer than can be written is shortened.
     fn from(duration: std::time::Duration) -> Self {
-        Self::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+        Self::from_millis(u64::try_from(duration.as_millis()).map_or(MAX_MILLIS, |millis| millis.min(MAX_MILLIS)))
     }
 }
 
@@ -110,6 +113,7 @@ mod tests {
             ("150m", 9_000_000),
             ("1h2m3s4ms", 3_723_004),
             ("10s30m1h", 5_410_000),
+            ("99999h59m59s999ms", MAX_MILLIS),
         ] {
             assert_eq!(text.parse(), Ok(Duration::from_millis(millis)), "{text}");
         }
@@ -117,7 +121,8 @@ mod tests {
 
     #[test]
     fn refuses_what_is_not_one() {
-        for text in ["", "1", "1d", "h", "1.5h", "-1s", "1s ", "100000s", "1h1h1h1h1h", "s1", "1us", "١s"] {
+        for text in ["", "1", "1d", "h", "1.5h", "-1s", "1s ", "100000s", "1h1h1h1h1h", "s1", "1us", "١s", "99999h60m"]
+        {
             assert!(text.parse::<Duration>().is_err(), "{text}");
         }
     }

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, TargetRef};
+use super::{Duration, TargetRef, TrafficLimits};
 
 /// When to try again, besides HTTP statuses.
 pub const RETRY_CONDITIONS: [&str; 12] = [
@@ -33,6 +33,8 @@ pub struct TrafficPolicySpec {
     pub retries: Option<Retries>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection_pool: Option<ConnectionPool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<TrafficLimits>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]

@@ -13,13 +13,13 @@ use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::Tl
 use envoy_types::pb::envoy::extensions::filters::network::direct_response::v3::Config as DirectResponse;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::CodecType;
 use mesh_common::names;
-use mesh_common::resource::PeerMode;
+use mesh_common::resource::{PeerMode, RequestLimit};
 
 use super::authorization::{self, Filters};
 use super::build::{address, any, boolean, duration, uint32};
 use super::http::{self, Paths, Routes};
 use super::listener::{chain, inspector, passthrough};
-use super::{ClientKind, Scope, route, tls};
+use super::{ClientKind, Scope, limit, route, tls};
 use crate::model::{Model, Name, Protocol};
 
 /// How long to wait for a client's first bytes; where the server speaks first, none come.
@@ -30,7 +30,7 @@ pub(super) fn listener(model: &Model, scope: &Scope) -> Listener {
     let filters = authorization::filters(model, scope);
     let mut chains = Vec::new();
     for (port, protocol) in ports(model, scope) {
-        chains.extend(mutual(scope, Some(port), protocol, &filters));
+        chains.extend(mutual(model, scope, Some(port), protocol, &filters));
         if mode(model, scope, port) == PeerMode::Permissive {
             chains.extend(plain(port, &filters));
         } else if others && scope.client == ClientKind::Envoy {
@@ -38,7 +38,7 @@ pub(super) fn listener(model: &Model, scope: &Scope) -> Listener {
         }
     }
     if scope.client == ClientKind::Mesh {
-        chains.extend(mutual(scope, None, Protocol::Detect, &filters));
+        chains.extend(mutual(model, scope, None, Protocol::Detect, &filters));
     }
     Listener {
         name: names::LISTENER_INBOUND.to_owned(),
@@ -87,8 +87,15 @@ fn mode(model: &Model, scope: &Scope, port: u16) -> PeerMode {
     model.peer_mode(&scope.namespace, &scope.workload, &scope.service, &scope.version, port)
 }
 
+/// Of a proxy without a workload, what it serves is known only by its service's name.
+fn request_limit<'a>(model: &'a Model, scope: &Scope, port: u16) -> Option<&'a RequestLimit> {
+    let own = model.request_limit(&Name::new(&scope.namespace, &scope.workload), port);
+    let service = || model.service(&scope.namespace, &scope.service)?.ports.get(&port)?.policy.request_limit.as_ref();
+    own.or_else(service)
+}
+
 /// Chains of mutual TLS, for one port or for all that have none of their own.
-fn mutual(scope: &Scope, port: Option<u16>, protocol: Protocol, filters: &Filters) -> Vec<FilterChain> {
+fn mutual(model: &Model, scope: &Scope, port: Option<u16>, protocol: Protocol, filters: &Filters) -> Vec<FilterChain> {
     let (cluster, label) = match port {
         Some(port) => (names::inbound_cluster(port), port.to_string()),
         None => (names::CLUSTER_PASSTHROUGH.to_owned(), "others".to_owned()),
@@ -100,7 +107,10 @@ fn mutual(scope: &Scope, port: Option<u16>, protocol: Protocol, filters: &Filter
     };
     let http = |name: &str, codec: CodecType, alpn: &[&[u8]]| {
         let routes = Routes::Inline(Box::new(route::inbound(&cluster)));
-        let filter = http::manager(routes, codec, filters.http.clone(), paths);
+        // Whom a policy refuses takes nothing of a limit.
+        let limit = port.and_then(|port| request_limit(model, scope, port)).map(|it| limit::filter(&cluster, it));
+        let before = filters.http.iter().cloned().chain(limit).collect();
+        let filter = http::manager(routes, codec, before, paths);
         FilterChain {
             filter_chain_match: Some(matching(port, "tls", alpn)),
             transport_socket: Some(tls::downstream(alpn)),

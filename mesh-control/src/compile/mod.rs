@@ -11,6 +11,7 @@ mod endpoints;
 mod fault;
 mod http;
 mod inbound;
+mod limit;
 mod listener;
 mod locality;
 mod matching;

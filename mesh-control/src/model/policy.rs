@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mesh_common::resource::{
-    HashKey, Key, Kind, LoadBalancerPolicy, LocalityPreference, MESH_NAMESPACE, Retries, SlowStart, TargetRef,
-    TrafficPolicy, TrafficPolicySpec,
+    HashKey, Key, Kind, LoadBalancerPolicy, LocalityPreference, MESH_NAMESPACE, RequestLimit, Retries, SlowStart,
+    TargetRef, TrafficPolicy, TrafficPolicySpec,
 };
 
 use super::{Age, Condition, Name, Service, Status};
@@ -29,6 +29,8 @@ pub struct Policy {
     pub max_connections: Option<u32>,
     pub max_pending: Option<u32>,
     pub max_requests: Option<u32>,
+    /// At the server's side.
+    pub request_limit: Option<RequestLimit>,
 }
 
 /// Retries that are safe for every request: the server has not seen the one that failed.
@@ -138,6 +140,9 @@ impl Policy {
             self.max_pending = pool.max_pending.or(self.max_pending);
             self.max_requests = pool.max_requests.or(self.max_requests);
         }
+        if let Some(limit) = spec.limits.as_ref().and_then(|limits| limits.requests.as_ref()) {
+            self.request_limit = Some(limit.clone());
+        }
     }
 
     fn overlay_retries(&mut self, retries: &Retries) {
@@ -192,10 +197,11 @@ impl<'a> Policies<'a> {
             let of_route = policy.spec.target_refs.iter().any(|target| target.kind != "Service");
             let of_cluster = policy.spec.load_balancer.is_some()
                 || policy.spec.connection_pool.is_some()
+                || policy.spec.limits.is_some()
                 || policy.spec.timeouts.is_some_and(|t| t.connect.is_some())
                 || policy.spec.retries.as_ref().is_some_and(|r| r.budget.is_some());
             if of_route && of_cluster {
-                let message = "load balancing, connections and the retry budget belong to a Service; a route that is a target does not change them";
+                let message = "load balancing, connections, limits and the retry budget belong to a Service; a route that is a target does not change them";
                 status.conditions.push(Condition::ignored("TargetIsRoute", message));
             }
         }

@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::config::Name;
+use crate::limit::RateLimits;
 use crate::listen::{InFlight, Phase, Settings};
 use crate::registry::depart::Departing;
 use crate::snapshot::{Resource, Store};
@@ -38,6 +39,7 @@ fn admin_with(drain: Option<Drain>) -> (Arc<Admin>, Readiness, watch::Sender<Pha
         settings: Settings::default(),
         phase,
         in_flight: InFlight::default(),
+        rate_limits: RateLimits::default(),
     };
     let readiness = Readiness::waiting_for("a certificate");
     (Arc::new(Admin::new(Arc::new(ctx), readiness.clone(), None, drain)), readiness, sender)

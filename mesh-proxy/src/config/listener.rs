@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Authorization, Fault, RouteTable, WeightedClusters};
+use super::{Authorization, Fault, RequestLimit, RouteTable, WeightedClusters};
 
 /// A listener: the filter chains that a connection may take.
 #[derive(Debug)]
@@ -77,6 +77,7 @@ pub struct HttpManager {
     /// Zero: none.
     pub idle_timeout: Duration,
     pub stream_idle_timeout: Duration,
+    pub limit: Option<RequestLimit>,
 }
 
 #[derive(Debug)]

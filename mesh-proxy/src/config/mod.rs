@@ -5,11 +5,13 @@
 mod authorization;
 mod cluster;
 pub mod decode;
+mod limit;
 mod listener;
 mod route;
 
 pub use authorization::*;
 pub use cluster::*;
+pub use limit::*;
 pub use listener::*;
 pub use route::*;
 

@@ -115,6 +115,16 @@ fn beginnings() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+/// RFC 8446 (5.1) forbids one, and what follows it is no message of its own.
+#[test]
+fn what_follows_an_empty_record_does_not_matter() {
+    let bytes = b"\x16\x03\x01\x00\x00\x05\x00\x00\x01\x03";
+    assert_eq!(classify(&bytes[..4]), Progress::MoreTls);
+    for end in 5..=bytes.len() {
+        assert_eq!(classify(&bytes[..end]), Progress::Done(tls(&[])), "{end}");
+    }
+}
+
 proptest! {
     #[test]
     fn the_answer_does_not_depend_on_how_bytes_are_cut(bytes in beginnings()) {

@@ -16,7 +16,7 @@ const EDNS_UDP: u16 = 1232;
 
 /// What to do with a datagram.
 #[derive(Debug)]
-pub(super) enum Query {
+pub(crate) enum Query {
     /// It is no query: a reply to it would only help to deceive somebody.
     Ignore,
     /// It cannot be answered; this is the reply.
@@ -28,7 +28,7 @@ pub(super) enum Query {
 }
 
 impl Query {
-    pub(super) fn read(bytes: &[u8]) -> Self {
+    pub(crate) fn read(bytes: &[u8]) -> Self {
         let Some(header) = bytes.get(..HEADER) else { return Self::Ignore };
         if header[2] & 0x80 != 0 {
             return Self::Ignore;
@@ -54,12 +54,12 @@ impl Query {
 }
 
 /// The reply for a name of the mesh: its addresses of the kind that was asked for, or none.
-pub(super) struct Answer {
+pub(crate) struct Answer {
     message: Message,
 }
 
 impl Answer {
-    pub(super) fn new(query: &Message, name: &Name) -> Self {
+    pub(crate) fn new(query: &Message, name: &Name) -> Self {
         let mut metadata = Metadata::response_from_request(&query.metadata);
         metadata.authoritative = true;
         metadata.recursion_available = true;
@@ -96,20 +96,20 @@ impl Answer {
     }
 
     /// The reply in at most `limit` bytes; one that does not fit says so, and the client asks again over TCP.
-    pub(super) fn encode(&self, limit: u16) -> Option<Vec<u8>> {
+    pub(crate) fn encode(&self, limit: u16) -> Option<Vec<u8>> {
         let whole = self.message.to_vec().ok()?;
         if whole.len() <= usize::from(limit) { Some(whole) } else { self.message.truncate().to_vec().ok() }
     }
 }
 
 /// How long a reply over UDP may be.
-pub(super) fn udp_limit(query: &Message) -> u16 {
+pub(crate) fn udp_limit(query: &Message) -> u16 {
     query.edns.as_ref().map_or(PLAIN_UDP, |edns| edns.max_payload().clamp(PLAIN_UDP, EDNS_UDP))
 }
 
 /// A resolver's reply to `query` as its client may have it over UDP: one that is longer than it takes is cut off, and says so.
 /// `None`: it cannot be read.
-pub(super) fn for_udp(reply: Vec<u8>, query: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn for_udp(reply: Vec<u8>, query: &[u8]) -> Option<Vec<u8>> {
     let takes = |query: Message| query.edns.as_ref().map_or(PLAIN_UDP, |edns| edns.max_payload().max(PLAIN_UDP));
     let limit = Message::from_vec(query).map_or(PLAIN_UDP, takes);
     if reply.len() <= usize::from(limit) {
@@ -149,7 +149,7 @@ pub(super) fn question(bytes: &[u8]) -> Option<&[u8]> {
 }
 
 /// Whether `reply` answers `query`: the same id and the same question.
-pub(super) fn answers(reply: &[u8], query: &[u8]) -> bool {
+pub(crate) fn answers(reply: &[u8], query: &[u8]) -> bool {
     reply.len() >= HEADER
         && reply[2] & 0x80 != 0
         && reply[..2] == query[..2]
@@ -161,7 +161,7 @@ pub(super) fn answers(reply: &[u8], query: &[u8]) -> bool {
         }
 }
 
-pub(super) fn is_truncated(reply: &[u8]) -> bool {
+pub(crate) fn is_truncated(reply: &[u8]) -> bool {
     reply.get(2).is_some_and(|flags| flags & 0x02 != 0)
 }
 

@@ -1,7 +1,7 @@
 //! DNS for the application. In: the queries that the redirect sends here, over UDP and TCP. Out: virtual addresses for
 //! names of the mesh, and for all else what the host's resolver says.
 
-mod message;
+pub(crate) mod message;
 mod resolvers;
 
 use std::io;

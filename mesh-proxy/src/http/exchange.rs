@@ -12,6 +12,7 @@ use super::head::{Head, text};
 use super::request_body::Upload;
 use crate::config::{Action, HttpManager, Route};
 use crate::error::{Error, Kind};
+use crate::limit::Quota;
 use crate::listen::{Direction, Security};
 use crate::retry::grpc_status;
 use crate::telemetry::RequestRecord;
@@ -44,6 +45,8 @@ pub(crate) struct Exchange {
     /// Bytes from downstream after an upgrade.
     pub(crate) tunnelled: u64,
     pub(crate) error: Option<Error>,
+    /// What the limit on requests has left.
+    pub(crate) quota: Option<Quota>,
     /// The response was handed over to its end.
     complete: bool,
 }
@@ -89,6 +92,7 @@ impl Exchange {
             response_bytes: 0,
             tunnelled: 0,
             error: None,
+            quota: None,
             complete: false,
         })
     }

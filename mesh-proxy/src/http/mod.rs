@@ -23,5 +23,7 @@ pub(crate) use connection::Connection;
 pub use connection::serve;
 pub(crate) use connection::serve_peer;
 pub(crate) use head::Head;
+#[cfg(test)]
+pub(crate) use head::concerns_connection;
 pub use io::DownstreamIo;
 pub(crate) use request_body::{BodyError, RequestBody, Upload};

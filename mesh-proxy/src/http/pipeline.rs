@@ -76,7 +76,11 @@ pub(super) async fn handle(
     };
     exchange.answered(response.status(), response.headers());
     let last = exchange.conn.signals.is_leaving();
+    let quota = exchange.quota;
     let mut response = finish(response, exchange);
+    if let Some(quota) = quota {
+        quota.tell(response.headers_mut());
+    }
     if last {
         response.headers_mut().entry(CONNECTION).or_insert(HeaderValue::from_static("close"));
     }
@@ -102,6 +106,7 @@ async fn respond(exchange: &mut Exchange) -> Result<Response<Content>, Ended> {
     let route = find_route(&exchange.conn, &manager, &exchange.head).await?;
     exchange.route = Some(route.clone());
     exchange.deadline = deadline(exchange, &route);
+    limit(exchange, &manager)?;
     if let Some(fault) = &route.fault {
         inject(fault, exchange).await?;
     }
@@ -153,6 +158,16 @@ fn deadline(exchange: &Exchange, route: &Route) -> Deadline {
         Action::Direct { .. } | Action::Redirect(_) => Duration::ZERO,
     };
     Deadline::new(&conn.timers, *start, timeout, exchange.idle_timeout(), head.grpc_deadline(*start))
+}
+
+/// Refuses what is more than the application takes.
+fn limit(exchange: &mut Exchange, manager: &HttpManager) -> Result<(), Error> {
+    let Exchange { conn, head, quota, start, .. } = exchange;
+    let Some(limit) = &manager.limit else { return Ok(()) };
+    let identity = conn.downstream.identity.as_deref();
+    let taken = conn.ctx.rate_limits.take(&manager.stat_prefix, limit, identity, &head.headers, *start);
+    *quota = Some(taken);
+    if taken.allowed { Ok(()) } else { Err(Kind::RateLimited.into()) }
 }
 
 async fn inject(fault: &Fault, exchange: &mut Exchange) -> Result<(), Ended> {

@@ -20,7 +20,7 @@ pub(crate) struct Chosen {
 
 impl Chosen {
     /// `None` if the listener takes no such connection.
-    pub(super) fn new(listener: &Arc<Listener>, port: u16, detected: &Detected) -> Option<Self> {
+    pub(crate) fn new(listener: &Arc<Listener>, port: u16, detected: &Detected) -> Option<Self> {
         let chain = detect::chain(listener, port, detected)?;
         Some(Self {
             port,
@@ -30,7 +30,7 @@ impl Chosen {
         })
     }
 
-    pub(super) fn filter(&self) -> NetworkFilter {
+    pub(crate) fn filter(&self) -> NetworkFilter {
         self.current.load().1.clone()
     }
 

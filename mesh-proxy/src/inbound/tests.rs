@@ -16,6 +16,7 @@ use crate::config::{
     Authorization, Balancer, ChainMatch, Cluster, Discovery, Endpoint, Endpoints, FilterChain, Gate, GateAction,
     Limits, Spread, TcpProxy, Transport, UpstreamHttp, UpstreamTls, WeightedClusters,
 };
+use crate::limit::RateLimits;
 use crate::listen::{InFlight, Phase, Settings};
 use crate::snapshot::{Resource, Store, Type, Update};
 use crate::telemetry::{Telemetry, TelemetryOptions};
@@ -119,6 +120,7 @@ fn context_with(tls: Tls, store: Store) -> Arc<Context> {
         settings: Settings { detect_timeout: Duration::ZERO, ..Settings::default() },
         phase: watch::channel(Phase::Serving).1,
         in_flight: InFlight::default(),
+        rate_limits: RateLimits::default(),
     })
 }
 
@@ -323,6 +325,7 @@ fn an_application_is_called_where_it_listens() {
             settings: Settings { detect_timeout: Duration::ZERO, ..Settings::default() },
             phase,
             in_flight: InFlight::default(),
+            rate_limits: RateLimits::default(),
         });
         let proxy = listen::tcp_listener(listen::everywhere(15006)).unwrap();
         tokio::spawn(serve(proxy, Connections::new(100), ctx.clone()));

@@ -115,14 +115,14 @@ fn message(out: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: u8, 
 
 /// The kernel's answer to one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
-    pub(super) sequence: u32,
+pub(crate) struct Answer {
+    pub(crate) sequence: u32,
     /// 0: done.
-    pub(super) errno: i32,
+    pub(crate) errno: i32,
 }
 
 /// Reads the answers in one datagram. Anything that is not an answer is skipped.
-pub(super) fn answers(mut datagram: &[u8]) -> Vec<Answer> {
+pub(crate) fn answers(mut datagram: &[u8]) -> Vec<Answer> {
     const NLMSG_ERROR: u16 = 2;
     let mut answers = Vec::new();
     while let Some(header) = datagram.first_chunk::<HEADER_LENGTH>() {

@@ -15,7 +15,7 @@
 
 mod command;
 mod expression;
-mod message;
+pub(crate) mod message;
 mod netlink;
 mod rules;
 mod self_test;

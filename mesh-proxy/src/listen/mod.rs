@@ -16,6 +16,7 @@ use mesh_common::names::port;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use crate::limit::RateLimits;
 use crate::snapshot::Store;
 use crate::telemetry::Telemetry;
 use crate::tls::Tls;
@@ -136,6 +137,7 @@ pub struct Context {
     pub phase: watch::Receiver<Phase>,
     /// What peers have going with the application.
     pub in_flight: InFlight,
+    pub rate_limits: RateLimits,
 }
 
 impl Context {

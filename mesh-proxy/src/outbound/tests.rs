@@ -10,6 +10,7 @@ use super::*;
 use crate::config::{Endpoint, Endpoints, FilterChain, Name};
 use crate::dns::{Dns, DnsSockets, Resolvers};
 use crate::intercept;
+use crate::limit::RateLimits;
 use crate::listen::{InFlight, Phase, Settings};
 use crate::snapshot::{Resource, Store};
 use crate::telemetry::{Telemetry, TelemetryOptions};
@@ -26,6 +27,7 @@ fn context(resources: impl IntoIterator<Item = Resource>) -> Arc<Context> {
         settings: Settings { detect_timeout: Duration::ZERO, ..Settings::default() },
         phase: watch::channel(Phase::Serving).1,
         in_flight: InFlight::default(),
+        rate_limits: RateLimits::default(),
     })
 }
 

@@ -4,6 +4,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::config::{Authorization, WeightedClusters};
+use crate::limit::RateLimits;
 use crate::listen::{InFlight, Phase, Settings};
 use crate::snapshot::Store;
 use crate::telemetry::{Telemetry, TelemetryOptions};
@@ -20,6 +21,7 @@ fn context() -> Context {
         settings: Settings::default(),
         phase: watch::channel(Phase::Serving).1,
         in_flight: InFlight::default(),
+        rate_limits: RateLimits::default(),
     }
 }
 

@@ -15,7 +15,8 @@ use tree::{Node, Position, Value};
 
 /// Larger inputs are refused unread.
 const MAX_INPUT: usize = 16 << 20;
-const MAX_DEPTH: usize = 64;
+/// Twice of what an object needs; reading takes stack for each level.
+const MAX_DEPTH: usize = 32;
 /// More errors than this about one object help nobody.
 const MAX_ERRORS: usize = 20;
 /// An object of which more is unknown than this is not one that can be understood.

@@ -33,7 +33,7 @@ fn is_header_value(value: &str) -> bool {
     value.len() <= MAX_VALUE && value.bytes().all(|b| b == b'\t' || (0x20..0x7f).contains(&b))
 }
 
-fn header_name(errors: &mut Errors, path: &str, name: &str) -> bool {
+pub(super) fn header_name(errors: &mut Errors, path: &str, name: &str) -> bool {
     errors.add_if(!is_token(name), path, format!("{name:?} is not the name of an HTTP header"));
     is_token(name)
 }

@@ -3,6 +3,7 @@
 
 mod authorization;
 mod fields;
+mod limits;
 mod load_balancer;
 mod metadata;
 mod policies;

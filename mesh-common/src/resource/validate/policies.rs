@@ -1,9 +1,8 @@
 use super::super::{
     FaultInjectionSpec, MeshConfigSpec, PeerAuthenticationSpec, RETRY_CONDITIONS, Retries, TrafficPolicySpec,
 };
-use super::Errors;
 use super::fields::{at_most, header_matches, label, not_zero, targets};
-use super::load_balancer;
+use super::{Errors, limits, load_balancer};
 
 const ROUTED: [&str; 3] = ["Service", "HTTPRoute", "GRPCRoute"];
 
@@ -23,6 +22,9 @@ pub(super) fn traffic(spec: &TrafficPolicySpec, errors: &mut Errors) {
     }
     if let Some(value) = &spec.retries {
         retries(errors, "spec.retries", value);
+    }
+    if let Some(value) = &spec.limits {
+        limits::limits(value, errors);
     }
     if let Some(pool) = &spec.connection_pool {
         for (field, value) in [

@@ -3,6 +3,7 @@ mod consistency;
 mod envoy;
 mod faults;
 mod inbound;
+mod limits;
 mod outbound;
 mod precedence;
 mod rules;

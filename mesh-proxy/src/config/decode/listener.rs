@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::config::listener::v3::{
 use envoy_types::pb::envoy::extensions::filters::http::cors::v3::Cors;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::grpc_stats::v3::FilterConfig as GrpcStats;
+use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
@@ -30,12 +31,12 @@ use envoy_types::pb::google::protobuf::Any;
 use mesh_common::proto::extensions::Fault as PbFault;
 
 use super::{
-    At, Decoded, Rejected, authorization, duration_or, each, fault, from_ads, is, is_true, route, tls, unless, unpack,
-    unsupported_type,
+    At, Decoded, Rejected, authorization, duration_or, each, fault, from_ads, is, is_true, limit, route, tls, unless,
+    unpack, unsupported_type,
 };
 use crate::config::{
     Authorization, ChainMatch, Fault, FilterChain, Gate, HeaderMutation, HttpManager, Listener, NetworkFilter,
-    RouteSource, ServerName, TcpProxy, Transport, WeightedCluster, WeightedClusters,
+    RequestLimit, RouteSource, ServerName, TcpProxy, Transport, WeightedCluster, WeightedClusters,
 };
 
 /// Envoy's defaults.
@@ -183,7 +184,8 @@ fn http_manager(pb: HttpConnectionManager) -> Decoded<HttpManager> {
     unless(detection, "original_ip_detection_extensions", "is not supported")?;
     unless(pb.typed_header_validation_config.is_some(), "typed_header_validation_config", "is not supported")?;
     unless(pb.local_reply_config.is_some(), "local_reply_config", "is not supported")?;
-    let authorization = Authorization { gates: http_filters(pb.http_filters)? };
+    let (gates, limit) = http_filters(pb.http_filters)?;
+    let authorization = Authorization { gates };
     let routes = match pb.route_specifier {
         Some(RouteSpecifier::Rds(rds)) => {
             from_ads(&rds.config_source).at("rds.config_source")?;
@@ -203,12 +205,14 @@ fn http_manager(pb: HttpConnectionManager) -> Decoded<HttpManager> {
         routes,
         idle_timeout: duration_or("common_http_protocol_options.idle_timeout", &common.idle_timeout, IDLE)?,
         stream_idle_timeout: duration_or("stream_idle_timeout", &pb.stream_idle_timeout, STREAM_IDLE)?,
+        limit,
     })
 }
 
-/// The gates before the router.
-fn http_filters(filters: Vec<HttpFilter>) -> Decoded<Vec<Gate>> {
+/// The gates before the router, and the limit.
+fn http_filters(filters: Vec<HttpFilter>) -> Decoded<(Vec<Gate>, Option<RequestLimit>)> {
     let mut gates = Vec::new();
+    let mut limit = None;
     let last = filters.len().checked_sub(1).ok_or_else(|| Rejected::field("http_filters", "must end in the router"))?;
     for (index, filter) in filters.into_iter().enumerate() {
         let at = format!("http_filters[{index}]");
@@ -218,13 +222,18 @@ fn http_filters(filters: Vec<HttpFilter>) -> Decoded<Vec<Gate>> {
             _ => return Err(Rejected::field("typed_config", "is needed")).at(at),
         };
         if is::<Router>(&any) && index == last {
-            return Ok(gates);
+            return Ok((gates, limit));
         }
         if let Some(more) = authorization::http(&any) {
             // One that is only there for routes to turn on is refused with the route that does.
             if !filter.disabled {
                 gates.extend(more.at("typed_config").at(at)?);
             }
+            continue;
+        }
+        if let Some(pb) = unpack::<LocalRateLimit>(&any).filter(|_| !filter.disabled) {
+            unless(limit.is_some(), &at, "one limit is supported")?;
+            limit = pb.and_then(limit::limit).at(format_args!("{at}.typed_config"))?;
             continue;
         }
         if !(filter.disabled || filter.is_optional) {

@@ -25,6 +25,7 @@ mod authorization;
 mod cluster;
 mod endpoints;
 mod fault;
+mod limit;
 mod listener;
 mod matching;
 mod route;

@@ -6,22 +6,27 @@ use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendA
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType as SocketConfig;
 use envoy_types::pb::envoy::config::core::v3::{
-    Address, AggregatedConfigSource, HeaderValue, HeaderValueOption, HealthStatus, Locality, Metadata, SocketAddress,
-    TransportSocket,
+    Address, AggregatedConfigSource, HeaderValue, HeaderValueOption, HealthStatus, Locality, Metadata,
+    RuntimeFractionalPercent, SocketAddress, TransportSocket,
 };
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use envoy_types::pb::envoy::config::endpoint::v3::{Endpoint as PbEndpoint, LbEndpoint, LocalityLbEndpoints};
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType as FilterConfig;
 use envoy_types::pb::envoy::config::listener::v3::listener_filter::ConfigType as ListenerFilterConfig;
 use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain as PbChain, FilterChainMatch, ListenerFilter};
+use envoy_types::pb::envoy::config::route::v3::rate_limit::Action as LimitAction;
+use envoy_types::pb::envoy::config::route::v3::rate_limit::action::{ActionSpecifier, RequestHeaders};
 use envoy_types::pb::envoy::config::route::v3::route::Action as PbAction;
 use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use envoy_types::pb::envoy::config::route::v3::{
-    HeaderMatcher, RetryPolicy as PbRetry, Route as PbRoute, RouteAction, RouteMatch as PbMatch, VirtualHost as PbHost,
-    WeightedCluster as PbWeighted,
+    HeaderMatcher, RateLimit, RetryPolicy as PbRetry, Route as PbRoute, RouteAction, RouteMatch as PbMatch,
+    VirtualHost as PbHost, WeightedCluster as PbWeighted,
 };
+use envoy_types::pb::envoy::extensions::common::ratelimit::v3::LocalRateLimitDescriptor;
+use envoy_types::pb::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
+use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
@@ -41,6 +46,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
+use envoy_types::pb::envoy::r#type::v3::TokenBucket;
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{Struct, UInt32Value, Value};
 use envoy_types::util::pack_any;
@@ -49,6 +55,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::*;
+use crate::fuzzing::damaged::damaged;
+use crate::limit::Rate;
 
 fn ads() -> Option<ConfigSource> {
     let config_source_specifier = Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {}));
@@ -591,21 +599,7 @@ fn garbage_is_refused_as_such() {
     assert!(reason.field.is_empty() && reason.reason.starts_with("not a protobuf message"), "{reason}");
 }
 
-/// Bytes that are nearly a resource get further into the decoder than random ones.
-fn nearly(valid: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
-    let length = valid.len();
-    prop::collection::vec((0..length, any::<u8>()), 0..4).prop_map(move |changes| {
-        let mut bytes = valid.clone();
-        for (at, byte) in changes {
-            bytes[at] = byte;
-        }
-        bytes
-    })
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
     #[test]
     fn decoding_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
         for ty in Type::ALL {
@@ -615,13 +609,116 @@ proptest! {
 
     #[test]
     fn decoding_damaged_resources_never_panics(
-        listener in nearly(inbound().encode_to_vec()),
-        cluster in nearly(eds_cluster().encode_to_vec()),
-        table in nearly(table_of(vec![route_to("a")]).encode_to_vec()),
+        bytes in damaged(vec![
+            inbound().encode_to_vec(),
+            PbListener {
+                name: "l".into(),
+                filter_chains: vec![chain_of(vec![network_filter(pack_any(limited(by_header())))])],
+                ..Default::default()
+            }.encode_to_vec(),
+            eds_cluster().encode_to_vec(),
+            table_of(vec![route_to("a")]).encode_to_vec(),
+            ClusterLoadAssignment {
+                cluster_name: "a".into(),
+                endpoints: vec![LocalityLbEndpoints {
+                    lb_endpoints: vec![lb_endpoint("10.0.0.1", 80)],
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }.encode_to_vec(),
+        ]),
     ) {
-        let _ = decode(Type::Listener, &listener);
-        let _ = decode(Type::Cluster, &cluster);
-        let _ = decode(Type::Routes, &table);
+        crate::fuzzing::xds(&bytes);
+    }
+}
+
+fn limited(limit: LocalRateLimit) -> HttpConnectionManager {
+    let mut manager = manager();
+    manager.http_filters.insert(0, http_filter("l", pack_any(limit)));
+    manager
+}
+
+fn ten_a_minute() -> LocalRateLimit {
+    let all = || {
+        let default_value = Some(FractionalPercent { numerator: 100, denominator: DenominatorType::Hundred as i32 });
+        Some(RuntimeFractionalPercent { default_value, ..Default::default() })
+    };
+    let fill_interval = Some(PbDuration { seconds: 60, nanos: 0 });
+    LocalRateLimit {
+        token_bucket: Some(TokenBucket { max_tokens: 3, tokens_per_fill: uint(10), fill_interval }),
+        filter_enabled: all(),
+        filter_enforced: all(),
+        ..Default::default()
+    }
+}
+
+/// By the values of a header.
+fn by_header() -> LocalRateLimit {
+    let action = RequestHeaders { header_name: "X-User".into(), descriptor_key: "k".into(), ..Default::default() };
+    let action = LimitAction { action_specifier: Some(ActionSpecifier::RequestHeaders(action)) };
+    let base = ten_a_minute();
+    LocalRateLimit {
+        always_consume_default_token_bucket: Some(BoolValue { value: false }),
+        rate_limits: vec![RateLimit { actions: vec![action], ..Default::default() }],
+        descriptors: vec![LocalRateLimitDescriptor {
+            entries: vec![Entry { key: "k".into(), value: String::new() }],
+            token_bucket: base.token_bucket,
+            ..Default::default()
+        }],
+        ..base
+    }
+}
+
+fn decoded_limit(limit: LocalRateLimit) -> Option<RequestLimit> {
+    let listener = PbListener {
+        name: "l".into(),
+        filter_chains: vec![chain_of(vec![network_filter(pack_any(limited(limit)))])],
+        ..Default::default()
+    };
+    match decode(Type::Listener, &listener.encode_to_vec()) {
+        Ok(Resource::Listener(listener)) => match &listener.chains[0].filter {
+            NetworkFilter::Http(manager) => manager.limit.clone(),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn limits_of_requests() {
+    let rate = Rate::new(10, Duration::from_secs(60), 3).unwrap();
+    assert_eq!(decoded_limit(ten_a_minute()), Some(RequestLimit { rate, by: LimitBy::Nobody }));
+    let by = LimitBy::Header("x-user".parse().unwrap());
+    assert_eq!(decoded_limit(by_header()), Some(RequestLimit { rate, by }));
+    // Envoy's default is that it is for no request.
+    assert_eq!(decoded_limit(LocalRateLimit { filter_enforced: None, ..ten_a_minute() }), None);
+}
+
+#[test]
+fn limits_that_would_not_hold_are_refused() {
+    let without_bucket = LocalRateLimit { token_bucket: None, ..ten_a_minute() };
+    let empty =
+        LocalRateLimit { token_bucket: Some(TokenBucket { max_tokens: 0, ..Default::default() }), ..ten_a_minute() };
+    let by_connection = LocalRateLimit { local_rate_limit_per_downstream_connection: true, ..ten_a_minute() };
+    let both = LocalRateLimit { always_consume_default_token_bucket: None, ..by_header() };
+    let mut one_value = by_header();
+    one_value.descriptors[0].entries[0].value = "admin".into();
+    let mut other_bucket = by_header();
+    other_bucket.descriptors[0].token_bucket.as_mut().unwrap().max_tokens = 1;
+    let alone = LocalRateLimit { descriptors: vec![], ..by_header() };
+    for (limit, says) in [
+        (without_bucket, "token_bucket"),
+        (empty, "fill_interval"),
+        (by_connection, "local_rate_limit_per_downstream_connection"),
+        (both, "always_consume_default_token_bucket"),
+        (one_value, "descriptors[0]"),
+        (other_bucket, "descriptors[0].token_bucket"),
+        (alone, "descriptors"),
+    ] {
+        let chain = chain_of(vec![network_filter(pack_any(limited(limit)))]);
+        let listener = PbListener { name: "l".into(), filter_chains: vec![chain], ..Default::default() };
+        let reason = refused(Type::Listener, listener);
+        assert!(reason.contains("http_filters[0].typed_config") && reason.contains(says), "{says}: {reason}");
     }
 }
 

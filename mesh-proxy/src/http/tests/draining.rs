@@ -209,6 +209,7 @@ async fn a_connection_that_became_a_tunnel_is_open_until_the_tunnel_ends() {
         routes: RouteSource::Inline(Arc::new(to(forward(&[("app", 1)])))),
         idle_timeout: Duration::ZERO,
         stream_idle_timeout: Duration::ZERO,
+        limit: None,
     };
     let inbound = Downstream { direction: Direction::Inbound, ..downstream() };
     let served = tokio::spawn(serve(stream, Arc::new(inbound), Arc::new(manager), ctx));

@@ -270,6 +270,7 @@ async fn the_future_of_a_request_is_small() {
             routes: RouteSource::Rds("routes".to_owned()),
             idle_timeout: Duration::ZERO,
             stream_idle_timeout: Duration::ZERO,
+            limit: None,
         }),
         None,
         proxy.ctx.clone(),

@@ -9,6 +9,7 @@ mod http2;
 mod informational;
 mod lifecycle;
 mod limits;
+mod rates;
 mod retries;
 mod timeouts;
 mod upgrades;
@@ -34,6 +35,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::config::*;
 use crate::fault::Share;
+use crate::limit::RateLimits;
 use crate::listen::{Context, Direction, Downstream, InFlight, Phase, Settings};
 use crate::snapshot::{Resource, Store, Type, Update};
 use crate::telemetry::{Telemetry, TelemetryOptions};
@@ -277,6 +279,7 @@ struct ProxyOptions {
     /// Terminate mutual TLS.
     terminate: bool,
     inline: Option<RouteTable>,
+    limit: Option<RequestLimit>,
     idle_timeout: Duration,
     stream_idle_timeout: Duration,
 }
@@ -288,6 +291,7 @@ impl Default for ProxyOptions {
             tls: Tls::default(),
             terminate: false,
             inline: None,
+            limit: None,
             idle_timeout: Duration::ZERO,
             stream_idle_timeout: Duration::ZERO,
         }
@@ -324,6 +328,7 @@ impl Proxy {
             settings: Settings::default(),
             phase,
             in_flight: InFlight::default(),
+            rate_limits: RateLimits::default(),
         });
         let manager = Arc::new(HttpManager {
             stat_prefix: "test".to_owned(),
@@ -334,6 +339,7 @@ impl Proxy {
             },
             idle_timeout: options.idle_timeout,
             stream_idle_timeout: options.stream_idle_timeout,
+            limit: options.limit,
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -411,7 +417,8 @@ async fn put(store: &Store, resource: Resource) {
             Type::Routes => drop(asking.routes(&asked).await),
             Type::Cluster => drop(asking.cluster(&asked).await),
             Type::Endpoints => drop(asking.endpoints(&asked).await),
-            Type::Listener | Type::Name => (),
+            Type::Listener => drop(asking.listener(&asked).await),
+            Type::Name => (),
         }
     };
     let update = Update { resources: vec![("1".to_owned(), resource)], ..Update::default() };

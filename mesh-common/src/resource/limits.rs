@@ -1,0 +1,48 @@
+use serde::{Deserialize, Serialize};
+
+use super::Duration;
+
+/// What a workload takes; its own proxy refuses the rest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct TrafficLimits {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<RequestLimit>,
+}
+
+/// A token bucket at each workload.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RequestLimit {
+    pub rate: u32,
+    /// Default: a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per: Option<Duration>,
+    /// That many at once, after a pause. Default: the rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u32>,
+    /// Who has a bucket of its own. Default: nobody, all requests to the port share one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<LimitBy>,
+    /// The header of [`LimitBy::Header`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header: Option<String>,
+}
+
+impl RequestLimit {
+    pub fn per(&self) -> std::time::Duration {
+        self.per.map_or(std::time::Duration::from_secs(1), Duration::get)
+    }
+
+    pub fn burst(&self) -> u32 {
+        self.burst.unwrap_or(self.rate)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub enum LimitBy {
+    /// The SPIFFE ID of whoever calls.
+    CallerIdentity,
+    /// Each value of a header; requests without it share one.
+    Header,
+}

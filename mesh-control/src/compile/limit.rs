@@ -1,0 +1,78 @@
+//! Limits of the server's side, as Envoy's filter for local rate limits has them.
+
+use envoy_types::pb::envoy::config::core::v3::{RuntimeFractionalPercent, TypedExtensionConfig};
+use envoy_types::pb::envoy::config::route::v3::RateLimit;
+use envoy_types::pb::envoy::config::route::v3::rate_limit::Action;
+use envoy_types::pb::envoy::config::route::v3::rate_limit::action::{ActionSpecifier, RequestHeaders};
+use envoy_types::pb::envoy::extensions::common::ratelimit::v3::LocalRateLimitDescriptor;
+use envoy_types::pb::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
+use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{HttpFilter, http_filter};
+use envoy_types::pb::envoy::extensions::rate_limit_descriptors::expr::v3::Descriptor;
+use envoy_types::pb::envoy::extensions::rate_limit_descriptors::expr::v3::descriptor::ExprSpecifier;
+use envoy_types::pb::envoy::r#type::v3::TokenBucket;
+use mesh_common::names::{EXPR_CALLER_IDENTITY, LIMIT_KEYS};
+use mesh_common::resource::{LimitBy, RequestLimit};
+
+use super::build::{any, boolean, duration, fraction, uint32};
+
+/// What the one entry of a descriptor is called.
+const KEY: &str = "by";
+
+pub(super) fn filter(stat_prefix: &str, limit: &RequestLimit) -> HttpFilter {
+    let bucket = || {
+        Some(TokenBucket {
+            max_tokens: limit.burst(),
+            tokens_per_fill: uint32(limit.rate),
+            fill_interval: duration(limit.per()),
+        })
+    };
+    let always =
+        || Some(RuntimeFractionalPercent { default_value: fraction(1_000_000), ..RuntimeFractionalPercent::default() });
+    // A value that is left out is any, and each has a bucket of its own.
+    let each = || Entry { key: KEY.to_owned(), value: String::new() };
+    let descriptor = || LocalRateLimitDescriptor {
+        entries: vec![each()],
+        token_bucket: bucket(),
+        ..LocalRateLimitDescriptor::default()
+    };
+    let action = limit.by.map(|by| Action { action_specifier: Some(specifier(by, limit)) });
+    let keyed = action.map(|action| RateLimit { actions: vec![action], ..RateLimit::default() });
+    let config = LocalRateLimit {
+        stat_prefix: stat_prefix.to_owned(),
+        // Of requests that have none of their own.
+        token_bucket: bucket(),
+        always_consume_default_token_bucket: keyed.as_ref().and_then(|_| boolean(false)),
+        descriptors: keyed.iter().map(|_| descriptor()).collect(),
+        max_dynamic_descriptors: keyed.as_ref().and_then(|_| uint32(LIMIT_KEYS)),
+        rate_limits: keyed.into_iter().collect(),
+        filter_enabled: always(),
+        filter_enforced: always(),
+        rate_limited_as_resource_exhausted: true,
+        enable_retry_after_header: true,
+        ..LocalRateLimit::default()
+    };
+    HttpFilter {
+        name: "envoy.filters.http.local_ratelimit".to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(any(config))),
+        ..HttpFilter::default()
+    }
+}
+
+fn specifier(by: LimitBy, limit: &RequestLimit) -> ActionSpecifier {
+    match by {
+        LimitBy::Header => ActionSpecifier::RequestHeaders(RequestHeaders {
+            header_name: limit.header.clone().unwrap_or_default(),
+            descriptor_key: KEY.to_owned(),
+            ..RequestHeaders::default()
+        }),
+        LimitBy::CallerIdentity => ActionSpecifier::Extension(TypedExtensionConfig {
+            name: "envoy.rate_limit_descriptors.expr".to_owned(),
+            typed_config: Some(any(Descriptor {
+                descriptor_key: KEY.to_owned(),
+                skip_if_error: false,
+                expr_specifier: Some(ExprSpecifier::Text(EXPR_CALLER_IDENTITY.to_owned())),
+            })),
+        }),
+    }
+}

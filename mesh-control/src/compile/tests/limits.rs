@@ -1,0 +1,72 @@
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, http_filter,
+};
+use mesh_common::names;
+
+use super::*;
+
+fn policy(name: &str, target: &str, requests: &str) -> String {
+    format!(
+        "apiVersion: meshctl.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {name}}}\n\
+         spec: {{targetRefs: [{{kind: Service, name: {target}}}], limits: {{requests: {requests}}}}}\n---\n"
+    )
+}
+
+/// The limits before the application's port, of every chain for HTTP.
+fn limits(text: &str, scope: &Scope) -> Vec<LocalRateLimit> {
+    let listener: Listener = get(&shop(text), scope, ResourceType::Listener, names::LISTENER_INBOUND);
+    let filters = listener.filter_chains.iter().flat_map(|chain| &chain.filters);
+    let configs = filters.filter_map(|filter| match filter.config_type.as_ref()? {
+        envoy_types::pb::envoy::config::listener::v3::filter::ConfigType::TypedConfig(any) => Some(any),
+        _ => None,
+    });
+    let managers = configs.filter(|any| any.type_url.ends_with("HttpConnectionManager"));
+    let first = managers.map(|any| decode::<HttpConnectionManager>(any).http_filters.into_iter().next().unwrap());
+    first
+        .filter(|filter| filter.name == "envoy.filters.http.local_ratelimit")
+        .map(|filter| match filter.config_type.unwrap() {
+            http_filter::ConfigType::TypedConfig(any) => super::decode(&any),
+            other => panic!("{other:?}"),
+        })
+        .collect()
+}
+
+fn of(service: &str, workload: &str, client: ClientKind) -> Scope {
+    Scope { service: service.to_owned(), workload: workload.to_owned(), ..scope(client) }
+}
+
+#[test]
+fn a_limit_is_before_the_service_s_own_workloads() {
+    let text = policy("p", "reviews", "{rate: 10, per: 1m, burst: 3}");
+    let [limit] = &limits(&text, &of("reviews", "reviews-v1-a", ClientKind::Mesh))[..] else { panic!("no limit") };
+    let bucket = limit.token_bucket.as_ref().unwrap();
+    assert_eq!((bucket.max_tokens, bucket.tokens_per_fill.unwrap().value), (3, 10));
+    assert_eq!(bucket.fill_interval.as_ref().unwrap().seconds, 60);
+    assert!(limit.descriptors.is_empty() && limit.rate_limits.is_empty());
+    assert_eq!(limits(&text, &mesh()), []);
+    // Envoy has a chain for each version of HTTP.
+    assert_eq!(limits(&text, &of("reviews", "reviews-v1-a", ClientKind::Envoy)).len(), 2);
+}
+
+#[test]
+fn a_version_s_own_limit_comes_first() {
+    let text = policy("p", "reviews", "{rate: 10}") + &policy("q", "reviews-v2", "{rate: 20}");
+    let rate = |workload: &str| {
+        let limits = limits(&text, &of("reviews", workload, ClientKind::Mesh));
+        limits[0].token_bucket.as_ref().unwrap().tokens_per_fill.unwrap().value
+    };
+    assert_eq!((rate("reviews-v1-a"), rate("reviews-v2-a")), (10, 20));
+}
+
+#[test]
+fn a_bucket_for_each_caller_or_value_of_a_header() {
+    for (by, extension) in [("{rate: 1, by: CallerIdentity}", true), ("{rate: 1, by: Header, header: x-user}", false)] {
+        let [limit] = &limits(&policy("p", "web", by), &mesh())[..] else { panic!("no limit") };
+        assert_eq!(limit.descriptors[0].token_bucket, limit.token_bucket);
+        assert!(limit.descriptors[0].entries[0].value.is_empty());
+        assert!(!limit.always_consume_default_token_bucket.unwrap().value);
+        assert_eq!(format!("{:?}", limit.rate_limits).contains("Extension"), extension);
+    }
+}
