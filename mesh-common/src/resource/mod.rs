@@ -4,6 +4,7 @@
 //! errors with file, line, column and field path.
 
 mod duration;
+mod endpoint_health;
 mod fault;
 mod gateway;
 mod grpc_route;
@@ -24,6 +25,7 @@ mod workload_entry;
 use serde::{Deserialize, Serialize};
 
 pub use duration::{Duration, DurationError};
+pub use endpoint_health::*;
 pub use fault::*;
 pub use gateway::*;
 pub use grpc_route::*;

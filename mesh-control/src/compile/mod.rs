@@ -5,6 +5,7 @@
 
 mod build;
 mod cluster;
+mod endpoint_health;
 mod endpoints;
 mod fault;
 mod http;

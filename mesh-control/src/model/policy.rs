@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mesh_common::resource::{
-    Key, Kind, LoadBalancerPolicy, MESH_NAMESPACE, Retries, TargetRef, TrafficPolicy, TrafficPolicySpec,
+    HealthCheck, Key, Kind, LoadBalancerPolicy, MESH_NAMESPACE, OutlierDetection, Retries, TargetRef, TrafficPolicy,
+    TrafficPolicySpec,
 };
 
 use super::{Age, Condition, Name, Service, Status};
@@ -24,6 +25,10 @@ pub struct Policy {
     pub max_connections: Option<u32>,
     pub max_pending: Option<u32>,
     pub max_requests: Option<u32>,
+    pub max_retries: Option<u32>,
+    max_retry_after: Option<Duration>,
+    outlier_detection: Option<OutlierDetection>,
+    health_check: Option<HealthCheck>,
 }
 
 /// Retries that are safe for every request: the server has not seen the one that failed.
@@ -72,6 +77,19 @@ impl Policy {
         self.budget.unwrap_or((20, 3))
     }
 
+    /// The longest `Retry-After` that a retry waits for; zero: the header is not looked at.
+    pub fn max_retry_after(&self) -> Duration {
+        self.max_retry_after.unwrap_or(Duration::from_secs(10))
+    }
+
+    pub fn outlier_detection(&self) -> Option<&OutlierDetection> {
+        self.outlier_detection.as_ref().filter(|it| it.is_on())
+    }
+
+    pub fn health_check(&self) -> Option<&HealthCheck> {
+        self.health_check.as_ref().filter(|it| it.is_on())
+    }
+
     /// Timeouts that a route's rule sets itself.
     pub(super) fn with_timeouts(mut self, request: Option<Duration>, per_try: Option<Duration>) -> Self {
         self.request = request.or(self.request);
@@ -112,11 +130,16 @@ impl Policy {
             self.max_connections = pool.max_connections.or(self.max_connections);
             self.max_pending = pool.max_pending.or(self.max_pending);
             self.max_requests = pool.max_requests.or(self.max_requests);
+            self.max_retries = pool.max_retries.or(self.max_retries);
         }
+        // Each as a whole: `{}` turns off what a wider scope says.
+        self.outlier_detection = spec.outlier_detection.or(self.outlier_detection);
+        self.health_check = spec.health_check.clone().or(self.health_check.take());
     }
 
     fn overlay_retries(&mut self, retries: &Retries) {
         self.attempts = retries.attempts.or(self.attempts);
+        self.max_retry_after = retries.max_retry_after.map(|d| d.get()).or(self.max_retry_after);
         self.on = retries.on.clone().or(self.on.take());
         self.per_try = retries.per_try_timeout.map(|d| d.get()).or(self.per_try);
         if let Some(backoff) = retries.backoff {
@@ -167,10 +190,12 @@ impl<'a> Policies<'a> {
             let of_route = policy.spec.target_refs.iter().any(|target| target.kind != "Service");
             let of_cluster = policy.spec.load_balancer.is_some()
                 || policy.spec.connection_pool.is_some()
+                || policy.spec.outlier_detection.is_some()
+                || policy.spec.health_check.is_some()
                 || policy.spec.timeouts.is_some_and(|t| t.connect.is_some())
                 || policy.spec.retries.as_ref().is_some_and(|r| r.budget.is_some());
             if of_route && of_cluster {
-                let message = "load balancing, connections and the retry budget belong to a Service; a route that is a target does not change them";
+                let message = "load balancing, connections, the health of endpoints and the retry budget belong to a Service; a route that is a target does not change them";
                 status.conditions.push(Condition::ignored("TargetIsRoute", message));
             }
         }

@@ -4,10 +4,12 @@
 
 mod cluster;
 pub mod decode;
+mod endpoint_health;
 mod listener;
 mod route;
 
 pub use cluster::*;
+pub use endpoint_health::*;
 pub use listener::*;
 pub use route::*;
 

@@ -21,7 +21,7 @@ use crate::error::{Error, Kind, Retry, Side};
 use crate::fault::{self, End};
 use crate::listen::{Direction, Security};
 use crate::snapshot::Found;
-use crate::upstream::{Failed, Held, Target, UpstreamBody, Version, View};
+use crate::upstream::{Failed, Held, Outcome, Target, UpstreamBody, Version, View};
 use crate::{mirror, retry, route};
 
 /// Why there is no response.
@@ -217,17 +217,28 @@ async fn tries(
         let outcome = try_once(exchange, tries.may_go_on(exchange)).await;
         let now = Instant::now();
         exchange.deadline.end_try(now);
+        let mut asked = None;
         match outcome {
             Ok(response) => {
                 exchange.answered_upstream = Some(now);
+                exchange.observe_head(response.status(), response.headers(), now);
                 let wanted = retry::on_response(&policy.on, response.status(), response.headers());
-                if !(wanted && tries.take(view, exchange)) {
+                asked = retry::retry_after(policy, response.headers(), SystemTime::now).filter(|_| wanted);
+                // Sooner than it asked for would be no use, and later is too late.
+                let patient = asked.is_none_or(|wait| {
+                    let in_time = now.checked_add(wait).is_some_and(|at| exchange.deadline.passed(exchange.upload.as_ref(), at).is_none());
+                    wait <= policy.retry_after_max && in_time
+                });
+                if !(wanted && patient && tries.take(view, exchange)) {
                     return Ok(response);
                 }
             }
             Err(Failed { error, stale, .. }) => {
                 if stale && tries.renew(exchange) {
                     continue;
+                }
+                if let Some(outcome) = Outcome::of_error(error.kind) {
+                    exchange.observe(outcome, || now);
                 }
                 let wanted = retry::on_error(&policy.on, error.kind, exchange.head.is_idempotent());
                 if !(wanted && tries.take(view, exchange)) {
@@ -236,7 +247,8 @@ async fn tries(
             }
         }
         tries.tried.push(address);
-        let wait = retry::backoff(policy, policy.retries - tries.left, fastrand::f64());
+        let backoff = retry::backoff(policy, policy.retries - tries.left, fastrand::f64());
+        let wait = asked.unwrap_or_default() + backoff;
         let waited = exchange.deadline.limit(exchange.upload.as_ref(), Box::pin(tokio::time::sleep(wait))).await;
         waited?;
     }

@@ -13,6 +13,7 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::config::{
+    EndpointHealth,
     Balancer, ChainMatch, Cluster, Discovery, Endpoint, Endpoints, FilterChain, Limits, TcpProxy, Transport,
     UpstreamHttp, UpstreamTls, WeightedClusters,
 };
@@ -98,6 +99,7 @@ fn application(address: SocketAddr) -> Resource {
         tls_always: false,
         http: UpstreamHttp::Downstream,
         limits,
+        health: EndpointHealth::default(),
     }))
 }
 

@@ -3,6 +3,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use super::check::{Checked, Standing};
+use super::outlier::Record;
 use super::{http1, http2};
 use crate::application;
 use crate::listen::{Direction, Downstream};
@@ -31,10 +33,14 @@ pub(crate) struct Host {
     created: Instant,
     /// Until when it is better passed over, in milliseconds after `created`; 0 for most.
     leaving_until: AtomicU64,
+    /// What came of its requests.
+    pub(super) record: Record,
+    pub(super) checked: Checked,
 }
 
 impl Host {
     pub(super) fn new(address: SocketAddr, secure: bool) -> Self {
+        let created = Instant::now();
         Self {
             address,
             secure,
@@ -44,8 +50,10 @@ impl Host {
             connections: Arc::default(),
             load: AtomicUsize::new(0),
             retired: AtomicBool::new(false),
-            created: Instant::now(),
+            created,
             leaving_until: AtomicU64::new(0),
+            record: Record::new(created),
+            checked: Checked::default(),
         }
     }
 
@@ -85,8 +93,18 @@ impl Host {
         until > 0 && self.created.elapsed() < Duration::from_millis(until)
     }
 
+    /// Nothing speaks against giving it a request.
+    pub(super) fn is_available(&self) -> bool {
+        self.checked.standing() == Standing::Good && !self.is_leaving() && !self.is_ejected()
+    }
+
+    pub(super) fn is_ejected(&self) -> bool {
+        self.record.is_ejected(Instant::now)
+    }
+
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
+        self.checked.end();
         self.http1.clear();
         self.http2.clear();
     }

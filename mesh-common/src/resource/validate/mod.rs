@@ -1,6 +1,7 @@
 //! What can be known to be wrong from an object alone. What depends on other objects (a backend that does not exist, two
 //! objects that want different things) is a condition, found by the model.
 
+mod endpoint_health;
 mod fields;
 mod metadata;
 mod policies;

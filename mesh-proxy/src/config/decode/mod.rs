@@ -22,6 +22,7 @@ use super::Name;
 use crate::snapshot::{Resource, Type};
 
 mod cluster;
+mod endpoint_health;
 mod endpoints;
 mod fault;
 mod listener;
