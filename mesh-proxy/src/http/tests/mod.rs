@@ -3,6 +3,7 @@
 mod draining;
 mod expect;
 mod faults;
+mod health;
 mod http1;
 mod http2;
 mod lifecycle;

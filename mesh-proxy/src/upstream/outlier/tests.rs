@@ -205,7 +205,7 @@ proptest! {
     fn whatever_happens_one_is_left_and_the_share_holds(
         size in 1usize..8,
         percent in 0u32..=100,
-        events in prop::collection::vec((0usize..8, 0u8..8, 0u64..20), 0..400),
+        events in prop::collection::vec((0usize..8, 0u8..8, 0u32..20), 0..400),
     ) {
         let rate = SuccessRate { deviations: 0.5, min_hosts: 1, min_requests: 1 };
         let config = OutlierDetection {
