@@ -122,12 +122,19 @@ fn envoy_is_routed_by_the_same_objects(api_type: &str) {
     // Both check the endpoints that they call, through the peer's proxy, and find them well.
     let stats = http_get(&lan, ENVOY, "http://127.0.0.1:19000/stats?filter=reviews.*(health_check|outlier_detection)");
     let stat = |name: &str| -> u64 {
-        stats.lines().filter_map(|l| l.split_once(": ")).filter(|(key, _)| key.ends_with(name)).filter_map(|(_, n)| n.parse::<u64>().ok()).sum()
+        stats
+            .lines()
+            .filter_map(|l| l.split_once(": "))
+            .filter(|(key, _)| key.ends_with(name))
+            .filter_map(|(_, n)| n.parse::<u64>().ok())
+            .sum()
     };
     assert!(stat("health_check.success") > 0, "{stats}");
     assert_eq!((stat("health_check.failure"), stat("ejections_active")), (0, 0), "{stats}");
     assert!(stats.contains("outlier_detection.ejections_active"), "{stats}");
-    let checks = |result: &str| metrics.lines().find(|l| l.starts_with("mesh_upstream_health_checks_total") && l.contains(result));
+    let checks = |result: &str| {
+        metrics.lines().find(|l| l.starts_with("mesh_upstream_health_checks_total") && l.contains(result))
+    };
     assert!(checks("success").is_some_and(|l| !l.ends_with(" 0")), "{metrics}");
     assert!(checks("failure").is_some_and(|l| l.ends_with(" 0")), "{metrics}");
 

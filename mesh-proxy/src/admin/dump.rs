@@ -154,7 +154,8 @@ fn weighted(it: &WeightedClusters) -> Value {
 
 fn cluster(it: &Cluster, upstreams: &Upstreams) -> Value {
     let passed_over = upstreams.passed_over(&it.name);
-    let shunned = |(address, why): &(SocketAddr, Shunned)| json!({ "address": address.to_string(), "why": why.as_str() });
+    let shunned =
+        |(address, why): &(SocketAddr, Shunned)| json!({ "address": address.to_string(), "why": why.as_str() });
     json!({
         "name": it.name,
         "endpoints": match &it.discovery {

@@ -173,7 +173,11 @@ impl Admin {
                 "only callers on the same machine may ask for this, by its address\n",
             ),
             "/config_dump" => only_get(request, || {
-                reply(StatusCode::OK, JSON, dump::config(&self.ctx.store.load(), &self.ctx.upstreams, &self.ctx.tls).to_string())
+                reply(
+                    StatusCode::OK,
+                    JSON,
+                    dump::config(&self.ctx.store.load(), &self.ctx.upstreams, &self.ctx.tls).to_string(),
+                )
             }),
             "/version" => only_get(request, || {
                 let version = serde_json::json!({ "program": "mesh-proxy", "version": env!("CARGO_PKG_VERSION") });

@@ -224,12 +224,7 @@ async fn tries(
                 exchange.observe_head(response.status(), response.headers(), now);
                 let wanted = retry::on_response(&policy.on, response.status(), response.headers());
                 asked = retry::retry_after(policy, response.headers(), SystemTime::now).filter(|_| wanted);
-                // Sooner than it asked for would be no use, and later is too late.
-                let patient = asked.is_none_or(|wait| {
-                    let in_time = now.checked_add(wait).is_some_and(|at| exchange.deadline.passed(exchange.upload.as_ref(), at).is_none());
-                    wait <= policy.retry_after_max && in_time
-                });
-                if !(wanted && patient && tries.take(view, exchange)) {
+                if !(wanted && is_patient(exchange, policy, asked, now) && tries.take(view, exchange)) {
                     return Ok(response);
                 }
             }
@@ -238,7 +233,7 @@ async fn tries(
                     continue;
                 }
                 if let Some(outcome) = Outcome::of_error(error.kind) {
-                    exchange.observe(outcome, || now);
+                    exchange.observe(outcome, move || now);
                 }
                 let wanted = retry::on_error(&policy.on, error.kind, exchange.head.is_idempotent());
                 if !(wanted && tries.take(view, exchange)) {
@@ -252,6 +247,12 @@ async fn tries(
         let waited = exchange.deadline.limit(exchange.upload.as_ref(), Box::pin(tokio::time::sleep(wait))).await;
         waited?;
     }
+}
+
+/// Whether a retry can wait as long as the upstream asks: sooner would be no use.
+fn is_patient(exchange: &Exchange, policy: &RetryPolicy, asked: Option<Duration>, now: Instant) -> bool {
+    let in_time = |at| exchange.deadline.passed(exchange.upload.as_ref(), at).is_none();
+    asked.is_none_or(|wait| wait <= policy.retry_after_max && now.checked_add(wait).is_some_and(in_time))
 }
 
 /// What a request has left to try.

@@ -13,9 +13,8 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::config::{
-    EndpointHealth,
-    Balancer, ChainMatch, Cluster, Discovery, Endpoint, Endpoints, FilterChain, Limits, TcpProxy, Transport,
-    UpstreamHttp, UpstreamTls, WeightedClusters,
+    Balancer, ChainMatch, Cluster, Discovery, Endpoint, EndpointHealth, Endpoints, FilterChain, Limits, TcpProxy,
+    Transport, UpstreamHttp, UpstreamTls, WeightedClusters,
 };
 use crate::listen::{InFlight, Phase, Settings};
 use crate::snapshot::{Resource, Store};

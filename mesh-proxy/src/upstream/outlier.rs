@@ -149,9 +149,7 @@ impl Record {
             Outcome::GatewayFailure => {
                 let gateway = more(&self.gateway_failures, config.consecutive_gateway_failures);
                 let any = more(&self.failures, config.consecutive_5xx);
-                gateway
-                    .map(|()| Reason::ConsecutiveGatewayFailures)
-                    .or_else(|| any.map(|()| Reason::Consecutive5xx))
+                gateway.map(|()| Reason::ConsecutiveGatewayFailures).or_else(|| any.map(|()| Reason::Consecutive5xx))
             }
         }
     }

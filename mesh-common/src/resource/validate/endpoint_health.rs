@@ -29,7 +29,11 @@ pub(super) fn outliers(errors: &mut Errors, path: &str, spec: &OutlierDetection)
     let shorter = spec.max_ejection_time.is_some_and(|max| max.is_zero() || max < base);
     errors.add_if(shorter, format!("{path}.maxEjectionTime"), "this is less than `baseEjectionTime`, or zero");
     let wrong = spec.max_ejection_percent.is_some_and(|it| !(1..=99).contains(&it));
-    errors.add_if(wrong, format!("{path}.maxEjectionPercent"), "a percentage from 1 to 99 is needed: some must be left");
+    errors.add_if(
+        wrong,
+        format!("{path}.maxEjectionPercent"),
+        "a percentage from 1 to 99 is needed: some must be left",
+    );
 }
 
 pub(super) fn check(errors: &mut Errors, path: &str, spec: &HealthCheck) {

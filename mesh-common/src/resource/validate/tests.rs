@@ -140,7 +140,10 @@ fn policies() {
         ("kind: TrafficPolicy\nspec: {healthCheck: {tcp: {}, interval: 99ms}}", "spec.healthCheck.interval"),
         ("kind: TrafficPolicy\nspec: {healthCheck: {http: {path: ok}}}", "spec.healthCheck.http.path"),
         ("kind: TrafficPolicy\nspec: {healthCheck: {http: {path: /, host: 'a b'}}}", "spec.healthCheck.http.host"),
-        ("kind: TrafficPolicy\nspec: {healthCheck: {http: {path: /, statuses: [99]}}}", "spec.healthCheck.http.statuses[0]"),
+        (
+            "kind: TrafficPolicy\nspec: {healthCheck: {http: {path: /, statuses: [99]}}}",
+            "spec.healthCheck.http.statuses[0]",
+        ),
         ("kind: PeerAuthentication\nspec: {ports: {'http': STRICT}}", "spec.ports.http"),
         ("kind: PeerAuthentication\nspec: {}", "spec"),
         ("kind: WorkloadEntry\nspec: {service: a}", "spec.addresses"),

@@ -23,7 +23,10 @@ use envoy_types::pb::google::protobuf::UInt32Value;
 use envoy_types::pb::google::protobuf::value::Kind;
 
 use super::endpoints::{TLS_MODE, TLS_MODE_MESH};
-use super::{At, Decoded, Rejected, duration_or, each, endpoint_health, endpoints, from_ads, is, tls, unless, unpack, unsupported_type};
+use super::{
+    At, Decoded, Rejected, duration_or, each, endpoint_health, endpoints, from_ads, is, tls, unless, unpack,
+    unsupported_type,
+};
 use crate::config::{Balancer, Cluster, Discovery, Limits, RetryBudget, UpstreamHttp, UpstreamTls};
 
 /// Envoy's default.

@@ -1,15 +1,15 @@
+use envoy_types::pb::envoy::config::cluster::v3::OutlierDetection;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy, TransportSocketMatch,
 };
 use envoy_types::pb::envoy::config::core::v3::address::Address as AnyAddress;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use envoy_types::pb::envoy::config::core::v3::health_check::{HealthChecker, HttpHealthCheck};
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType as SocketConfig;
-use envoy_types::pb::envoy::config::cluster::v3::OutlierDetection;
-use envoy_types::pb::envoy::config::core::v3::health_check::{HealthChecker, HttpHealthCheck};
 use envoy_types::pb::envoy::config::core::v3::{
-    Address, AggregatedConfigSource, HealthCheck as PbCheck, HeaderValue, HeaderValueOption, HealthStatus, Locality, Metadata, SocketAddress,
-    TransportSocket,
+    Address, AggregatedConfigSource, HeaderValue, HeaderValueOption, HealthCheck as PbCheck, HealthStatus, Locality,
+    Metadata, SocketAddress, TransportSocket,
 };
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use envoy_types::pb::envoy::config::endpoint::v3::{Endpoint as PbEndpoint, LbEndpoint, LocalityLbEndpoints};
@@ -591,7 +591,10 @@ fn clusters_say_where_they_are_wrong() {
         wrong(&|it| it.health_checks = vec![check.clone()])
     };
     assert_eq!(of_http(|it| it.path = "no path".into()), "health_checks[0].http_health_check.path: is not a path");
-    assert_eq!(of_http(|it| it.receive = vec![Default::default()]), "health_checks[0].http_health_check.receive: is not supported");
+    assert_eq!(
+        of_http(|it| it.receive = vec![Default::default()]),
+        "health_checks[0].http_health_check.receive: is not supported"
+    );
     assert_eq!(
         of_http(|it| it.expected_statuses = vec![Int64Range { start: 200, end: 200 }]),
         "health_checks[0].http_health_check.expected_statuses[0]: 200..200 is not a range of statuses"

@@ -88,8 +88,7 @@ fn failures_in_a_row_eject_and_a_success_between_them_does_not() {
 
 #[test]
 fn only_gateway_failures_count_as_such() {
-    let by_gateway =
-        OutlierDetection { consecutive_5xx: None, consecutive_gateway_failures: Some(3), ..config() };
+    let by_gateway = OutlierDetection { consecutive_5xx: None, consecutive_gateway_failures: Some(3), ..config() };
     let mut cluster = Cluster::new(2, by_gateway);
     for _ in 0..10 {
         cluster.fail(0, 2);

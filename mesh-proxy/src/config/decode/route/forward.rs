@@ -193,7 +193,8 @@ fn retry(pb: &PbRetry) -> Decoded<RetryPolicy> {
 /// The longest wait.
 fn retry_after(pb: &RateLimitedRetryBackOff) -> Decoded<Duration> {
     each("reset_headers", &pb.reset_headers, |header| {
-        let known = header.name.eq_ignore_ascii_case("retry-after") && header.format == ResetHeaderFormat::Seconds as i32;
+        let known =
+            header.name.eq_ignore_ascii_case("retry-after") && header.format == ResetHeaderFormat::Seconds as i32;
         unless(!known, "name", "only Retry-After in SECONDS is supported")
     })?;
     unless(pb.reset_headers.is_empty(), "reset_headers", "must not be empty")?;
