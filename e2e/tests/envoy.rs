@@ -16,6 +16,16 @@ const ENVOY_UID: u32 = 101;
 /// Hosts: Envoy with an application and clients, and two versions of `reviews` behind mesh-proxy.
 const ENVOY: usize = 0;
 
+/// For all services.
+const HEALTH: &str = "
+apiVersion: meshctl.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: health, namespace: mesh-system}
+spec:
+  outlierDetection: {consecutive5xx: 5, consecutiveGatewayFailures: 3, successRate: {}}
+  healthCheck: {http: {path: /}, interval: 500ms}
+";
+
 #[test]
 fn envoy_with_delta_xds() {
     envoy_is_routed_by_the_same_objects("DELTA_GRPC");
@@ -40,6 +50,7 @@ fn envoy_is_routed_by_the_same_objects(api_type: &str) {
         Lan::address(0)
     ))
     .unwrap();
+    mesh.apply(HEALTH).unwrap();
     mesh.meshctl(&["route", "set-weight", "reviews", "v1=50", "v2=50"]).unwrap();
 
     assert!(
@@ -126,6 +137,25 @@ fn envoy_is_routed_by_the_same_objects(api_type: &str) {
     let metrics = http_get(&lan, 1, "http://127.0.0.1:15090/metrics");
     let secured = |l: &&str| l.starts_with("mesh_requests_total{") && l.contains("security=\"mutual_tls\"");
     assert!(metrics.lines().filter(secured).any(|l| l.contains("sa/legacy")), "{metrics}");
+
+    // Both check the endpoints that they call, through the peer's proxy, and find them well.
+    let stats = http_get(&lan, ENVOY, "http://127.0.0.1:19000/stats?filter=reviews.*(health_check|outlier_detection)");
+    let stat = |name: &str| -> u64 {
+        stats
+            .lines()
+            .filter_map(|l| l.split_once(": "))
+            .filter(|(key, _)| key.ends_with(name))
+            .filter_map(|(_, n)| n.parse::<u64>().ok())
+            .sum()
+    };
+    assert!(stat("health_check.success") > 0, "{stats}");
+    assert_eq!((stat("health_check.failure"), stat("ejections_active")), (0, 0), "{stats}");
+    assert!(stats.contains("outlier_detection.ejections_active"), "{stats}");
+    let checks = |result: &str| {
+        metrics.lines().find(|l| l.starts_with("mesh_upstream_health_checks_total") && l.contains(result))
+    };
+    assert!(checks("success").is_some_and(|l| !l.ends_with(" 0")), "{metrics}");
+    assert!(checks("failure").is_some_and(|l| l.ends_with(" 0")), "{metrics}");
 
     // The control plane knows what Envoy has.
     let status = mesh.meshctl(&["proxy", "status"]).unwrap();

@@ -157,7 +157,6 @@ impl Prober {
 
     /// `grpc.health.v1.Health/Check`
     async fn grpc(&self, port: u16, service: &str) -> Result<String, Failure> {
-        const SERVING: i32 = 1;
         let origin = format!("http://{}", SocketAddr::new(self.pod_ip, port));
         let endpoint = Endpoint::from_shared(origin).map_err(|error| failed(explain(&error)))?;
         let pod_ip = self.pod_ip;
@@ -181,16 +180,19 @@ impl Prober {
     }
 }
 
+/// Of `HealthCheckResponse`'s `status`.
+pub(crate) const SERVING: i32 = 1;
+
 #[derive(Clone, PartialEq, prost::Message)]
-struct HealthCheckRequest {
+pub(crate) struct HealthCheckRequest {
     #[prost(string, tag = "1")]
-    service: String,
+    pub(crate) service: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct HealthCheckResponse {
+pub(crate) struct HealthCheckResponse {
     #[prost(int32, tag = "1")]
-    status: i32,
+    pub(crate) status: i32,
 }
 
 /// Where a request goes within the pod.

@@ -2,8 +2,9 @@
 //!
 //! In: a route's retry policy and what came of a try. Out: the decision. Sends nothing itself.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use http::header::RETRY_AFTER;
 use http::{HeaderMap, StatusCode};
 
 use crate::config::{RetryOn, RetryPolicy};
@@ -52,6 +53,20 @@ pub fn grpc_status(headers: &HeaderMap) -> Option<u32> {
     headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
 
+/// How long the upstream wants to be left alone (RFC 9110, 10.2.3: seconds, or a date), if the policy cares.
+pub fn retry_after(policy: &RetryPolicy, headers: &HeaderMap, now: impl FnOnce() -> SystemTime) -> Option<Duration> {
+    if policy.retry_after_max.is_zero() {
+        return None;
+    }
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::parse(text).ok()?;
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(date.timestamp().as_second().try_into().ok()?);
+    Some(at.duration_since(now()).unwrap_or_default())
+}
+
 /// How long to wait before the retry of this number, counted from one: exponential, with full jitter. `random` is in
 /// `0.0..1.0`.
 pub fn backoff(policy: &RetryPolicy, number: u32, random: f64) -> Duration {
@@ -95,6 +110,32 @@ mod tests {
     }
 
     #[test]
+    fn how_long_the_upstream_wants_to_be_left_alone() {
+        let policy = |max| RetryPolicy {
+            retries: 1,
+            on: RetryOn::default(),
+            per_try_timeout: Duration::ZERO,
+            backoff_base: Duration::from_millis(25),
+            backoff_max: Duration::from_millis(250),
+            retry_after_max: Duration::from_secs(max),
+        };
+        let asked = |max, text: &'static str| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]);
+            // Sun, 06 Nov 1994 08:49:37 GMT
+            let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+            retry_after(&policy(max), &headers, || now).map(|it| it.as_secs())
+        };
+        assert_eq!(asked(10, "7"), Some(7));
+        assert_eq!(asked(10, "3600"), Some(3600));
+        assert_eq!(asked(0, "7"), None);
+        assert_eq!(asked(10, "Sun, 06 Nov 1994 08:50:07 GMT"), Some(30));
+        assert_eq!(asked(10, "Sun, 06 Nov 1994 08:49:07 GMT"), Some(0));
+        for wrong in ["-1", "soon", "1.5", "", "99999999999999999999999"] {
+            assert_eq!(asked(10, wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
     fn waits_grow_up_to_the_most() {
         let policy = RetryPolicy {
             retries: 9,
@@ -102,6 +143,7 @@ mod tests {
             per_try_timeout: Duration::ZERO,
             backoff_base: Duration::from_millis(25),
             backoff_max: Duration::from_millis(250),
+            retry_after_max: Duration::ZERO,
         };
         let most: Vec<_> = (1..=6).map(|n| backoff(&policy, n, 1.0).as_millis()).collect();
         assert_eq!(most, [25, 50, 100, 200, 250, 250]);

@@ -229,6 +229,11 @@ fn traffic_policy(policy: &TrafficPolicy) -> Vec<Cell> {
     settings.extend(spec.retries.as_ref().and_then(|r| r.attempts).map(|n| format!("{n} retries")));
     settings.extend(spec.connection_pool.and_then(|p| p.max_connections).map(|n| format!("{n} connections")));
     settings.extend(spec.connection_pool.and_then(|p| p.max_requests).map(|n| format!("{n} requests")));
+    settings.extend(
+        spec.outlier_detection.as_ref().map(|it| format!("outlier detection{}", if it.is_on() { "" } else { " off" })),
+    );
+    settings
+        .extend(spec.health_check.as_ref().map(|it| format!("health checks{}", if it.is_on() { "" } else { " off" })));
     vec![targets(&spec.target_refs, "the namespace").into(), settings.join(", ").into()]
 }
 

@@ -5,6 +5,7 @@
 
 mod authorization_policy;
 mod duration;
+mod endpoint_health;
 mod fault;
 mod gateway;
 mod grpc_route;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use authorization_policy::*;
 pub use duration::{Duration, DurationError};
+pub use endpoint_health::*;
 pub use fault::*;
 pub use gateway::*;
 pub use grpc_route::*;

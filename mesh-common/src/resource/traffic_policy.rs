@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, TargetRef, TrafficLimits};
+use super::{Duration, HealthCheck, OutlierDetection, TargetRef, TrafficLimits};
 
 /// When to try again, besides HTTP statuses.
 pub const RETRY_CONDITIONS: [&str; 12] = [
@@ -35,6 +35,10 @@ pub struct TrafficPolicySpec {
     pub connection_pool: Option<ConnectionPool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<TrafficLimits>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlier_detection: Option<Box<OutlierDetection>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<Box<HealthCheck>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -181,6 +185,9 @@ pub struct Retries {
     pub backoff: Option<Backoff>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<RetryBudget>,
+    /// The longest `Retry-After` that a retry waits for. Default 10s; zero: the header is not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_retry_after: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -212,4 +219,7 @@ pub struct ConnectionPool {
     pub max_pending: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_requests: Option<u32>,
+    /// At a time, in place of the retry budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_retries: Option<u32>,
 }

@@ -25,7 +25,7 @@ use mesh_common::names;
 use super::build::{ads, any, duration, one, uint32};
 use super::endpoints::host;
 use super::target::{Target, Upstream};
-use super::{ClientKind, Scope, balancing, tls};
+use super::{ClientKind, Scope, balancing, endpoint_health, tls};
 use crate::model::{Endpoint, Policy, Protocol};
 
 /// Envoy's name of the options.
@@ -61,6 +61,7 @@ fn outbound(scope: &Scope, name: &str, upstream: &Upstream) -> Cluster {
         eds_cluster_config: Some(EdsClusterConfig { eds_config: ads(), ..EdsClusterConfig::default() }),
         connect_timeout: duration(policy.connect_timeout()),
         circuit_breakers: Some(limits(policy)),
+        outlier_detection: policy.outlier_detection().map(endpoint_health::outliers),
         ..Cluster::default()
     };
     let base = balancing::balanced(scope, policy, base);
@@ -89,7 +90,13 @@ fn outbound(scope: &Scope, name: &str, upstream: &Upstream) -> Cluster {
         ]
     };
     let options = (!upstream.stream).then(|| http_options(scope.client, upstream.port.protocol, &endpoints));
+    let over_http2 = options.as_ref().is_some_and(is_http2);
+    let check = policy.health_check().and_then(|it| {
+        // What is a byte stream here can only be connected to.
+        endpoint_health::check(it, &upstream.service.fqdn, over_http2).filter(|_| !upstream.stream || it.tcp.is_some())
+    });
     Cluster {
+        health_checks: check.into_iter().collect(),
         transport_socket_matches: sockets,
         typed_extension_protocol_options: options.map(|o| one(HTTP_OPTIONS, any(o))).unwrap_or_default(),
         ..base
@@ -136,8 +143,8 @@ fn limits(policy: &Policy) -> CircuitBreakers {
         max_connections: limit(policy.max_connections),
         max_pending_requests: limit(policy.max_pending),
         max_requests: limit(policy.max_requests),
-        max_retries: limit(None),
-        retry_budget: Some(RetryBudget {
+        max_retries: limit(policy.max_retries),
+        retry_budget: policy.max_retries.is_none().then(|| RetryBudget {
             budget_percent: Some(Percent { value: f64::from(percent) }),
             min_retry_concurrency: uint32(least),
             ..RetryBudget::default()
@@ -162,6 +169,11 @@ fn http_options(client: ClientKind, protocol: Protocol, endpoints: &[Endpoint]) 
         _ if mesh > 0 && client == ClientKind::Envoy => http2(),
         _ => as_downstream(),
     }
+}
+
+/// To every endpoint.
+fn is_http2(options: &HttpProtocolOptions) -> bool {
+    *options == http2()
 }
 
 fn http1() -> HttpProtocolOptions {

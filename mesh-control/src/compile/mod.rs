@@ -7,6 +7,7 @@ mod authorization;
 mod balancing;
 mod build;
 mod cluster;
+mod endpoint_health;
 mod endpoints;
 mod fault;
 mod http;

@@ -6,7 +6,9 @@ use envoy_types::pb::envoy::config::core::v3::{DataSource, RuntimeFractionalPerc
 use envoy_types::pb::envoy::config::route::v3::redirect_action::{
     PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
 };
-use envoy_types::pb::envoy::config::route::v3::retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate};
+use envoy_types::pb::envoy::config::route::v3::retry_policy::{
+    RateLimitedRetryBackOff, ResetHeader, ResetHeaderFormat, RetryBackOff, RetryHostPredicate, retry_host_predicate,
+};
 use envoy_types::pb::envoy::config::route::v3::route_action::{
     ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier, MaxStreamDuration, RequestMirrorPolicy,
 };
@@ -155,6 +157,11 @@ fn retry(scope: &Scope, policy: &Policy, grpc: bool) -> Option<RetryPolicy> {
         name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
         config_type: Some(retry_host_predicate::ConfigType::TypedConfig(any(PreviousHostsPredicate {}))),
     };
+    let longest = policy.max_retry_after();
+    let retry_after = RateLimitedRetryBackOff {
+        reset_headers: vec![ResetHeader { name: "retry-after".to_owned(), format: ResetHeaderFormat::Seconds as i32 }],
+        max_interval: duration(longest),
+    };
     // `mesh-proxy` goes to another host without being told.
     let told = scope.client == ClientKind::Envoy;
     (retries > 0 || !per_try.is_zero()).then(|| RetryPolicy {
@@ -163,6 +170,7 @@ fn retry(scope: &Scope, policy: &Policy, grpc: bool) -> Option<RetryPolicy> {
         per_try_timeout: (!per_try.is_zero()).then(|| duration(per_try)).flatten(),
         retriable_status_codes: codes.iter().filter_map(|code| code.parse().ok()).collect(),
         retry_back_off: Some(back_off),
+        rate_limited_retry_back_off: (!longest.is_zero()).then_some(retry_after),
         retry_host_predicate: if told { vec![other_host] } else { Vec::new() },
         host_selection_retry_max_attempts: if told { 5 } else { 0 },
         ..RetryPolicy::default()

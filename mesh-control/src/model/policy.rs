@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mesh_common::resource::{
-    HashKey, Key, Kind, LoadBalancerPolicy, LocalityPreference, MESH_NAMESPACE, RequestLimit, Retries, SlowStart,
-    TargetRef, TrafficPolicy, TrafficPolicySpec,
+    HashKey, HealthCheck, Key, Kind, LoadBalancerPolicy, LocalityPreference, MESH_NAMESPACE, OutlierDetection,
+    RequestLimit, Retries, SlowStart, TargetRef, TrafficPolicy, TrafficPolicySpec,
 };
 
 use super::{Age, Condition, Name, Service, Status};
@@ -31,6 +31,10 @@ pub struct Policy {
     pub max_requests: Option<u32>,
     /// At the server's side.
     pub request_limit: Option<RequestLimit>,
+    pub max_retries: Option<u32>,
+    max_retry_after: Option<Duration>,
+    outlier_detection: Option<OutlierDetection>,
+    health_check: Option<HealthCheck>,
 }
 
 /// Retries that are safe for every request: the server has not seen the one that failed.
@@ -94,6 +98,19 @@ impl Policy {
         self.budget.unwrap_or((20, 3))
     }
 
+    /// The longest `Retry-After` that a retry waits for; zero: the header is not looked at.
+    pub fn max_retry_after(&self) -> Duration {
+        self.max_retry_after.unwrap_or(Duration::from_secs(10))
+    }
+
+    pub fn outlier_detection(&self) -> Option<&OutlierDetection> {
+        self.outlier_detection.as_ref().filter(|it| it.is_on())
+    }
+
+    pub fn health_check(&self) -> Option<&HealthCheck> {
+        self.health_check.as_ref().filter(|it| it.is_on())
+    }
+
     /// Timeouts that a route's rule sets itself.
     pub(super) fn with_timeouts(mut self, request: Option<Duration>, per_try: Option<Duration>) -> Self {
         self.request = request.or(self.request);
@@ -139,14 +156,19 @@ impl Policy {
             self.max_connections = pool.max_connections.or(self.max_connections);
             self.max_pending = pool.max_pending.or(self.max_pending);
             self.max_requests = pool.max_requests.or(self.max_requests);
+            self.max_retries = pool.max_retries.or(self.max_retries);
         }
         if let Some(limit) = spec.limits.as_ref().and_then(|limits| limits.requests.as_ref()) {
             self.request_limit = Some(limit.clone());
         }
+        // Each as a whole: `{}` turns off what a wider scope says.
+        self.outlier_detection = spec.outlier_detection.as_deref().copied().or(self.outlier_detection);
+        self.health_check = spec.health_check.as_deref().cloned().or(self.health_check.take());
     }
 
     fn overlay_retries(&mut self, retries: &Retries) {
         self.attempts = retries.attempts.or(self.attempts);
+        self.max_retry_after = retries.max_retry_after.map(|d| d.get()).or(self.max_retry_after);
         self.on = retries.on.clone().or(self.on.take());
         self.per_try = retries.per_try_timeout.map(|d| d.get()).or(self.per_try);
         if let Some(backoff) = retries.backoff {
@@ -198,10 +220,12 @@ impl<'a> Policies<'a> {
             let of_cluster = policy.spec.load_balancer.is_some()
                 || policy.spec.connection_pool.is_some()
                 || policy.spec.limits.is_some()
+                || policy.spec.outlier_detection.is_some()
+                || policy.spec.health_check.is_some()
                 || policy.spec.timeouts.is_some_and(|t| t.connect.is_some())
                 || policy.spec.retries.as_ref().is_some_and(|r| r.budget.is_some());
             if of_route && of_cluster {
-                let message = "load balancing, connections, limits and the retry budget belong to a Service; a route that is a target does not change them";
+                let message = "load balancing, connections, limits, the health of endpoints and the retry budget belong to a Service; a route that is a target does not change them";
                 status.conditions.push(Condition::ignored("TargetIsRoute", message));
             }
         }

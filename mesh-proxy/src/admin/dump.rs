@@ -1,5 +1,7 @@
 //! The configuration in force as JSON, for people. It holds no keys and no certificates: a snapshot has none.
 
+use std::net::SocketAddr;
+
 use serde_json::{Value, json};
 
 use crate::config::{
@@ -8,14 +10,15 @@ use crate::config::{
 };
 use crate::snapshot::{Snapshot, Type};
 use crate::tls::Tls;
+use crate::upstream::{Shunned, Upstreams};
 
-pub(super) fn config(snapshot: &Snapshot, tls: &Tls) -> Value {
+pub(super) fn config(snapshot: &Snapshot, upstreams: &Upstreams, tls: &Tls) -> Value {
     json!({
         "identity": tls.identity().map(|it| it.to_string()),
         "certificate_expires": tls.expires().and_then(|it| jiff::Timestamp::from_second(it).ok()).map(|it| it.to_string()),
         "listeners": all(snapshot, Type::Listener, |name| snapshot.listener(name).map(|it| listener(it))),
         "routes": all(snapshot, Type::Routes, |name| snapshot.routes(name).map(|it| routes(it))),
-        "clusters": all(snapshot, Type::Cluster, |name| snapshot.cluster(name).map(|it| cluster(it))),
+        "clusters": all(snapshot, Type::Cluster, |name| snapshot.cluster(name).map(|it| cluster(it, upstreams))),
         "endpoints": all(snapshot, Type::Endpoints, |name| snapshot.endpoints(name).map(|it| endpoints(it))),
         "names": all(snapshot, Type::Name, |question| snapshot.name(question).map(|it| name(question, it))),
     })
@@ -149,7 +152,10 @@ fn weighted(it: &WeightedClusters) -> Value {
     it.choices().iter().map(|it| json!({ "cluster": &*it.cluster, "weight": it.weight })).collect()
 }
 
-fn cluster(it: &Cluster) -> Value {
+fn cluster(it: &Cluster, upstreams: &Upstreams) -> Value {
+    let passed_over = upstreams.passed_over(&it.name);
+    let shunned =
+        |(address, why): &(SocketAddr, Shunned)| json!({ "address": address.to_string(), "why": why.as_str() });
     json!({
         "name": it.name,
         "endpoints": match &it.discovery {
@@ -167,6 +173,9 @@ fn cluster(it: &Cluster) -> Value {
         "max_connections": it.limits.max_connections,
         "max_pending": it.limits.max_pending,
         "max_requests": it.limits.max_requests,
+        "outlier_detection": it.health.outliers.as_ref().map(|it| format!("{it:?}")),
+        "health_check": it.health.check.as_ref().map(|it| format!("{it:?}")),
+        "passed_over": passed_over.iter().map(shunned).collect::<Vec<_>>(),
     })
 }
 

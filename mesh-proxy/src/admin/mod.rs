@@ -173,7 +173,11 @@ impl Admin {
                 "only callers on the same machine may ask for this, by its address\n",
             ),
             "/config_dump" => only_get(request, || {
-                reply(StatusCode::OK, JSON, dump::config(&self.ctx.store.load(), &self.ctx.tls).to_string())
+                reply(
+                    StatusCode::OK,
+                    JSON,
+                    dump::config(&self.ctx.store.load(), &self.ctx.upstreams, &self.ctx.tls).to_string(),
+                )
             }),
             "/version" => only_get(request, || {
                 let version = serde_json::json!({ "program": "mesh-proxy", "version": env!("CARGO_PKG_VERSION") });
@@ -240,6 +244,7 @@ impl Admin {
         if let Some(expiry) = self.ctx.tls.expires() {
             self.ctx.telemetry.certificate_expiry(expiry);
         }
+        self.ctx.telemetry.upstream_health(&self.ctx.upstreams.health());
         reply(StatusCode::OK, METRICS, self.ctx.telemetry.render())
     }
 

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use mesh_common::identity::Identity;
 
+use super::EndpointHealth;
+
 /// An upstream cluster. Its endpoints are a resource of their own when `discovery` is EDS.
 #[derive(Clone, Debug)]
 pub struct Cluster {
@@ -19,6 +21,7 @@ pub struct Cluster {
     /// What the cluster's connections speak when they carry HTTP.
     pub http: UpstreamHttp,
     pub limits: Limits,
+    pub health: EndpointHealth,
 }
 
 impl Cluster {

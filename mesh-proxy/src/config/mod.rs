@@ -5,12 +5,14 @@
 mod authorization;
 mod cluster;
 pub mod decode;
+mod endpoint_health;
 mod limit;
 mod listener;
 mod route;
 
 pub use authorization::*;
 pub use cluster::*;
+pub use endpoint_health::*;
 pub use limit::*;
 pub use listener::*;
 pub use route::*;

@@ -168,6 +168,8 @@ pub struct RetryPolicy {
     pub per_try_timeout: Duration,
     pub backoff_base: Duration,
     pub backoff_max: Duration,
+    /// The longest `Retry-After` that a retry waits for. Zero: the header is not looked at.
+    pub retry_after_max: Duration,
 }
 
 /// Envoy's conditions, `x-envoy-retry-on` and `x-envoy-retry-grpc-on`.

@@ -16,7 +16,7 @@ use crate::limit::Quota;
 use crate::listen::{Direction, Security};
 use crate::retry::grpc_status;
 use crate::telemetry::RequestRecord;
-use crate::upstream::{Held, Target};
+use crate::upstream::{Held, Outcome, Target};
 
 /// Recorded when it is dropped, whoever ends it: that happens exactly once, also when the client goes away.
 pub(crate) struct Exchange {
@@ -38,6 +38,8 @@ pub(crate) struct Exchange {
     pub(crate) attempts: u32,
     /// Its share of the cluster's limits.
     pub(crate) held: Option<Held>,
+    /// The endpoint has done well, if nothing breaks before the end.
+    does_well: bool,
     pub(crate) answered_upstream: Option<Instant>,
     status: u16,
     grpc_status: Option<u32>,
@@ -86,6 +88,7 @@ impl Exchange {
             target: None,
             attempts: 0,
             held: None,
+            does_well: false,
             answered_upstream: None,
             status: 0,
             grpc_status: None,
@@ -110,8 +113,36 @@ impl Exchange {
         }
     }
 
+    /// What the endpoint's answer says of it. For gRPC that is the status, which mostly comes at the end.
+    pub(crate) fn observe_head(&mut self, status: StatusCode, headers: &HeaderMap, now: Instant) {
+        let outcome = match grpc_status(headers).filter(|_| self.head.grpc) {
+            Some(code) => Outcome::of_grpc(code),
+            None if self.head.grpc && status == StatusCode::OK => return,
+            None => Outcome::of_status(status),
+        };
+        match outcome {
+            Outcome::Success => self.does_well = true,
+            failure => self.observe(failure, || now),
+        }
+    }
+
+    pub(crate) fn observe_trailers(&self, trailers: &HeaderMap) {
+        if let Some(code) = grpc_status(trailers).filter(|_| self.head.grpc) {
+            self.observe(Outcome::of_grpc(code), Instant::now);
+        }
+    }
+
+    pub(crate) fn observe(&self, outcome: Outcome, now: impl FnOnce() -> Instant) {
+        if let Some(target) = &self.target {
+            target.observe(outcome, now);
+        }
+    }
+
     pub(crate) fn complete(&mut self) {
         self.complete = true;
+        if std::mem::take(&mut self.does_well) {
+            self.observe(Outcome::Success, Instant::now);
+        }
         // Nothing goes on upstream, whoever may keep the exchange.
         self.held = None;
     }

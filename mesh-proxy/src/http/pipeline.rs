@@ -25,7 +25,7 @@ use crate::fault::{self, End};
 use crate::hash::{self, Keyed};
 use crate::listen::{Direction, Security};
 use crate::snapshot::Found;
-use crate::upstream::{Failed, Held, Target, UpstreamBody, Version, View};
+use crate::upstream::{Failed, Held, Outcome, Target, UpstreamBody, Version, View};
 use crate::{mirror, retry, route};
 
 /// Why there is no response.
@@ -259,29 +259,42 @@ async fn tries(
         if let Some(target) = &exchange.target {
             target.took(now.saturating_duration_since(began), outcome.is_ok(), now);
         }
-        match outcome {
+        let asked = match outcome {
             Ok(response) => {
                 exchange.answered_upstream = Some(now);
+                exchange.observe_head(response.status(), response.headers(), now);
                 let wanted = retry::on_response(&policy.on, response.status(), response.headers());
-                if !(wanted && tries.take(view, exchange)) {
+                let asked = retry::retry_after(policy, response.headers(), SystemTime::now).filter(|_| wanted);
+                if !(wanted && is_patient(exchange, policy, asked, now) && tries.take(view, exchange)) {
                     return Ok(response);
                 }
+                asked.unwrap_or_default()
             }
             Err(Failed { error, stale, .. }) => {
                 if stale && tries.renew(exchange) {
                     continue;
                 }
+                if let Some(outcome) = Outcome::of_error(error.kind) {
+                    exchange.observe(outcome, move || now);
+                }
                 let wanted = retry::on_error(&policy.on, error.kind, exchange.head.is_idempotent());
                 if !(wanted && tries.take(view, exchange)) {
                     return Err(error.into());
                 }
+                Duration::ZERO
             }
-        }
+        };
         tries.tried.push(address);
-        let wait = retry::backoff(policy, policy.retries - tries.left, fastrand::f64());
+        let wait = asked + retry::backoff(policy, policy.retries - tries.left, fastrand::f64());
         let waited = exchange.deadline.limit(exchange.upload.as_ref(), Box::pin(tokio::time::sleep(wait))).await;
         waited?;
     }
+}
+
+/// Whether a retry can wait as long as the upstream asks: sooner would be no use.
+fn is_patient(exchange: &Exchange, policy: &RetryPolicy, asked: Option<Duration>, now: Instant) -> bool {
+    let in_time = |at| exchange.deadline.passed(exchange.upload.as_ref(), at).is_none();
+    asked.is_none_or(|wait| wait <= policy.retry_after_max && now.checked_add(wait).is_some_and(in_time))
 }
 
 /// What a request has left to try.

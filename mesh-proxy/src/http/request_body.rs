@@ -211,6 +211,8 @@ enum Source {
     Upload(Box<Reader>),
     /// A mirror's copy, and the length that the original announced.
     Tap(mpsc::Receiver<Tapped>, Option<u64>),
+    /// Of a request of the proxy's own.
+    Full(Bytes),
 }
 
 #[derive(Debug)]
@@ -226,6 +228,10 @@ struct Reader {
 impl RequestBody {
     pub(crate) fn empty() -> Self {
         Self(Source::Empty)
+    }
+
+    pub(crate) fn full(bytes: Bytes) -> Self {
+        Self(Source::Full(bytes))
     }
 
     /// A copy of what comes from now on. If it lags, it is cut off, so that it never delays the request.
@@ -290,6 +296,8 @@ impl Body for RequestBody {
                 Some(piece) => piece.map(Ok),
                 None => Some(Err(BodyError::Unwanted)),
             },
+            Source::Full(bytes) if bytes.is_empty() => None,
+            Source::Full(bytes) => Some(Ok(Chunk::Data(std::mem::take(bytes)))),
         };
         Poll::Ready(chunk.map(|chunk| chunk.map(Chunk::into_frame)))
     }
@@ -299,6 +307,7 @@ impl Body for RequestBody {
             Source::Empty => true,
             Source::Upload(reader) => reader.ended,
             Source::Tap(..) => false,
+            Source::Full(bytes) => bytes.is_empty(),
         }
     }
 
@@ -307,6 +316,7 @@ impl Body for RequestBody {
             Source::Empty => Some(0),
             Source::Upload(reader) => reader.upload.state().length.map(|length| length.saturating_sub(reader.sent)),
             Source::Tap(_, length) => *length,
+            Source::Full(bytes) => Some(bytes.len() as u64),
         };
         exact.map_or_else(SizeHint::default, SizeHint::with_exact)
     }

@@ -10,7 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::exchange::Exchange;
 use crate::error::{Error, Kind};
-use crate::upstream::UpstreamBody;
+use crate::upstream::{Outcome, UpstreamBody};
 
 pub(crate) struct ResponseBody(Option<Streaming>);
 
@@ -102,6 +102,7 @@ impl Body for ResponseBody {
                     exchange.response_bytes += data.len() as u64;
                 } else if let Some(trailers) = frame.trailers_ref() {
                     exchange.trailers(trailers);
+                    exchange.observe_trailers(trailers);
                 }
                 if body.is_end_stream() {
                     exchange.complete();
@@ -112,6 +113,9 @@ impl Body for ResponseBody {
             }
             Some(Err((error, reason))) => {
                 let gone = exchange.upload.as_ref().is_some_and(|upload| upload.failed());
+                if let Some(outcome) = Outcome::of_error(error.kind).filter(|_| !gone) {
+                    exchange.observe(outcome, Instant::now);
+                }
                 this.broken(if gone { Kind::Downstream.into() } else { error }, reason, cx)
             }
         }

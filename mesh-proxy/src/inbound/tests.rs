@@ -13,8 +13,8 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::config::{
-    Authorization, Balancer, ChainMatch, Cluster, Discovery, Endpoint, Endpoints, FilterChain, Gate, GateAction,
-    Limits, Spread, TcpProxy, Transport, UpstreamHttp, UpstreamTls, WeightedClusters,
+    Authorization, Balancer, ChainMatch, Cluster, Discovery, Endpoint, EndpointHealth, Endpoints, FilterChain, Gate,
+    GateAction, Limits, Spread, TcpProxy, Transport, UpstreamHttp, UpstreamTls, WeightedClusters,
 };
 use crate::limit::RateLimits;
 use crate::listen::{InFlight, Phase, Settings};
@@ -103,6 +103,7 @@ fn application(address: SocketAddr) -> Resource {
         tls_always: false,
         http: UpstreamHttp::Downstream,
         limits,
+        health: EndpointHealth::default(),
     }))
 }
 

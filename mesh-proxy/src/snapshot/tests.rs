@@ -29,6 +29,7 @@ fn cluster(name: &str) -> Resource {
         tls_always: false,
         http: UpstreamHttp::Http1,
         limits: Limits { max_connections: 1, max_pending: 1, max_requests: 1, max_retries: 1, retry_budget: None },
+        health: EndpointHealth::default(),
     }))
 }
 
@@ -43,6 +44,7 @@ fn table(name: &str, cluster: &str) -> Resource {
             per_try_timeout: Duration::ZERO,
             backoff_base: Duration::from_millis(25),
             backoff_max: Duration::from_millis(250),
+            retry_after_max: Duration::ZERO,
         },
         rewrite_path: None,
         rewrite_host: None,

@@ -15,6 +15,7 @@ use metrics_util::MetricKindMask;
 use super::series::{Budget, Cost, Destination, Key, Plan, Table};
 use super::{LocalWorkload, RequestRecord, TcpRecord};
 use crate::listen::{Direction, Downstream};
+use crate::upstream::HealthReport;
 
 const REQUESTS: &str = "mesh_requests_total";
 const DURATION: &str = "mesh_request_duration_seconds";
@@ -32,6 +33,10 @@ const EXPIRY: &str = "mesh_proxy_certificate_expiry_timestamp_seconds";
 const LOG_DROPPED: &str = "mesh_proxy_access_log_dropped_total";
 const DNS: &str = "mesh_proxy_dns_queries_total";
 const WOULD_REFUSE: &str = "mesh_authorization_dry_run_refused_total";
+const EJECTIONS: &str = "mesh_upstream_ejections_total";
+const EJECTED: &str = "mesh_upstream_endpoints_ejected";
+const CHECKS: &str = "mesh_upstream_health_checks_total";
+const FAILING: &str = "mesh_upstream_endpoints_failing_checks";
 
 /// From 100 µs to 60 s, narrow enough that an interpolated quantile is off by a fifth at most where requests usually are.
 const BUCKETS: [f64; 30] = [
@@ -237,6 +242,17 @@ impl Metrics {
     pub(super) fn would_refuse(&self, policy: &str) {
         // As many as there are policies.
         counter(&self.recorder, WOULD_REFUSE, vec![Label::new("policy", policy.to_owned())]).increment(1);
+    }
+
+    pub(super) fn upstream_health(&self, report: &HealthReport) {
+        for (reason, count) in report.ejections {
+            counter(&self.recorder, EJECTIONS, vec![Label::new("reason", reason)]).absolute(count);
+        }
+        for (result, count) in report.checks {
+            counter(&self.recorder, CHECKS, vec![Label::new("result", result)]).absolute(count);
+        }
+        gauge(&self.recorder, EJECTED, vec![]).set(report.ejected as f64);
+        gauge(&self.recorder, FAILING, vec![]).set(report.failing as f64);
     }
 
     pub(super) fn xds_connected(&self, connected: bool) {
@@ -488,6 +504,8 @@ fn describe(recorder: &PrometheusRecorder) {
         (LOG_DROPPED, "Access log lines dropped because their reader is too slow."),
         (DNS, "DNS queries, by what became of them."),
         (WOULD_REFUSE, "Requests and byte streams that policies on trial (`dryRun`) would have refused."),
+        (EJECTIONS, "Ejections of endpoints for the requests that they failed."),
+        (CHECKS, "Health checks of endpoints."),
     ];
     for (name, text) in counters {
         recorder.describe_counter(name.into(), None, text.into());
@@ -495,6 +513,8 @@ fn describe(recorder: &PrometheusRecorder) {
     let gauges = [
         (BUILD, "Always 1, with the version of the proxy."),
         (ACTIVE, "Downstream connections that are open."),
+        (EJECTED, "Endpoints that are ejected."),
+        (FAILING, "Endpoints that fail their health checks."),
         (XDS, "1 while the proxy is connected to a control plane."),
         (EXPIRY, "End of validity of the proxy's certificate, in Unix seconds."),
     ];

@@ -116,6 +116,11 @@ impl Telemetry {
         self.inner.metrics.dns(result);
     }
 
+    /// What is known of the health of upstream endpoints.
+    pub fn upstream_health(&self, report: &crate::upstream::HealthReport) {
+        self.inner.metrics.upstream_health(report);
+    }
+
     pub fn xds_connected(&self, connected: bool) {
         self.inner.metrics.xds_connected(connected);
     }

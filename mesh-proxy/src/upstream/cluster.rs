@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 use super::balance::{Balance, Peers};
+use super::check::Standing;
 use super::connect::Connector;
 use super::host::{Host, Load};
+use super::outlier::{Detector, Outcome, Peer};
+use super::tally::{Shunned, Tally};
 use super::usage::Usage;
 use crate::config::{Cluster, Discovery, Endpoint, Endpoints, UpstreamTls};
 use crate::error::{Error, Kind};
@@ -23,7 +26,16 @@ type Hosts = HashMap<(SocketAddr, bool), Arc<Host>>;
 #[derive(Debug)]
 pub(super) struct State {
     view: ArcSwap<View>,
+    kept: Kept,
+}
+
+/// What a view and the one after it have in common.
+#[derive(Clone, Debug)]
+struct Kept {
     hosts: Arc<Mutex<Hosts>>,
+    usage: Arc<Usage>,
+    detector: Arc<Detector>,
+    tally: Arc<Tally>,
 }
 
 /// A cluster at one moment.
@@ -37,6 +49,8 @@ pub(crate) struct View {
     all: Arc<Mutex<Hosts>>,
     pub(super) connector: Connector,
     pub(crate) usage: Arc<Usage>,
+    detector: Arc<Detector>,
+    pub(super) tally: Arc<Tally>,
 }
 
 /// The endpoint that was chosen for a request or a byte stream.
@@ -48,14 +62,21 @@ pub(crate) struct Target {
 }
 
 impl State {
-    pub(super) fn new(cluster: Arc<Cluster>, endpoints: Arc<Endpoints>, tls: &Tls) -> Self {
-        let hosts = Arc::new(Mutex::new(Hosts::new()));
-        let view = View::new(cluster, endpoints, hosts.clone(), Arc::default(), tls);
-        Self { view: ArcSwap::from_pointee(view), hosts }
+    pub(super) fn new(cluster: Arc<Cluster>, endpoints: Arc<Endpoints>, tls: &Tls, tally: Arc<Tally>) -> Arc<Self> {
+        let detector = Arc::new(Detector::new(Instant::now()));
+        let kept = Kept { hosts: Arc::default(), usage: Arc::default(), detector, tally };
+        let view = View::new(cluster, endpoints, &kept, tls);
+        let state = Arc::new(Self { view: ArcSwap::from_pointee(view), kept });
+        state.start_checks(&state.latest());
+        state
+    }
+
+    pub(super) fn latest(&self) -> Arc<View> {
+        self.view.load_full()
     }
 
     /// The view of these resources; a new one if they have changed.
-    pub(super) fn view(&self, cluster: &Arc<Cluster>, endpoints: &Arc<Endpoints>, tls: &Tls) -> Arc<View> {
+    pub(super) fn view(self: &Arc<Self>, cluster: &Arc<Cluster>, endpoints: &Arc<Endpoints>, tls: &Tls) -> Arc<View> {
         let current = self.view.load();
         if current.is_of(cluster, endpoints) {
             return Arc::clone(&current);
@@ -64,18 +85,40 @@ impl State {
             // Connections that were made to other peers than those wanted now are of no use.
             self.retire(|_| true);
         }
-        let view = View::new(cluster.clone(), endpoints.clone(), self.hosts.clone(), current.usage.clone(), tls);
-        let view = Arc::new(view);
+        let view = Arc::new(View::new(cluster.clone(), endpoints.clone(), &self.kept, tls));
         if !matches!(cluster.discovery, Discovery::OriginalDestination) {
             self.retire(|host| !view.hosts.iter().any(|it| Arc::ptr_eq(it, host)));
         }
+        if cluster.health.outliers.is_none() {
+            view.hosts.iter().for_each(|host| host.record.pardon());
+        }
         self.view.store(view.clone());
+        self.start_checks(&view);
         view
+    }
+
+    fn start_checks(self: &Arc<Self>, view: &View) {
+        for host in &view.hosts {
+            match &view.cluster.health.check {
+                Some(check) => host.checked.begin(check, host, &Arc::downgrade(self)),
+                None => host.checked.end(),
+            }
+        }
+    }
+
+    /// Endpoints that are passed over, and why.
+    pub(super) fn passed_over(&self) -> Vec<(SocketAddr, Shunned)> {
+        let why = |host: &Arc<Host>| match host.checked.standing() {
+            Standing::Failing => Some(Shunned::Failing),
+            Standing::Unknown => Some(Shunned::Unknown),
+            Standing::Good => host.is_ejected().then_some(Shunned::Ejected),
+        };
+        self.latest().hosts.iter().filter_map(|host| Some((host.address, why(host)?))).collect()
     }
 
     /// Drops connections that were not used for long.
     pub(super) fn sweep(&self, now: Instant) {
-        let hosts: Vec<_> = self.hosts.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let hosts: Vec<_> = self.kept.hosts.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         for host in &hosts {
             host.http1.sweep(now);
             host.http2.sweep(now);
@@ -83,7 +126,7 @@ impl State {
         drop(hosts);
         if matches!(self.view.load().cluster.discovery, Discovery::OriginalDestination) {
             // Nobody says when such an address is gone.
-            let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut hosts = self.kept.hosts.lock().unwrap_or_else(PoisonError::into_inner);
             hosts.retain(|_, host| Arc::strong_count(host) > 1 || !host.http1.is_empty() || !host.http2.is_empty());
         }
     }
@@ -93,7 +136,7 @@ impl State {
     }
 
     fn retire(&self, gone: impl Fn(&Arc<Host>) -> bool) {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.kept.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         hosts.retain(|_, host| {
             let keep = !gone(host);
             if !keep {
@@ -105,13 +148,8 @@ impl State {
 }
 
 impl View {
-    fn new(
-        cluster: Arc<Cluster>,
-        endpoints: Arc<Endpoints>,
-        all: Arc<Mutex<Hosts>>,
-        usage: Arc<Usage>,
-        tls: &Tls,
-    ) -> Self {
+    fn new(cluster: Arc<Cluster>, endpoints: Arc<Endpoints>, kept: &Kept, tls: &Tls) -> Self {
+        let Kept { hosts: all, usage, detector, tally } = kept.clone();
         let connector = Connector::new(tls, &cluster);
         let host = |endpoint: &Arc<Endpoint>| {
             let host = host(&all, endpoint.address, cluster.tls_for(endpoint).is_some());
@@ -120,15 +158,16 @@ impl View {
         };
         let hosts: Vec<_> = endpoints.endpoints.iter().map(host).collect();
         let balance = Balance::new(&cluster, &endpoints, |index| hosts[index].serving_since());
-        Self { cluster, endpoints, balance, hosts, all, connector, usage }
+        Self { cluster, endpoints, balance, hosts, all, connector, usage, detector, tally }
     }
 
     fn is_of(&self, cluster: &Arc<Cluster>, endpoints: &Arc<Endpoints>) -> bool {
         Arc::ptr_eq(&self.cluster, cluster) && Arc::ptr_eq(&self.endpoints, endpoints)
     }
 
-    /// Chooses an endpoint, not one of those to avoid and none that leaves if there is any other. `key` is the hash of what
-    /// requests have in common that go to the same one.
+    /// Chooses an endpoint, not one of those to avoid and none that is to be passed over if there is any other. One that
+    /// fails its health check is never chosen, unless so many do that the panic threshold says otherwise. `key` is the hash of
+    /// what requests have in common that go to the same one.
     pub(crate) fn choose(
         self: &Arc<Self>,
         downstream: &Downstream,
@@ -140,14 +179,28 @@ impl View {
             target.load.0.called(downstream);
             return Ok(target);
         }
-        let now = |leaving| Now { hosts: &self.hosts, avoid, leaving };
-        // Those that leave still answer.
-        let index = self.balance.pick(key, &now(false)).or_else(|| self.balance.pick(key, &now(true)));
+        let pick = |fit| self.balance.pick(key, &Now { hosts: &self.hosts, avoid, fit });
+        let index = pick(Fit::Good).or_else(|| pick(Fit::Leaving)).or_else(|| pick(Fit::Doubtful));
         let refused = || Error::because(Kind::NoHealthyUpstream, format_args!("cluster {}", self.cluster.name));
         let index = index.ok_or_else(refused)?;
         self.hosts[index].called(downstream);
         let endpoint = self.endpoints.endpoints[index].clone();
         Ok(Target { endpoint, view: self.clone(), load: Load::new(self.hosts[index].clone()) })
+    }
+
+    /// The host as a target, while it is one of the cluster's.
+    pub(super) fn target(self: &Arc<Self>, host: &Arc<Host>) -> Option<Target> {
+        let index = self.hosts.iter().position(|it| Arc::ptr_eq(it, host))?;
+        let endpoint = self.endpoints.endpoints[index].clone();
+        Some(Target { endpoint, view: self.clone(), load: Load::new(host.clone()) })
+    }
+
+    fn peers(&self) -> Vec<Peer<'_>> {
+        let usable = |(host, endpoint): &(&Arc<Host>, &Arc<Endpoint>)| {
+            endpoint.healthy && endpoint.weight > 0 && host.checked.standing() != Standing::Failing
+        };
+        let all = self.hosts.iter().zip(&self.endpoints.endpoints);
+        all.map(|it| Peer { usable: usable(&it), record: &it.0.record }).collect()
     }
 
     /// How many endpoints may be chosen.
@@ -181,8 +234,18 @@ fn host(all: &Mutex<Hosts>, address: SocketAddr, secure: bool) -> Arc<Host> {
 struct Now<'a> {
     hosts: &'a [Arc<Host>],
     avoid: &'a [SocketAddr],
-    /// Those that leave are wanted, there being no others.
-    leaving: bool,
+    fit: Fit,
+}
+
+/// Which hosts may be chosen, the best first: the next is asked for where there is none of those before.
+#[derive(Clone, Copy)]
+enum Fit {
+    /// Nothing speaks against them.
+    Good,
+    /// They end soon, and still answer.
+    Leaving,
+    /// They were ejected, or were not yet asked whether they work.
+    Doubtful,
 }
 
 impl Peers for Now<'_> {
@@ -191,7 +254,12 @@ impl Peers for Now<'_> {
     }
 
     fn is_available(&self, index: usize) -> bool {
-        if self.leaving { self.hosts[index].is_leaving() } else { self.hosts[index].is_available() }
+        let host = &self.hosts[index];
+        match self.fit {
+            Fit::Good => host.is_available(),
+            Fit::Leaving => host.checked.standing() == Standing::Good && !host.is_ejected(),
+            Fit::Doubtful => host.checked.standing() != Standing::Failing,
+        }
     }
 
     fn is_avoided(&self, index: usize) -> bool {
@@ -217,6 +285,20 @@ impl Target {
         let Some(decay) = self.view.balance.decay() else { return };
         let latency = &self.load.0.latency;
         if answered { latency.answered(time, now, decay) } else { latency.failed(time, now, decay) }
+    }
+
+    /// Takes note of what came of a request or a byte stream. The clock is only read where that matters.
+    pub(crate) fn observe(&self, outcome: Outcome, now: impl FnOnce() -> Instant) {
+        let view = &*self.view;
+        let Some(config) = &view.cluster.health.outliers else { return };
+        let peers = || view.peers();
+        view.detector.observe(config, &self.load.0.record, outcome, now(), peers, |record, reason| {
+            view.tally.ejected(reason);
+            let host = view.hosts.iter().find(|host| std::ptr::eq(&host.record, record));
+            let endpoint = host.map_or_else(String::new, |host| host.address.to_string());
+            let (cluster, reason) = (&view.cluster.name, reason.as_str());
+            tracing::info!(%cluster, %endpoint, reason, "an endpoint is ejected");
+        });
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

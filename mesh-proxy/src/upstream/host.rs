@@ -4,6 +4,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::balance::ewma::Latency;
+use super::check::{Checked, Standing};
+use super::outlier::Record;
 use super::{http1, http2};
 use crate::application;
 use crate::listen::{Direction, Downstream};
@@ -33,6 +35,9 @@ pub(crate) struct Host {
     /// Since when it is an endpoint that serves, in milliseconds after `created`; [`IDLE`] while it is not.
     serving_since: AtomicU64,
     pub(super) latency: Latency,
+    /// What came of its requests.
+    pub(super) record: Record,
+    pub(super) checked: Checked,
 }
 
 /// Of an endpoint that the control plane says is not healthy.
@@ -40,6 +45,7 @@ const IDLE: u64 = u64::MAX;
 
 impl Host {
     pub(super) fn new(address: SocketAddr, secure: bool) -> Self {
+        let created = Instant::now();
         Self {
             address,
             secure,
@@ -48,10 +54,12 @@ impl Host {
             http2: http2::Pool::default(),
             load: AtomicUsize::new(0),
             retired: AtomicBool::new(false),
-            created: Instant::now(),
+            created,
             leaving_until: AtomicU64::new(0),
             serving_since: AtomicU64::new(0),
             latency: Latency::default(),
+            record: Record::new(created),
+            checked: Checked::default(),
         }
     }
 
@@ -91,11 +99,6 @@ impl Host {
         until > 0 && self.created.elapsed() < Duration::from_millis(until)
     }
 
-    /// It may be chosen.
-    pub(super) fn is_available(&self) -> bool {
-        !self.is_leaving()
-    }
-
     /// Takes note of whether it serves, as the control plane has it. One that serves again starts anew.
     pub(super) fn serves(&self, healthy: bool) {
         let now = u64::try_from(self.created.elapsed().as_millis()).unwrap_or(IDLE - 1);
@@ -114,8 +117,18 @@ impl Host {
         }
     }
 
+    /// Nothing speaks against giving it a request.
+    pub(super) fn is_available(&self) -> bool {
+        self.checked.standing() == Standing::Good && !self.is_leaving() && !self.is_ejected()
+    }
+
+    pub(super) fn is_ejected(&self) -> bool {
+        self.record.is_ejected(Instant::now)
+    }
+
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
+        self.checked.end();
         self.http1.clear();
         self.http2.clear();
     }

@@ -5,15 +5,19 @@
 
 mod balance;
 mod body;
+mod check;
 mod cluster;
 mod connect;
 mod host;
 mod http1;
 mod http2;
+mod outlier;
 mod stream;
+mod tally;
 mod usage;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -24,6 +28,7 @@ use mesh_common::names::ALPN_TCP;
 
 use self::cluster::State;
 use self::host::Load;
+use self::tally::Tally;
 use self::usage::InUse;
 use crate::config::{Cluster, Discovery, Endpoint, Endpoints};
 use crate::error::{Error, Kind};
@@ -34,7 +39,10 @@ use crate::tls::Tls;
 
 pub(crate) use body::UpstreamBody;
 pub(crate) use cluster::{Target, View};
+pub(crate) use outlier::Outcome;
 pub use stream::UpstreamStream;
+pub use tally::HealthReport;
+pub(crate) use tally::Shunned;
 pub(crate) use usage::InUse as Held;
 
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
@@ -54,6 +62,7 @@ struct Inner {
     clusters: ArcSwap<HashMap<Arc<str>, Arc<State>>>,
     nothing: Arc<Endpoints>,
     sweeping: AtomicBool,
+    tally: Arc<Tally>,
 }
 
 /// A byte stream to an endpoint.
@@ -104,6 +113,7 @@ impl Upstreams {
             clusters: ArcSwap::default(),
             nothing: Arc::default(),
             sweeping: AtomicBool::new(false),
+            tally: Arc::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -129,11 +139,15 @@ impl Upstreams {
             target.took(now - began, outcome.is_ok(), now);
             match outcome {
                 Ok(io) => {
+                    target.observe(Outcome::Success, Instant::now);
                     let security = target.security();
                     let counted = Some(Counted { _load: target.load, _in_use: in_use });
                     return Ok(TcpUpstream { io, endpoint: target.endpoint, security, _counted: counted });
                 }
                 Err(error) => {
+                    if let Some(outcome) = Outcome::of_error(error.kind) {
+                        target.observe(outcome, Instant::now);
+                    }
                     tried.push(target.address());
                     if tried.len() >= TCP_TRIES.min(view.choices()) {
                         return Err(error);
@@ -184,7 +198,7 @@ impl Upstreams {
         if let Some(state) = self.inner.clusters.load().get(name) {
             return state.clone();
         }
-        let new = Arc::new(State::new(cluster.clone(), endpoints.clone(), &self.inner.tls));
+        let new = State::new(cluster.clone(), endpoints.clone(), &self.inner.tls, self.inner.tally.clone());
         let mut state = new.clone();
         self.inner.clusters.rcu(|clusters| {
             let mut clusters = HashMap::clone(clusters);
@@ -192,6 +206,23 @@ impl Upstreams {
             clusters
         });
         state
+    }
+
+    /// What is known of the health of all endpoints.
+    pub fn health(&self) -> HealthReport {
+        let clusters = self.inner.clusters.load();
+        let all = clusters.values().flat_map(|state| state.passed_over());
+        let mut report = self.inner.tally.report();
+        for (_, why) in all {
+            report.ejected += usize::from(why == Shunned::Ejected);
+            report.failing += usize::from(why == Shunned::Failing);
+        }
+        report
+    }
+
+    /// The endpoints of a cluster that get no requests for now.
+    pub(crate) fn passed_over(&self, cluster: &str) -> Vec<(SocketAddr, Shunned)> {
+        self.inner.clusters.load().get(cluster).map_or_else(Vec::new, |state| state.passed_over())
     }
 
     #[cfg(test)]

@@ -2,6 +2,7 @@
 //! objects that want different things) is a condition, found by the model.
 
 mod authorization;
+mod endpoint_health;
 mod fields;
 mod limits;
 mod load_balancer;

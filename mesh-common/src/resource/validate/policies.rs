@@ -2,7 +2,7 @@ use super::super::{
     FaultInjectionSpec, MeshConfigSpec, PeerAuthenticationSpec, RETRY_CONDITIONS, Retries, TrafficPolicySpec,
 };
 use super::fields::{at_most, header_matches, label, not_zero, targets};
-use super::{Errors, limits, load_balancer};
+use super::{Errors, endpoint_health, limits, load_balancer};
 
 const ROUTED: [&str; 3] = ["Service", "HTTPRoute", "GRPCRoute"];
 
@@ -31,10 +31,17 @@ pub(super) fn traffic(spec: &TrafficPolicySpec, errors: &mut Errors) {
             ("maxConnections", pool.max_connections),
             ("maxPending", pool.max_pending),
             ("maxRequests", pool.max_requests),
+            ("maxRetries", pool.max_retries),
         ] {
             let path = format!("spec.connectionPool.{field}");
             errors.add_if(value == Some(0), path, "zero lets nothing through; leave it out for no limit");
         }
+    }
+    if let Some(value) = &spec.outlier_detection {
+        endpoint_health::outliers(errors, "spec.outlierDetection", value);
+    }
+    if let Some(value) = &spec.health_check {
+        endpoint_health::check(errors, "spec.healthCheck", value);
     }
 }
 

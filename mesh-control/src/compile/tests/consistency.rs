@@ -64,7 +64,7 @@ spec: {mode: PERMISSIVE}
 apiVersion: meshctl.dev/v1alpha1
 kind: TrafficPolicy
 metadata: {name: p}
-spec: {loadBalancer: {policy: Random}, timeouts: {request: 9s, idle: 60s, connect: 2s}, retries: {on: [5xx, '429'], budget: {percent: 30}}, connectionPool: {maxConnections: 10, maxPending: 10, maxRequests: 10}}
+spec: {loadBalancer: {policy: Random}, timeouts: {request: 9s, idle: 60s, connect: 2s}, retries: {on: [5xx, '429'], budget: {percent: 30}}, connectionPool: {maxConnections: 10, maxPending: 10, maxRequests: 10}, outlierDetection: {consecutive5xx: 5, consecutiveGatewayFailures: 3, successRate: {}}, healthCheck: {http: {path: /healthz, statuses: [200, 204]}}}
 ---
 apiVersion: meshctl.dev/v1alpha1
 kind: TrafficPolicy

@@ -268,6 +268,55 @@ fn the_narrower_policy_wins_field_by_field() {
 }
 
 #[test]
+fn the_health_of_endpoints_is_found_out_as_the_policy_says() {
+    use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+    use envoy_types::pb::envoy::config::core::v3::health_check::HealthChecker;
+    let policy = |namespace: &str, targets: &str, spec: &str| {
+        format!(
+            "apiVersion: meshctl.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{namespace: {namespace}, name: p}}\nspec: {{targetRefs: [{targets}], {spec}}}\n---\n"
+        )
+    };
+    let cluster =
+        |text: &str, scope: &Scope, name: &str| -> Cluster { get(&shop(text), scope, ResourceType::Cluster, name) };
+    let reviews = "reviews.default.svc.cluster.local:9080";
+    let plain = cluster("", &mesh(), reviews);
+    assert_eq!((plain.outlier_detection, plain.health_checks.len()), (None, 0));
+
+    let everywhere = policy(
+        "mesh-system",
+        "",
+        "outlierDetection: {consecutive5xx: 7, baseEjectionTime: 400s}, healthCheck: {http: {path: /ok}, interval: 3s}",
+    );
+    let found = cluster(&everywhere, &mesh(), reviews);
+    let outliers = found.outlier_detection.as_ref().unwrap();
+    let number = |it: &Option<envoy_types::pb::google::protobuf::UInt32Value>| it.as_ref().unwrap().value;
+    assert_eq!((number(&outliers.consecutive_5xx), number(&outliers.enforcing_consecutive_5xx)), (7, 100));
+    assert_eq!(
+        (number(&outliers.enforcing_success_rate), number(&outliers.enforcing_consecutive_gateway_failure)),
+        (0, 0)
+    );
+    assert_eq!((number(&outliers.max_ejection_percent), number(&outliers.enforcing_failure_percentage)), (50, 0));
+    // The default of the most is less than the base here.
+    assert_eq!(outliers.max_ejection_time.as_ref().unwrap().seconds, 400);
+    let check = &found.health_checks[0];
+    assert_eq!((check.interval.as_ref().unwrap().seconds, check.timeout.as_ref().unwrap().seconds), (3, 2));
+    let Some(HealthChecker::HttpHealthCheck(http)) = &check.health_checker else { panic!("{check:?}") };
+    assert_eq!((http.path.as_str(), http.host.as_str()), ("/ok", "reviews.default.svc.cluster.local"));
+    // One wrong status is one failure, with Envoy too.
+    assert_eq!((http.retriable_statuses[0].start, http.retriable_statuses[0].end), (100, 600));
+
+    let off = policy(
+        "default",
+        "{kind: Service, name: reviews}",
+        "outlierDetection: {}, healthCheck: {}, connectionPool: {maxRetries: 4}",
+    );
+    let found = cluster(&format!("{everywhere}{off}"), &mesh(), reviews);
+    assert_eq!((found.outlier_detection, found.health_checks.len()), (None, 0));
+    let limits = &found.circuit_breakers.unwrap().thresholds[0];
+    assert_eq!((number(&limits.max_retries), limits.retry_budget), (4, None));
+}
+
+#[test]
 fn routes_of_a_caller_s_own_namespace_come_before_the_service_s() {
     let consumer = "
 apiVersion: gateway.networking.k8s.io/v1

@@ -18,7 +18,10 @@ use envoy_types::pb::google::protobuf::UInt32Value;
 use envoy_types::pb::google::protobuf::value::Kind;
 
 use super::endpoints::{TLS_MODE, TLS_MODE_MESH};
-use super::{At, Decoded, Rejected, duration_or, each, endpoints, from_ads, is, tls, unless, unpack, unsupported_type};
+use super::{
+    At, Decoded, Rejected, duration_or, each, endpoint_health, endpoints, from_ads, is, tls, unless, unpack,
+    unsupported_type,
+};
 use crate::config::{Cluster, Discovery, Limits, RetryBudget, UpstreamHttp, UpstreamTls};
 
 mod balancing;
@@ -49,6 +52,7 @@ pub(super) fn cluster(pb: PbCluster) -> Decoded<Cluster> {
         tls_always,
         http: http(&pb)?,
         limits: limits(&pb)?,
+        health: endpoint_health::of_cluster(&pb)?,
         discovery,
         name: pb.name,
     })

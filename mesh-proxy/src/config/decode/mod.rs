@@ -23,6 +23,7 @@ use crate::snapshot::{Resource, Type};
 
 mod authorization;
 mod cluster;
+mod endpoint_health;
 mod endpoints;
 mod fault;
 mod limit;

@@ -1,13 +1,15 @@
+use envoy_types::pb::envoy::config::cluster::v3::OutlierDetection;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy, TransportSocketMatch,
 };
 use envoy_types::pb::envoy::config::core::v3::address::Address as AnyAddress;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use envoy_types::pb::envoy::config::core::v3::health_check::{HealthChecker, HttpHealthCheck};
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType as SocketConfig;
 use envoy_types::pb::envoy::config::core::v3::{
-    Address, AggregatedConfigSource, HeaderValue, HeaderValueOption, HealthStatus, Locality, Metadata,
-    RuntimeFractionalPercent, SocketAddress, TransportSocket,
+    Address, AggregatedConfigSource, HeaderValue, HeaderValueOption, HealthCheck as PbCheck, HealthStatus, Locality,
+    Metadata, RuntimeFractionalPercent, SocketAddress, TransportSocket,
 };
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use envoy_types::pb::envoy::config::endpoint::v3::{Endpoint as PbEndpoint, LbEndpoint, LocalityLbEndpoints};
@@ -46,6 +48,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
+use envoy_types::pb::envoy::r#type::v3::Int64Range;
 use envoy_types::pb::envoy::r#type::v3::TokenBucket;
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{Struct, UInt32Value, Value};
@@ -501,6 +504,47 @@ fn clusters() {
     assert!(matches!(&cluster.discovery, Discovery::Static(it) if it.endpoints[0].address.port() == 80));
 }
 
+fn http_check() -> PbCheck {
+    let http = HttpHealthCheck { path: "/healthz".into(), ..Default::default() };
+    let seconds = |seconds| Some(PbDuration { seconds, nanos: 0 });
+    PbCheck {
+        timeout: seconds(1),
+        interval: seconds(10),
+        interval_jitter_percent: 10,
+        unhealthy_threshold: Some(UInt32Value { value: 3 }),
+        healthy_threshold: Some(UInt32Value { value: 2 }),
+        health_checker: Some(HealthChecker::HttpHealthCheck(http)),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn the_health_of_endpoints() {
+    let mut pb = eds_cluster();
+    let cluster = decoded!(Cluster, pb.clone());
+    assert_eq!(cluster.health, EndpointHealth::default());
+    pb.outlier_detection = Some(OutlierDetection::default());
+    pb.health_checks = vec![http_check()];
+    let cluster = decoded!(Cluster, pb.clone());
+    // Envoy's defaults.
+    let outliers = cluster.health.outliers.as_ref().unwrap();
+    assert_eq!((outliers.consecutive_5xx, outliers.consecutive_gateway_failures), (Some(5), None));
+    let rate = outliers.success_rate.unwrap();
+    assert_eq!((rate.deviations, rate.min_hosts, rate.min_requests), (1.9, 5, 100));
+    assert_eq!((outliers.max_ejection_percent, outliers.ends_with_check), (10, true));
+    assert_eq!((outliers.base_ejection_time.as_secs(), outliers.max_ejection_time.as_secs()), (30, 300));
+    let check = cluster.health.check.as_ref().unwrap();
+    assert_eq!(check.jitter.as_millis(), 1000);
+    let CheckKind::Http(http) = &check.kind else { panic!("{check:?}") };
+    assert_eq!((http.path.as_str(), http.host.as_str(), http.http2), ("/healthz", "reviews:80", false));
+    assert_eq!((http.expected.len(), &http.expected[0]), (1, &(200..201)));
+    // With every detector off, there is nothing to do.
+    let off = Some(UInt32Value { value: 0 });
+    pb.outlier_detection =
+        Some(OutlierDetection { enforcing_consecutive_5xx: off, enforcing_success_rate: off, ..Default::default() });
+    assert_eq!(decoded!(Cluster, pb).health.outliers, None);
+}
+
 #[test]
 fn clusters_say_where_they_are_wrong() {
     let wrong = |change: &dyn Fn(&mut PbCluster)| {
@@ -517,6 +561,57 @@ fn clusters_say_where_they_are_wrong() {
         wrong(&|it| it.lb_policy = LbPolicy::LoadBalancingPolicyConfig as i32),
         "lb_policy: LOAD_BALANCING_POLICY_CONFIG is not supported"
     );
+    let outliers = |change: fn(&mut OutlierDetection)| {
+        wrong(&|it| change(it.outlier_detection.insert(OutlierDetection::default())))
+    };
+    assert_eq!(
+        outliers(|it| it.split_external_local_origin_errors = true),
+        "outlier_detection.split_external_local_origin_errors: is not supported"
+    );
+    assert_eq!(
+        outliers(|it| it.enforcing_success_rate = Some(UInt32Value { value: 50 })),
+        "outlier_detection.enforcing_success_rate: only 0 and 100 are supported"
+    );
+    assert_eq!(
+        outliers(|it| it.max_ejection_percent = Some(UInt32Value { value: 101 })),
+        "outlier_detection.max_ejection_percent: must not be more than 100"
+    );
+    assert_eq!(
+        outliers(|it| it.max_ejection_time = Some(PbDuration { seconds: 1, nanos: 0 })),
+        "outlier_detection.max_ejection_time: must not be less than base_ejection_time"
+    );
+    assert_eq!(
+        outliers(|it| it.interval = Some(PbDuration::default())),
+        "outlier_detection.interval: must be more than zero"
+    );
+    let checks = |change: fn(&mut PbCheck)| {
+        let mut check = http_check();
+        change(&mut check);
+        wrong(&|it| it.health_checks = vec![check.clone()])
+    };
+    assert_eq!(wrong(&|it| it.health_checks = vec![http_check(); 2]), "health_checks: only one is supported");
+    assert_eq!(checks(|it| it.timeout = None), "health_checks[0].timeout: must be more than zero");
+    assert_eq!(checks(|it| it.healthy_threshold = None), "health_checks[0].healthy_threshold: must be more than zero");
+    assert!(checks(|it| it.health_checker = None).starts_with("health_checks[0]: one of http_health_check"));
+    let http = |it: &mut PbCheck, change: fn(&mut HttpHealthCheck)| match &mut it.health_checker {
+        Some(HealthChecker::HttpHealthCheck(http)) => change(http),
+        _ => unreachable!(),
+    };
+    let of_http = |change: fn(&mut HttpHealthCheck)| {
+        let mut check = http_check();
+        http(&mut check, change);
+        wrong(&|it| it.health_checks = vec![check.clone()])
+    };
+    assert_eq!(of_http(|it| it.path = "no path".into()), "health_checks[0].http_health_check.path: is not a path");
+    assert_eq!(
+        of_http(|it| it.receive = vec![Default::default()]),
+        "health_checks[0].http_health_check.receive: is not supported"
+    );
+    assert_eq!(
+        of_http(|it| it.expected_statuses = vec![Int64Range { start: 200, end: 200 }]),
+        "health_checks[0].http_health_check.expected_statuses[0]: 200..200 is not a range of statuses"
+    );
+    assert_eq!(wrong(&|it| it.lb_policy = LbPolicy::RingHash as i32), "lb_policy: RING_HASH is not supported");
     // A second TLS for the rest must not become plaintext.
     assert!(
         wrong(&|it| {

@@ -4,6 +4,7 @@ mod balancing;
 mod draining;
 mod expect;
 mod faults;
+mod health;
 mod http1;
 mod http2;
 mod informational;
@@ -207,6 +208,7 @@ fn cluster(name: &str, http: UpstreamHttp) -> Cluster {
             max_retries: 3,
             retry_budget: None,
         },
+        health: EndpointHealth::default(),
     }
 }
 
@@ -227,6 +229,7 @@ fn forward(clusters: &[(&str, u32)]) -> Forward {
             per_try_timeout: Duration::ZERO,
             backoff_base: Duration::from_millis(1),
             backoff_max: Duration::from_millis(10),
+            retry_after_max: Duration::ZERO,
         },
         rewrite_path: None,
         rewrite_host: None,

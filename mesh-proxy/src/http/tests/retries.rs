@@ -239,3 +239,45 @@ async fn the_retry_budget_is_exhausted_and_given_back() {
     assert_eq!(statuses, [[200; 3].as_slice(), &[503; CALLERS - 3]].concat());
     assert_eq!(count.load(Ordering::SeqCst), CALLERS + 3);
 }
+
+/// Overloaded for the first request, and asks to be left alone for so long.
+async fn overloaded(retry_after: &'static str) -> App {
+    let count = Arc::new(AtomicUsize::new(0));
+    App::http1(move |_| {
+        let first = count.fetch_add(1, Ordering::SeqCst) == 0;
+        async move {
+            let mut response = reply(if first { "busy" } else { "ok" });
+            if first {
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                response.headers_mut().insert("retry-after", retry_after.parse().unwrap());
+            }
+            response
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_retry_waits_as_long_as_it_is_asked_to() {
+    let routes = |timeout: u64| {
+        let mut forward = forward(&[("app", 1)]);
+        forward.timeout = Duration::from_secs(timeout);
+        forward.retry.retries = 1;
+        forward.retry.on.gateway_error = true;
+        forward.retry.retry_after_max = Duration::from_secs(30);
+        to(forward)
+    };
+    let begun = std::time::Instant::now();
+    let app = overloaded("1").await;
+    let proxy = Proxy::with(routes(10), UpstreamHttp::Http1, &[app.address]).await;
+    assert_eq!(proxy.get("/").await.text(), "ok");
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    // Longer than the policy or the request's own time allows: the answer is for the client.
+    for (asked, timeout) in [("31", 0), ("5", 5)] {
+        let app = overloaded(asked).await;
+        let proxy = Proxy::with(routes(timeout), UpstreamHttp::Http1, &[app.address]).await;
+        let answer = proxy.get("/").await;
+        assert_eq!((answer.text(), answer.header("retry-after")), ("busy", asked));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5));
+}

@@ -84,6 +84,7 @@ fn at(locality: &str, locality_weight: u32, endpoint: Endpoint) -> Endpoint {
 fn cluster(balancer: Balancer, spread: Spread) -> Cluster {
     Cluster {
         name: "test".to_owned(),
+        health: crate::config::EndpointHealth::default(),
         discovery: Discovery::Eds("test".to_owned()),
         balancer,
         spread,

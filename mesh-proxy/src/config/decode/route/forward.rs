@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::route::v3::retry_policy::{RateLimitedRetryBackOff, ResetHeaderFormat};
 use envoy_types::pb::envoy::config::route::v3::route_action::hash_policy::{Cookie as PbCookie, PolicySpecifier};
 use envoy_types::pb::envoy::config::route::v3::route_action::{
     ClusterSpecifier, HashPolicy as PbHash, HostRewriteSpecifier,
@@ -21,6 +22,7 @@ use crate::config::{
 /// Envoy's defaults.
 const TIMEOUT: Duration = Duration::from_secs(15);
 const BACKOFF: Duration = Duration::from_millis(25);
+const RETRY_AFTER: Duration = Duration::from_secs(300);
 
 pub(super) fn forward(pb: RouteAction, path: &PathMatch, scope: &Scope) -> Decoded<Forward> {
     unless(pb.metadata_match.is_some(), "metadata_match", "is not supported")?;
@@ -170,6 +172,7 @@ fn never() -> RetryPolicy {
         per_try_timeout: Duration::ZERO,
         backoff_base: BACKOFF,
         backoff_max: BACKOFF * 10,
+        retry_after_max: Duration::ZERO,
     }
 }
 
@@ -200,6 +203,10 @@ fn retry(pb: &PbRetry) -> Decoded<RetryPolicy> {
             _ => {}
         }
     }
+    let retry_after_max = match &pb.rate_limited_retry_back_off {
+        Some(pb) => retry_after(pb).at("rate_limited_retry_back_off")?,
+        None => Duration::ZERO,
+    };
     let backoff = pb.retry_back_off.unwrap_or_default();
     let backoff_base = duration_or("retry_back_off.base_interval", &backoff.base_interval, BACKOFF)?;
     unless(backoff_base.is_zero(), "retry_back_off.base_interval", "must be more than zero")?;
@@ -212,5 +219,19 @@ fn retry(pb: &PbRetry) -> Decoded<RetryPolicy> {
         per_try_timeout: duration_or("per_try_timeout", &pb.per_try_timeout, Duration::ZERO)?,
         backoff_base,
         backoff_max,
+        retry_after_max,
     })
+}
+
+/// The longest wait.
+fn retry_after(pb: &RateLimitedRetryBackOff) -> Decoded<Duration> {
+    each("reset_headers", &pb.reset_headers, |header| {
+        let known =
+            header.name.eq_ignore_ascii_case("retry-after") && header.format == ResetHeaderFormat::Seconds as i32;
+        unless(!known, "name", "only Retry-After in SECONDS is supported")
+    })?;
+    unless(pb.reset_headers.is_empty(), "reset_headers", "must not be empty")?;
+    let longest = duration_or("max_interval", &pb.max_interval, RETRY_AFTER)?;
+    unless(longest.is_zero(), "max_interval", "must be more than zero")?;
+    Ok(longest)
 }
