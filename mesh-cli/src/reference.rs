@@ -56,7 +56,8 @@ const OBJECTS: [(Kind, &str); 12] = [
         Kind::TrafficPolicy,
         "{targetRefs: [{kind: x, name: x}], loadBalancer: {hash: [{cookie: {name: x}}], slowStart: {window: 1s}, \
          locality: {failover: [{from: x, to: []}], weights: [{from: x, to: [{locality: x, weight: 1}]}]}}, timeouts: {}, \
-         retries: {backoff: {base: 1s}, budget: {percent: 1}}, connectionPool: {}}",
+         retries: {backoff: {base: 1s}, budget: {percent: 1}}, connectionPool: {}, limits: {requests: {rate: 1}}, \
+         outlierDetection: {successRate: {}}, healthCheck: {http: {path: /}, grpc: {}, tcp: {}}}",
     ),
     (
         Kind::FaultInjection,

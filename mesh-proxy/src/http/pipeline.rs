@@ -245,7 +245,7 @@ async fn tries(
 ) -> Result<Response<UpstreamBody>, Ended> {
     let mut tries = Tries { left: policy.retries, tried: Vec::new(), renewed: false, held: None };
     loop {
-        let mut now = Instant::now();
+        let now = Instant::now();
         exchange.deadline.begin_try(policy.per_try_timeout, now);
         if let Some(kind) = exchange.deadline.passed(exchange.upload.as_ref(), now) {
             return Err(kind.into());
@@ -254,41 +254,24 @@ async fn tries(
         let address = target.address();
         exchange.attempts += 1;
         let outcome = try_once(exchange, tries.may_go_on(exchange)).await;
-        let began = std::mem::replace(&mut now, Instant::now());
-        exchange.deadline.end_try(now);
-        if let Some(target) = &exchange.target {
-            target.took(now.saturating_duration_since(began), outcome.is_ok(), now);
-        }
-        let asked = match outcome {
-            Ok(response) => {
-                exchange.answered_upstream = Some(now);
-                exchange.observe_head(response.status(), response.headers(), now);
-                let wanted = retry::on_response(&policy.on, response.status(), response.headers());
-                let asked = retry::retry_after(policy, response.headers(), SystemTime::now).filter(|_| wanted);
-                if !(wanted && is_patient(exchange, policy, asked, now) && tries.take(view, exchange)) {
-                    return Ok(response);
-                }
-                asked.unwrap_or_default()
-            }
-            Err(Failed { error, stale, .. }) => {
-                if stale && tries.renew(exchange) {
-                    continue;
-                }
-                if let Some(outcome) = Outcome::of_error(error.kind) {
-                    exchange.observe(outcome, move || now);
-                }
-                let wanted = retry::on_error(&policy.on, error.kind, exchange.head.is_idempotent());
-                if !(wanted && tries.take(view, exchange)) {
-                    return Err(error.into());
-                }
-                Duration::ZERO
-            }
+        let wait = match tries.next(exchange, policy, view, outcome, now) {
+            Next::Done(result) => return result,
+            Next::AtOnce => continue,
+            Next::After(wait) => wait,
         };
         tries.tried.push(address);
-        let wait = asked + retry::backoff(policy, policy.retries - tries.left, fastrand::f64());
         let waited = exchange.deadline.limit(exchange.upload.as_ref(), Box::pin(tokio::time::sleep(wait))).await;
         waited?;
     }
+}
+
+/// What follows a try.
+enum Next {
+    Done(Result<Response<UpstreamBody>, Ended>),
+    /// Another one that is not a retry.
+    AtOnce,
+    /// A retry.
+    After(Duration),
 }
 
 /// Whether a retry can wait as long as the upstream asks: sooner would be no use.
@@ -308,6 +291,48 @@ struct Tries {
 }
 
 impl Tries {
+    /// Takes note of what came of a try that `began` then, and says what follows.
+    fn next(
+        &mut self,
+        exchange: &mut Exchange,
+        policy: &RetryPolicy,
+        view: &View,
+        outcome: Result<Response<UpstreamBody>, Failed>,
+        began: Instant,
+    ) -> Next {
+        let now = Instant::now();
+        exchange.deadline.end_try(now);
+        if let Some(target) = &exchange.target {
+            target.took(now.saturating_duration_since(began), outcome.is_ok(), now);
+        }
+        let asked = match outcome {
+            Ok(response) => {
+                exchange.answered_upstream = Some(now);
+                exchange.observe_head(response.status(), response.headers(), now);
+                let wanted = retry::on_response(&policy.on, response.status(), response.headers());
+                let asked = retry::retry_after(policy, response.headers(), SystemTime::now).filter(|_| wanted);
+                if !(wanted && is_patient(exchange, policy, asked, now) && self.take(view, exchange)) {
+                    return Next::Done(Ok(response));
+                }
+                asked.unwrap_or_default()
+            }
+            Err(Failed { error, stale, .. }) => {
+                if stale && self.renew(exchange) {
+                    return Next::AtOnce;
+                }
+                if let Some(outcome) = Outcome::of_error(error.kind) {
+                    exchange.observe(outcome, || now);
+                }
+                let wanted = retry::on_error(&policy.on, error.kind, exchange.head.is_idempotent());
+                if !(wanted && self.take(view, exchange)) {
+                    return Next::Done(Err(error.into()));
+                }
+                Duration::ZERO
+            }
+        };
+        Next::After(asked + retry::backoff(policy, policy.retries - self.left, fastrand::f64()))
+    }
+
     /// Whether the request's head must be kept for another try.
     fn may_go_on(&self, exchange: &Exchange) -> bool {
         self.left > 0 || (!self.renewed && exchange.head.is_idempotent() && can_replay(exchange))

@@ -611,7 +611,6 @@ fn clusters_say_where_they_are_wrong() {
         of_http(|it| it.expected_statuses = vec![Int64Range { start: 200, end: 200 }]),
         "health_checks[0].http_health_check.expected_statuses[0]: 200..200 is not a range of statuses"
     );
-    assert_eq!(wrong(&|it| it.lb_policy = LbPolicy::RingHash as i32), "lb_policy: RING_HASH is not supported");
     // A second TLS for the rest must not become plaintext.
     assert!(
         wrong(&|it| {
