@@ -85,7 +85,8 @@ fn edit(namespace: &Namespace) -> anyhow::Result<()> {
     ensure!(report.by_version == [("v1".to_owned(), 1000)].into() && report.good() == 1000, "{report:?}");
     let before = namespace.get(&["httproute/reviews"])?;
     with("true")?;
-    let refused = with("sed -i s/HTTPRoute/GRPCRoute/").err().context("it was taken as another kind")?.to_string();
+    let renamed = with("sed -i 's/^  name: reviews$/  name: other/'");
+    let refused = renamed.err().context("it was taken under another name")?.to_string();
     ensure!(refused.contains("must stay HTTPRoute") && refused.contains("kept in"), "{refused}");
     let after = namespace.get(&["httproute/reviews"])?;
     ensure!(before["metadata"]["resourceVersion"] == after["metadata"]["resourceVersion"], "{before} {after}");
