@@ -121,7 +121,7 @@ fn sources_are_who_they_prove_to_be() {
         ("{identities: ['*']}", &["shop/web", "other/x"], &[""]),
         ("{identities: ['*/sa/web']}", &["shop/web", "other/web"], &["shop/api", ""]),
         ("{namespaces: [shop]}", &["shop/web", "shop/api"], &["shopping/web", "other/web", ""]),
-        ("{notNamespaces: [shop]}", &["other/web", ""], &["shop/web"]),
+        ("{notNamespaces: [shop]}", &["other/web"], &["shop/web", ""]),
         ("{serviceAccounts: [web]}", &["shop/web"], &["other/web", "shop/webx", ""]),
         ("{serviceAccounts: [other/web]}", &["other/web"], &["shop/web"]),
         ("{namespaces: [shop], notServiceAccounts: [web]}", &["shop/api"], &["shop/web", "other/api"]),

@@ -25,21 +25,28 @@ pub fn canonical(path: &str) -> Result<Cow<'_, str>, PathError> {
     if bytes.first() != Some(&b'/') {
         return Err(PathError::NoSlash);
     }
-    let encoded = bytes.contains(&b'%');
-    if !encoded && !bytes.contains(&b'\\') && !has_dots(path) {
+    let plain = |byte: &u8| byte.is_ascii() && !matches!(byte, b'%' | b'\\');
+    if bytes.iter().all(plain) && !has_dots(path) {
         return Ok(Cow::Borrowed(path));
     }
     let mut decoded = String::with_capacity(path.len());
     let mut rest = path;
-    while let Some(at) = rest.find(['%', '\\']) {
+    while let Some(at) = rest.find(|c: char| !c.is_ascii() || matches!(c, '%' | '\\')) {
         decoded.push_str(&rest[..at]);
-        if rest.as_bytes()[at] == b'\\' {
-            // Some servers and all browsers take it for a slash; nothing that is one in earnest is written bare.
-            decoded.push('/');
-            rest = &rest[at + 1..];
+        rest = &rest[at..];
+        if let Some(c) = rest.chars().next().filter(|c| !c.is_ascii()) {
+            // What may not stand bare is the same as its encoding.
+            c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| decoded.push_str(&format!("%{byte:02X}")));
+            rest = &rest[c.len_utf8()..];
             continue;
         }
-        let byte = byte_at(&rest.as_bytes()[at..]).ok_or(PathError::Percent)?;
+        if rest.starts_with('\\') {
+            // Some servers and all browsers take it for a slash; nothing that is one in earnest is written bare.
+            decoded.push('/');
+            rest = &rest[1..];
+            continue;
+        }
+        let byte = byte_at(rest.as_bytes()).ok_or(PathError::Percent)?;
         if byte < 0x20 || byte == 0x7f {
             return Err(PathError::Control);
         }
@@ -47,9 +54,9 @@ pub fn canonical(path: &str) -> Result<Cow<'_, str>, PathError> {
             decoded.push(char::from(byte));
         } else {
             decoded.push('%');
-            decoded.push_str(&rest[at + 1..at + 3].to_ascii_uppercase());
+            decoded.push_str(&rest[1..3].to_ascii_uppercase());
         }
-        rest = &rest[at + 3..];
+        rest = &rest[3..];
     }
     decoded.push_str(rest);
     if has_dots(&decoded) {
@@ -68,25 +75,19 @@ impl OtherReading {
         if !path.contains(['%', ';']) && !path.contains("//") {
             return None;
         }
-        let mut bytes = Vec::with_capacity(path.len());
-        let mut rest = path.as_bytes();
-        while let Some((&byte, after)) = rest.split_first() {
-            match byte_at(rest) {
-                Some(encoded) => {
-                    bytes.push(encoded);
-                    rest = &rest[3..];
-                }
-                None => {
-                    bytes.push(byte);
-                    rest = after;
-                }
-            }
+        // Some decode what others have decoded before them. Each time there is less of it.
+        let mut bytes = decoded(path.as_bytes());
+        while let again = decoded(&bytes)
+            && again.len() < bytes.len()
+        {
+            bytes = again;
         }
         let text = String::from_utf8_lossy(&bytes).replace('\\', "/");
         let mut segments: Vec<&str> = Vec::new();
-        let directory = text.ends_with('/');
+        let mut directory = false;
         for segment in text.split('/') {
             let name = segment.split(';').next().unwrap_or_default();
+            directory = matches!(name, "" | "." | "..");
             match name {
                 "" | "." => (),
                 ".." => _ = segments.pop(),
@@ -103,6 +104,17 @@ impl OtherReading {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// With everything decoded once.
+fn decoded(mut rest: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(rest.len());
+    while let Some((&byte, after)) = rest.split_first() {
+        let encoded = byte_at(rest);
+        bytes.push(encoded.unwrap_or(byte));
+        rest = if encoded.is_some() { &rest[3..] } else { after };
+    }
+    bytes
 }
 
 /// What `%XX` at the beginning stands for.
@@ -167,6 +179,7 @@ mod tests {
             ("/a//b", "/a//b"),
             ("/a;x=1/b", "/a;x=1/b"),
             ("/%C3%a9", "/%C3%A9"),
+            ("/é/%61", "/%C3%A9/a"),
             ("/%25%36%31", "/%2561"),
         ] {
             assert_eq!(canonical(path).as_deref(), Ok(form), "{path}");
@@ -203,7 +216,11 @@ mod tests {
             ("//a///b/", "/a/b/"),
             ("/admin;x=1", "/admin"),
             ("/x/..;/admin", "/admin"),
-            ("/%2561", "/%61"),
+            ("/%2561dmin", "/admin"),
+            ("/%252561", "/a"),
+            ("/admin/x%2F..", "/admin/"),
+            ("/admin/.;x", "/admin/"),
+            ("/admin/;x", "/admin/"),
             ("/%2F..%2F..", "/"),
         ] {
             assert_eq!(read(path).as_deref(), Some(other), "{path}");
@@ -212,7 +229,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_form_of_a_form_is_itself(path in "/([a-b./;\\\\]|%[0-9a-fA-F]{2}|%){0,12}") {
+        fn the_form_of_a_form_is_itself(path in "/([a-bé./;\\\\]|%[0-9a-fA-F]{2}|%){0,12}") {
             if let Ok(form) = canonical(&path) {
                 let again = canonical(&form).map(Cow::into_owned);
                 prop_assert_eq!(again.as_deref(), Ok(&*form));

@@ -129,12 +129,22 @@ impl Gate<'_> {
         for policy in &self.policies {
             for (i, rule) in policy.spec.rules.iter().enumerate() {
                 let Some(permissions) = self.permissions(rule, layer) else { continue };
-                let sources = rule.from.iter().map(|it| principal(it, trust_domain, &policy.name.namespace)).collect();
+                let source = |it| self.principal(it, trust_domain, &policy.name.namespace);
+                let sources = rule.from.iter().map(source).collect();
                 let value = Policy { permissions, principals: any_principal(sources), ..Policy::default() };
                 entries.push(Entry { key: format!("{}[{i}]", policy.name), value: Some(value) });
             }
         }
         Rules { action: self.action as i32, policies: entries }
+    }
+
+    /// Somebody without an identity is not in a namespace, but whoever allows all others does not mean them.
+    fn principal(&self, source: &AuthorizationSource, trust_domain: &str, own_namespace: &str) -> Principal {
+        let principal = principal(source, trust_domain, own_namespace);
+        if self.action == Action::Deny || !excludes_identities(source) {
+            return principal;
+        }
+        being(Identifier::AndIds(principal::Set { ids: vec![authenticated(None), principal] }))
     }
 
     /// Of what is only known of HTTP, nothing is known of a byte stream: an `ALLOW` of it allows no stream, and a `DENY` of it
@@ -194,6 +204,14 @@ fn one_of<T>(all: &mut Vec<Permission>, values: &[T], nots: &[T], rule: impl Fn(
     if !nots.is_empty() {
         all.push(allowing(Rule::NotRule(Box::new(any(nots)))));
     }
+}
+
+/// Whether it is about what the caller's identity is not, though the caller may have one.
+fn excludes_identities(source: &AuthorizationSource) -> bool {
+    let AuthorizationSource { not_identities, not_namespaces, not_service_accounts, not_trust_domains, .. } = source;
+    let of_none = not_identities.iter().any(|it| it == "*");
+    !of_none
+        && [not_identities, not_namespaces, not_service_accounts, not_trust_domains].iter().any(|it| !it.is_empty())
 }
 
 fn principal(source: &AuthorizationSource, trust_domain: &str, own_namespace: &str) -> Principal {

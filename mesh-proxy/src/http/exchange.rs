@@ -54,7 +54,6 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    /// Boxed, because it goes along with the request and then with the response.
     /// How long nothing may move, in either direction; zero: for ever.
     pub(crate) fn idle_timeout(&self) -> Duration {
         match self.route.as_deref().map(|route| &route.action) {
@@ -66,6 +65,7 @@ impl Exchange {
         }
     }
 
+    /// Boxed, because it goes along with the request and then with the response.
     pub(crate) fn begin(conn: Arc<Connection>, request: Request<Incoming>) -> Box<Self> {
         let start = Instant::now();
         if conn.downstream.direction == Direction::Inbound {

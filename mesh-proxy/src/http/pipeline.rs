@@ -265,7 +265,8 @@ async fn tries(
     }
 }
 
-/// What follows a try.
+/// What follows a try. Taken apart as soon as it is made.
+#[allow(clippy::large_enum_variant)]
 enum Next {
     Done(Result<Response<UpstreamBody>, Ended>),
     /// Another one that is not a retry.

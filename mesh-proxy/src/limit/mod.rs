@@ -47,6 +47,8 @@ impl Rate {
     /// Takes one request out of a bucket that is full at `full`. Times are nanoseconds.
     fn take(&self, full: &mut u64, now: u64) -> Quota {
         let depth = self.interval.saturating_mul(u64::from(self.burst));
+        // A bucket that was emptied under a slower rate is not longer empty than one of this rate can be.
+        *full = (*full).min(now.saturating_add(depth));
         let after = (*full).max(now).saturating_add(self.interval);
         let missing = after - now;
         let allowed = missing <= depth;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use mesh_common::names::CLUSTER_PASSTHROUGH;
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::authorization::{self, Subject};
+use crate::authorization::{self, Subject, Verdict};
 use crate::config::{Endpoint, Fault, FaultKind, FaultRule, NetworkFilter, TcpProxy};
 use crate::error::{Error, Kind, Side};
 use crate::hash;
@@ -37,7 +37,7 @@ pub(crate) async fn proxy<IO: DownstreamIo>(
     ctx: &Context,
 ) {
     let began = Instant::now();
-    if let Err(error) = authorize(downstream, filter, ctx) {
+    if let Err(error) = verdict(downstream, filter).enforce(&ctx.telemetry) {
         return refuse(io, downstream, "", began, &error, ctx);
     }
     if let Some(fault) = &filter.fault
@@ -59,14 +59,13 @@ pub(crate) async fn proxy<IO: DownstreamIo>(
     }
 }
 
-/// Whether the policies let the connection in.
-fn authorize(downstream: &Downstream, filter: &TcpProxy, ctx: &Context) -> Result<(), Error> {
+/// What the policies say of the connection.
+fn verdict<'a>(downstream: &Downstream, filter: &'a TcpProxy) -> Verdict<'a> {
     if filter.authorization.gates.is_empty() {
-        return Ok(());
+        return Verdict::default();
     }
     let identity = downstream.identity.as_deref().map(ToString::to_string);
-    let subject = Subject::new(downstream, identity.as_deref(), None);
-    authorization::decide(&filter.authorization, &subject).enforce(&ctx.telemetry)
+    authorization::decide(&filter.authorization, &Subject::new(downstream, identity.as_deref(), None))
 }
 
 /// Ends when a policy that came later does not let the connection in.
@@ -76,8 +75,9 @@ async fn revoked(downstream: &Downstream, chosen: Option<&Chosen>, ctx: &Context
     loop {
         match chosen.now(&ctx.store) {
             Some(NetworkFilter::Tcp(filter)) => {
-                if let Err(error) = authorize(downstream, &filter, ctx) {
-                    return error;
+                // What is on trial was counted when the connection came.
+                if let Some(refusal) = verdict(downstream, &filter).refused {
+                    return Error::because(Kind::Denied, refusal);
                 }
             }
             Some(NetworkFilter::Http(_)) | None => {

@@ -155,6 +155,9 @@ async fn watch(state: Weak<State>, host: Arc<Host>, check: Arc<HealthCheck>, num
             }
         }
         drop(view);
+        if host.is_retired() {
+            return;
+        }
         tokio::time::sleep(wait(&check, fastrand::f64())).await;
     }
 }

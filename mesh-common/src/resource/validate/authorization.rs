@@ -142,8 +142,20 @@ fn url_path(errors: &mut Errors, path: &str, text: &str) {
     errors.add_if(!rooted, path, format!("{text:?} does not begin with `/` (or with `*` for a suffix)"));
     let foreign = text.contains(['?', '#', '\\', ' ']) || text.bytes().any(|b| !(0x21..0x7f).contains(&b));
     errors.add_if(foreign, path, format!("{text:?} has a character that a path never has (no query, no fragment)"));
+    let encoded = text.split('%').skip(1).any(|rest| !is_needed_encoding(rest.as_bytes()));
+    errors.add_if(encoded, path, format!("{text:?} has an encoding that no path has: `%XX`, in upper case, of a character that may not be written as it is"));
     let dots = text.split('/').any(|segment| matches!(segment, "." | "..")) || text.contains("//");
     errors.add_if(dots, path, format!("{text:?} has a segment that is resolved before the match (`.`, `..` or `//`)"));
+}
+
+/// Whether `XX...` is how a path writes a byte that can't stand for itself.
+fn is_needed_encoding(rest: &[u8]) -> bool {
+    let &[high, low, ..] = rest else { return false };
+    let digit = |b: u8| char::from(b).to_digit(16).filter(|_| !b.is_ascii_lowercase());
+    let (Some(high), Some(low)) = (digit(high), digit(low)) else { return false };
+    let byte = u8::try_from(high * 16 + low).unwrap_or_default();
+    let bare = byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte);
+    !bare && byte >= 0x20 && byte != 0x7f
 }
 
 fn grpc(errors: &mut Errors, path: &str, text: &str) {

@@ -277,7 +277,7 @@ fn an_authorization_policy_says_what_can_match() {
         "{action: DENY, rules: [{}]}",
         "{overrides: true, rules: [{from: [{identities: ['*', 'spiffe://a/ns/b/*', 'spiffe://a/ns/b/sa/c']}]}]}",
         "{rules: [{from: [{serviceAccounts: [web, shop/web], ipBlocks: [10.0.0.0/8, 'fd00::1']}]}]}",
-        "{rules: [{to: [{paths: [/, /a*, '*.css', '/a/{*}/b', '/a/{**}'], hosts: ['*.example.com', web]}]}]}",
+        "{rules: [{to: [{paths: [/, /a*, '*.css', '/caf%C3%A9/a%2Fb', '/a/{*}/b', '/a/{**}'], hosts: ['*.example.com', web]}]}]}",
         "{rules: [{to: [{grpc: [shop.Ratings, shop.Ratings/Get], headers: [{name: a, values: ['*']}]}]}]}",
     ] {
         assert_eq!(policy(fine), [] as [&str; 0], "{fine}");
@@ -300,6 +300,9 @@ fn an_authorization_policy_says_what_can_match() {
         ("{rules: [{to: [{paths: [a]}]}]}", "spec.rules[0].to[0].paths[0]"),
         ("{rules: [{to: [{paths: ['/a/../b']}]}]}", "spec.rules[0].to[0].paths[0]"),
         ("{rules: [{to: [{paths: ['/a?b']}]}]}", "spec.rules[0].to[0].paths[0]"),
+        ("{rules: [{to: [{paths: ['/a%2f']}]}]}", "spec.rules[0].to[0].paths[0]"),
+        ("{rules: [{to: [{paths: ['/a%28b']}]}]}", "spec.rules[0].to[0].paths[0]"),
+        ("{rules: [{to: [{paths: ['/%']}]}]}", "spec.rules[0].to[0].paths[0]"),
         ("{rules: [{to: [{notPaths: ['/{a}']}]}]}", "spec.rules[0].to[0].notPaths[0]"),
         ("{rules: [{to: [{grpc: [/a.B/C]}]}]}", "spec.rules[0].to[0].grpc[0]"),
         ("{rules: [{to: [{headers: [{name: host, values: [a]}]}]}]}", "spec.rules[0].to[0].headers[0].name"),

@@ -33,7 +33,7 @@ impl Latency {
 
     /// It failed after that time, which makes it no better: failing may be quicker than answering.
     pub(in crate::upstream) fn failed(&self, after: Duration, now: Instant, decay: Duration) {
-        let known = self.estimate(now, decay).unwrap_or_default();
+        let known = self.estimate(now, decay).unwrap_or(UNKNOWN);
         self.observe(after.as_secs_f64().max(known), now, decay);
     }
 
