@@ -11,7 +11,7 @@ use mesh_proxy::config::UpstreamTls;
 use mesh_proxy::identity::Authority;
 use mesh_proxy::tls::Tls;
 use rustls::ClientConfig;
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncWriteExt, copy, sink, split};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 
@@ -60,7 +60,22 @@ async fn relay(mut plain: TcpStream, config: Arc<ClientConfig>, to: SocketAddr) 
         side.set_nodelay(true)?;
     }
     let name = rustls::pki_types::ServerName::IpAddress(to.ip().into());
-    let mut secured = TlsConnector::from(config).connect(name, stream).await?;
-    copy_bidirectional(&mut plain, &mut secured).await?;
+    let secured = TlsConnector::from(config).connect(name, stream).await?;
+    let (mut from_peer, mut to_peer) = split(secured);
+    let (mut from_tool, mut to_tool) = plain.split();
+    let up = async {
+        if copy(&mut from_tool, &mut to_peer).await.is_ok() {
+            to_peer.shutdown().await.ok();
+        }
+        // What a peer that has gone does not take any more: closed with bytes unread, a connection would be reset, and with it
+        // what the peer said last.
+        copy(&mut from_tool, &mut sink()).await.ok();
+    };
+    let down = async {
+        let received = copy(&mut from_peer, &mut to_tool).await;
+        to_tool.shutdown().await.ok();
+        received
+    };
+    tokio::join!(up, down).1?;
     Ok(())
 }
