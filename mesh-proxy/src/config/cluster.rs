@@ -136,6 +136,22 @@ pub struct Endpoint {
     pub workload: Option<WorkloadInfo>,
 }
 
+impl Endpoint {
+    /// One of which nothing is known but where it is.
+    pub fn at(address: SocketAddr) -> Self {
+        Self {
+            address,
+            weight: 1,
+            healthy: true,
+            mesh: false,
+            priority: 0,
+            locality: String::new(),
+            locality_weight: 0,
+            workload: None,
+        }
+    }
+}
+
 /// Who an endpoint is, for telemetry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkloadInfo {

@@ -81,16 +81,7 @@ fn chain(transport: Transport, protocols: &[&str]) -> FilterChain {
 
 /// The application behind the proxy.
 fn application(address: SocketAddr) -> Resource {
-    let endpoint = Endpoint {
-        address,
-        weight: 1,
-        healthy: true,
-        mesh: false,
-        priority: 0,
-        locality: String::new(),
-        locality_weight: 0,
-        workload: None,
-    };
+    let endpoint = Endpoint::at(address);
     let endpoints = Endpoints { name: "inbound:9080".into(), endpoints: vec![Arc::new(endpoint)] };
     let limits = Limits { max_connections: 10, max_pending: 10, max_requests: 10, max_retries: 3, retry_budget: None };
     Resource::Cluster(Arc::new(Cluster {

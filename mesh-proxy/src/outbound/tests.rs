@@ -97,16 +97,7 @@ async fn a_known_workload_is_not_called_in_plaintext_without_a_listener() {
     let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let destination = server.local_addr().unwrap().to_string();
     let endpoints = |mesh| {
-        let endpoint = Endpoint {
-            address: "127.0.0.1:1".parse().unwrap(),
-            weight: 1,
-            healthy: true,
-            mesh,
-            priority: 0,
-            locality: String::new(),
-            locality_weight: 0,
-            workload: None,
-        };
+        let endpoint = Endpoint { mesh, ..Endpoint::at("127.0.0.1:1".parse().unwrap()) };
         Resource::Endpoints(Arc::new(Endpoints { name: "reviews".into(), endpoints: vec![Arc::new(endpoint)] }))
     };
     let ctx = context([endpoints(true)]);

@@ -4,16 +4,7 @@ use super::*;
 use crate::config::*;
 
 fn endpoints(name: &str, count: u16) -> Resource {
-    let endpoint = |port| Endpoint {
-        address: SocketAddr::from(([127, 0, 0, 1], port)),
-        weight: 1,
-        healthy: true,
-        mesh: false,
-        priority: 0,
-        locality: String::new(),
-        locality_weight: 0,
-        workload: None,
-    };
+    let endpoint = |port| Endpoint::at(SocketAddr::from(([127, 0, 0, 1], port)));
     let endpoints = (1..=count).map(|port| Arc::new(endpoint(port))).collect();
     Resource::Endpoints(Arc::new(Endpoints { name: name.to_owned(), endpoints }))
 }

@@ -96,16 +96,7 @@ pub async fn passthrough<IO: DownstreamIo>(io: IO, downstream: &Downstream, ctx:
     let address = downstream.original_destination;
     match tokio::time::timeout(PASSTHROUGH_CONNECT_TIMEOUT, connect(address)).await {
         Ok(Ok(stream)) => {
-            let endpoint = Endpoint {
-                address,
-                weight: 1,
-                healthy: true,
-                mesh: false,
-                priority: 0,
-                locality: String::new(),
-                locality_weight: 0,
-                workload: None,
-            };
+            let endpoint = Endpoint::at(address);
             let upstream = TcpUpstream {
                 io: UpstreamStream::Plain(stream),
                 endpoint: Arc::new(endpoint),

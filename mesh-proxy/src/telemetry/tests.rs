@@ -22,13 +22,7 @@ fn downstream(direction: Direction) -> Downstream {
 
 fn endpoint(workload: &str) -> Endpoint {
     Endpoint {
-        address: "10.0.0.2:9080".parse().unwrap(),
-        weight: 1,
-        healthy: true,
         mesh: true,
-        priority: 0,
-        locality: String::new(),
-        locality_weight: 0,
         workload: Some(WorkloadInfo {
             workload: workload.into(),
             namespace: "default".into(),
@@ -36,6 +30,7 @@ fn endpoint(workload: &str) -> Endpoint {
             version: "v2".into(),
             identity: "spiffe://mesh.local/ns/default/sa/reviews".into(),
         }),
+        ..Endpoint::at("10.0.0.2:9080".parse().unwrap())
     }
 }
 

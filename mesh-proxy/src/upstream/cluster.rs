@@ -209,16 +209,7 @@ impl View {
     }
 
     fn original_destination(self: &Arc<Self>, address: SocketAddr) -> Target {
-        let endpoint = Endpoint {
-            address,
-            weight: 1,
-            healthy: true,
-            mesh: false,
-            priority: 0,
-            locality: String::new(),
-            locality_weight: 0,
-            workload: None,
-        };
+        let endpoint = Endpoint::at(address);
         let load = Load::new(host(&self.all, address, false));
         Target { endpoint: Arc::new(endpoint), view: self.clone(), load }
     }

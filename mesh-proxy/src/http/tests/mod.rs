@@ -175,16 +175,7 @@ async fn nowhere() -> SocketAddr {
 // Configuration
 
 fn endpoint(address: SocketAddr) -> Endpoint {
-    Endpoint {
-        address,
-        weight: 1,
-        healthy: true,
-        mesh: false,
-        priority: 0,
-        locality: String::new(),
-        locality_weight: 0,
-        workload: None,
-    }
+    Endpoint::at(address)
 }
 
 fn endpoints(name: &str, all: Vec<Endpoint>) -> Arc<Endpoints> {

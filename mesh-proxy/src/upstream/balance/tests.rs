@@ -61,16 +61,7 @@ const EWMA: Balancer = Balancer::PeakEwma { decay: Duration::from_secs(10) };
 
 /// The endpoint with this number.
 fn endpoint(number: u8, weight: u32) -> Endpoint {
-    Endpoint {
-        address: ([10, 0, 0, number], 80).into(),
-        weight,
-        healthy: true,
-        mesh: false,
-        priority: 0,
-        locality: String::new(),
-        locality_weight: 0,
-        workload: None,
-    }
+    Endpoint { weight, ..Endpoint::at(([10, 0, 0, number], 80).into()) }
 }
 
 fn weighted(weights: &[u32]) -> Vec<Endpoint> {
