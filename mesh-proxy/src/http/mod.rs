@@ -7,6 +7,7 @@ mod connection;
 mod deadline;
 mod drain;
 mod exchange;
+mod gathered;
 mod head;
 mod io;
 mod pipeline;
@@ -22,6 +23,7 @@ mod upgrade;
 pub(crate) use connection::Connection;
 pub use connection::serve;
 pub(crate) use connection::serve_peer;
+pub(crate) use gathered::Gathered;
 pub(crate) use head::Head;
 #[cfg(test)]
 pub(crate) use head::concerns_connection;

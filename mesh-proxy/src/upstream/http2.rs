@@ -24,7 +24,7 @@ use super::host::Host;
 use super::usage::InUse;
 use super::{Failed, UpstreamStream};
 use crate::error::{Error, Kind};
-use crate::http::{BodyError, RequestBody};
+use crate::http::{BodyError, Gathered, RequestBody};
 
 /// Another connection is made when each has this many requests.
 const STREAMS_PER_CONNECTION: usize = 100;
@@ -293,7 +293,7 @@ async fn drive(
 ) {
     tokio::select! {
         biased;
-        ended = connection => if let Err(error) = ended {
+        ended = Gathered::new(connection) => if let Err(error) = ended {
             tracing::debug!(%error, "an upstream connection ended");
         },
         () = silence(pings, &conn) => tracing::debug!("an upstream connection does not answer"),
