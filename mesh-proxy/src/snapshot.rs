@@ -111,6 +111,15 @@ impl Snapshot {
         self.get(name)
     }
 
+    /// For what is done by the clock and not for a request: it does not count as use.
+    pub(crate) fn peek_cluster(&self, name: &str) -> Option<&Arc<Cluster>> {
+        self.clusters.get(name).map(|entry| &entry.value)
+    }
+
+    pub(crate) fn peek_endpoints(&self, name: &str) -> Option<&Arc<Endpoints>> {
+        self.endpoints.get(name).map(|entry| &entry.value)
+    }
+
     pub fn name(&self, question: &str) -> Option<&Arc<Name>> {
         self.get(question)
     }

@@ -263,6 +263,8 @@ fn what_is_idle_goes_and_what_is_used_stays() {
     store.changes();
     store.sweep(at(400));
     assert!(store.load().endpoints("used").is_some());
+    // A look is no use.
+    assert!(store.load().peek_endpoints("idle").is_some());
     store.sweep(at(700));
     assert!(store.load().endpoints("idle").is_none());
     assert!(store.load().endpoints("used").is_some());

@@ -34,7 +34,7 @@ use crate::config::{Cluster, Discovery, Endpoint, Endpoints};
 use crate::error::{Error, Kind};
 use crate::http::RequestBody;
 use crate::listen::{Downstream, Security};
-use crate::snapshot::{Found, Snapshot, Store};
+use crate::snapshot::{Found, Store};
 use crate::tls::Tls;
 
 pub(crate) use body::UpstreamBody;
@@ -168,7 +168,7 @@ impl Upstreams {
     /// The way of all requests but the first: no lock, no waiting.
     fn known(&self, name: &str) -> Option<Arc<View>> {
         let snapshot = self.inner.store.load();
-        let (cluster, endpoints) = self.inner.resources(&snapshot, name)?;
+        let (cluster, endpoints) = self.inner.resources(snapshot.cluster(name), |name| snapshot.endpoints(name))?;
         let clusters = self.inner.clusters.load();
         Some(clusters.get(name)?.view(cluster, endpoints, &self.inner.tls))
     }
@@ -248,10 +248,14 @@ async fn sweep_forever(upstreams: Weak<Inner>) {
 
 impl Inner {
     /// What a cluster's view is made of.
-    fn resources<'a>(&'a self, snapshot: &'a Snapshot, name: &str) -> Option<(&'a Arc<Cluster>, &'a Arc<Endpoints>)> {
-        let cluster = snapshot.cluster(name)?;
+    fn resources<'a>(
+        &'a self,
+        cluster: Option<&'a Arc<Cluster>>,
+        eds: impl Fn(&str) -> Option<&'a Arc<Endpoints>>,
+    ) -> Option<(&'a Arc<Cluster>, &'a Arc<Endpoints>)> {
+        let cluster = cluster?;
         let endpoints = match &cluster.discovery {
-            Discovery::Eds(name) => snapshot.endpoints(name)?,
+            Discovery::Eds(name) => eds(name)?,
             Discovery::Static(endpoints) => endpoints,
             Discovery::OriginalDestination => &self.nothing,
         };
@@ -265,7 +269,8 @@ impl Inner {
         let clusters = self.clusters.load();
         for (name, state) in clusters.iter() {
             // Connections to endpoints that are gone do not wait for the cluster's next request to be closed.
-            if let Some((cluster, endpoints)) = self.resources(&snapshot, name) {
+            let resources = self.resources(snapshot.peek_cluster(name), |name| snapshot.peek_endpoints(name));
+            if let Some((cluster, endpoints)) = resources {
                 state.view(cluster, endpoints, &self.tls);
             }
             state.sweep(now);
