@@ -84,7 +84,7 @@ async fn serve(
         addresses.push(format!("webhook={}", listener.local_addr()?));
     }
 
-    let client = kube::Client::try_default().await.context("cannot find out how to reach the API server")?;
+    let client = client().await.context("cannot find out how to reach the API server")?;
     let now = Timestamp::now();
     let ca = Arc::new(until_it_answers(|| open_ca(&client, &args.trust_domain, now)).await?);
     let tls = Arc::new(ServerTls::new(ca.clone(), &service_names(&args), now)?);
@@ -138,6 +138,13 @@ async fn serve(
         Some(Err(error)) => Err(error).context("a server ended by itself"),
         _ => Ok(()),
     }
+}
+
+/// The library's own retries would keep a status or an Event waiting for minutes; whoever writes here tries again by itself.
+async fn client() -> anyhow::Result<kube::Client> {
+    let mut config = kube::Config::infer().await?;
+    config.default_retry = false;
+    Ok(kube::Client::try_from(config)?)
 }
 
 /// An API server that is away is waited for: whoever restarts this process would do no better.
