@@ -39,7 +39,7 @@ pub enum StoreError {
     Random,
 
     #[error(
-        "{key} has changed meanwhile: it has resourceVersion {current}, not {given}; get it again and repeat the change"
+        "{key} has changed meanwhile: it has resourceVersion {current}, not {given}; get it again and repeat the change, or leave out metadata.resourceVersion to replace it"
     )]
     Conflict { key: Key, given: String, current: String },
     #[error("{key} does not exist any more, but a resourceVersion is given; leave that out to create it anew")]
