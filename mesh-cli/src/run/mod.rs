@@ -90,6 +90,10 @@ pub async fn execute(context: &Context, args: Args) -> Result<(), Failure> {
         return Err(Failure::not_found(format!("There is no token file {}.", args.token_file.display()))
             .hint(format!("Make one with `meshctl token create --service-account {} > FILE`.", args.service)));
     }
+    let Some((program, arguments)) = args.application.split_first() else {
+        return Err(Failure::usage("There is no application to run."));
+    };
+    programs::must_exist(program)?;
     let mut forwards = Vec::new();
     for Publish { listen, port } in args.publish {
         let listener = listen_on(listen)?;
@@ -108,9 +112,6 @@ pub async fn execute(context: &Context, args: Args) -> Result<(), Failure> {
         forwards,
         access_log: args.access_log,
         data,
-    };
-    let Some((program, arguments)) = args.application.split_first() else {
-        return Err(Failure::usage("There is no application to run."));
     };
     let mut signals = application::Signals::listen()?;
     let starting = Sidecar::start(plan);
