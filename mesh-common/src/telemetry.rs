@@ -105,7 +105,7 @@ fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
 
 /// A part of the filter that is one word and no level, or the empty filter.
 fn neither_level_nor_module(filter: &str) -> Option<&str> {
-    // A module without a level needs `=`, and a span stands in brackets.
+    // RUST_LOG takes a lone word for a module; here it has to be written as `word=trace`. A span stands in brackets.
     filter.split(',').find(|part| part.is_empty() || !part.contains(['=', '[']) && part.parse::<LevelFilter>().is_err())
 }
 
