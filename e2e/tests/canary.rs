@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::Duration;
 
-use mesh_e2e::mesh::{Mesh, User};
+use anyhow::ensure;
+use mesh_e2e::mesh::{Mesh, User, free_port};
+use mesh_e2e::process::eventually;
 
 #[test]
 fn shares_are_exact_as_root() {
@@ -57,6 +60,48 @@ fn a_thousand_weight_changes_cost_nothing() {
     assert_eq!((report.failed, report.closed, report.opened), (0, 0, 8), "{report:?}");
     assert_eq!(report.good(), report.requests, "{report:?}");
     assert!(report.requests > 1000, "{report:?}");
+}
+
+#[test]
+fn a_change_is_sent_to_no_proxy_that_it_does_not_concern() {
+    const CHANGES: u64 = 5;
+    let mesh = Mesh::start(User::Same).unwrap();
+    let _servers = [("reviews", "v1"), ("reviews", "v2"), ("ratings", "v1")].map(|(s, v)| mesh.echo(s, v).unwrap());
+    let caller = |account: &str, service: &str| {
+        let metrics = format!("127.0.0.1:{}", free_port().unwrap());
+        let url = format!("http://{service}:9080/");
+        let app = ["testapp", "load", "--url", &url, "--rate", "20"];
+        (mesh.run(account, &["--metrics", &metrics], &app).unwrap(), metrics)
+    };
+    let ((_web, web), (_other, other)) = (caller("web", "reviews"), caller("other", "ratings"));
+    // Each has asked for what its application uses.
+    for metrics in [&web, &other] {
+        eventually(Duration::from_secs(20), || {
+            let first = responses(metrics, "type=\"RDS\"")?;
+            let all = responses(metrics, "")?;
+            std::thread::sleep(Duration::from_millis(500));
+            ensure!(first > 0 && responses(metrics, "")? == all, "{metrics} is still being configured");
+            Ok(())
+        })
+        .unwrap();
+    }
+    let before = [&web, &other].map(|metrics| responses(metrics, "").unwrap());
+    for i in 1..=CHANGES {
+        mesh.meshctl(&["route", "set-weight", "reviews", &format!("v1={i}"), "v2=10"]).unwrap();
+        mesh.wait().unwrap();
+    }
+    let after = [&web, &other].map(|metrics| responses(metrics, "").unwrap());
+    assert!(after[0] >= before[0] + CHANGES, "the caller of reviews: {before:?}, {after:?}");
+    assert_eq!(after[1], before[1], "the caller of ratings: {before:?}, {after:?}");
+}
+
+/// How many discovery responses with this label a proxy has got.
+fn responses(metrics: &str, label: &str) -> anyhow::Result<u64> {
+    let output = Command::new("curl").args(["-sS", "-m", "5", &format!("http://{metrics}/metrics")]).output()?;
+    ensure!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout)?;
+    let of_it = text.lines().filter(|l| l.starts_with("mesh_xds_responses_total{") && l.contains(label));
+    Ok(of_it.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
 }
 
 /// Open connections to port 9080 of workloads in a process's network namespace: both ends, which no other connection has had before.

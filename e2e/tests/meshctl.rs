@@ -59,6 +59,15 @@ fn exit_codes_are_as_documented() {
     refused("wrong.yaml", &service.replace("9080", "99999"), &["wrong.yaml:6:", "spec.ports[0].port"]);
     refused("two.yaml", &format!("{service}---\n{service}    prot: http\n"), &["two.yaml:14:", "prot"]);
     code(run(&["get", "service", "reviews"]), 3);
+    refused(
+        "twice.yaml",
+        &format!("{service}---\n{service}"),
+        &["twice.yaml:8:1:", "twice.yaml:1:1", "each object once"],
+    );
+    for filter in ["a=b=c", "inof"] {
+        assert!(code(run(&["log-level", filter]), 4).contains("is not a log filter"));
+    }
+    assert!(code(run(&["wait", "--revision", "99999", "--timeout", "100ms"]), 6).contains("99999"));
     // Somebody else's change is not overwritten.
     mesh.apply(service).unwrap();
     refused(

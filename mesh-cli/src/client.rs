@@ -4,6 +4,7 @@ use std::env;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use envoy_types::pb::envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient;
 use hyper_util::rt::TokioIo;
@@ -17,6 +18,10 @@ use crate::kubernetes::{self, Access, Cluster};
 
 /// Answers hold whole configurations; the peer is trusted with this much of our memory.
 pub const MAX_MESSAGE: usize = 256 << 20;
+
+/// How often a control plane that has not answered yet is pinged, and how long it may take to say that it is there.
+const PING: Duration = Duration::from_secs(5);
+const PONG: Duration = Duration::from_secs(10);
 
 /// Where to look for the control plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,8 +156,11 @@ impl Control {
             let path = socket.clone();
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
         });
-        // The authority is never resolved: the connector goes to the socket.
-        let channel = Endpoint::from_static("http://mesh-control").connect_with_connector(connector).await;
+        // The authority is never resolved: the connector goes to the socket. A control plane that is stopped takes connections
+        // and never answers; one that works answers pings whatever else it does.
+        let endpoint =
+            Endpoint::from_static("http://mesh-control").http2_keep_alive_interval(PING).keep_alive_timeout(PONG);
+        let channel = endpoint.connect_with_connector(connector).await;
         let channel = channel.map_err(|error| {
             let message = format!("What listens at {} does not speak gRPC: {error}.", path.display());
             Failure::with(Exit::Unreachable, message).hint("Is it the control.sock of a mesh-control?")
@@ -210,6 +218,19 @@ mod tests {
         let context = Access { context: Some("prod".to_owned()), kubeconfig: None };
         assert!(matches!(Location::find(Some(address), &Access::default()).await, Location::Given(_)));
         assert!(matches!(Location::find(None, &context).await, Location::Cluster(access) if access == context));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_control_plane_that_never_answers_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let _stopped = tokio::net::UnixListener::bind(&path).unwrap();
+        let control = Control::connect(&Location::Given(ControlAddress(path))).await.unwrap_or_else(|f| panic!("{f}"));
+        let mut mesh = control.mesh();
+        let asked = mesh.get_status(mesh_common::proto::control::GetStatusRequest {});
+        let answer = tokio::time::timeout(Duration::from_secs(60), asked).await.expect("still waiting after a minute");
+        let failure = Failure::from(answer.unwrap_err());
+        assert_eq!(failure.exit, Exit::Unreachable, "{failure}");
     }
 
     #[tokio::test]

@@ -134,11 +134,11 @@ impl From<tonic::Status> for Failure {
         }
         match status.code() {
             Code::NotFound => Self::not_found(message),
-            Code::Aborted => Self::refused(message)
-                .hint("Somebody changed the object meanwhile. Get it again, make your change and apply that."),
-            Code::InvalidArgument | Code::FailedPrecondition | Code::AlreadyExists | Code::OutOfRange => {
-                Self::refused(message)
-            }
+            Code::InvalidArgument
+            | Code::Aborted
+            | Code::FailedPrecondition
+            | Code::AlreadyExists
+            | Code::OutOfRange => Self::refused(message),
             Code::DeadlineExceeded => Self::with(Exit::TimedOut, message),
             Code::Unavailable => Self::with(Exit::Unreachable, format!("The control plane went away: {message}"))
                 .hint("See whether mesh-control still runs; `meshctl check` tells more."),

@@ -88,6 +88,15 @@ fn the_reference_of_objects_names_every_field() {
     }
 }
 
+#[test]
+fn the_help_of_get_names_every_kind() {
+    let tree = Cli::command();
+    let about = tree.find_subcommand("get").and_then(Command::get_long_about).unwrap().to_string();
+    for kind in Kind::ALL {
+        assert!(about.contains(&format!("`{}`", kind.singular())), "{kind} is not in: {about}");
+    }
+}
+
 /// The names of all fields in all structures of the spec, as the errors about an unknown one tell them.
 fn fields(kind: Kind, spec: &str) -> BTreeSet<String> {
     let spec = spec.replace('{', "{nosuchfield: 1, ").replace(", }", "}");

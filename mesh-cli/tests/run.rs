@@ -190,6 +190,11 @@ fn a_program_that_is_missing_has_a_shells_exit_code() {
     let mut command = Command::new(mesh.path().join("meshctl"));
     let token: PathBuf = mesh.path().join("token");
     command.arg("--control").arg(mesh.path().join("control.sock")).args(["run", "--service", "web", "--token-file"]);
+    let started = mesh.path().join("started");
+    let proxy = format!("#!/bin/sh\ntouch {}\nexit 1\n", started.display());
+    fs::write(mesh.path().join("mesh-proxy"), proxy).unwrap();
     let output = command.arg(token).args(["--", "no-such-program"]).output().unwrap();
     assert_eq!(output.status.code(), Some(127), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("There is no program `no-such-program`"), "{output:?}");
+    assert!(!started.exists(), "the proxy was started, and has used the token up");
 }

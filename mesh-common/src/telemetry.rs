@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -51,9 +52,14 @@ pub fn init(filter: &str, format: LogFormat) -> Result<LogFilter, TelemetryError
 }
 
 impl LogFilter {
-    /// Puts `filter` in force at once and returns the one that was. A filter that cannot be read changes nothing.
+    /// Puts `filter` in force at once and returns the one that was. A filter that cannot be read changes nothing, and neither
+    /// does one with a mistyped level: RUST_LOG takes `inof` for a module, so that nothing else would be logged any more.
     pub fn set(&self, filter: &str) -> Result<String, TelemetryError> {
         let parsed = parse(filter)?;
+        if let Some(word) = neither_level_nor_module(filter) {
+            let reason = format!("`{word}` is no level");
+            return Err(TelemetryError::Filter { filter: filter.to_owned(), reason });
+        }
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         self.handle.reload(parsed).map_err(|_| TelemetryError::Ended)?;
         Ok(std::mem::replace(&mut current, filter.to_owned()))
@@ -97,6 +103,12 @@ fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
         .map_err(|error| TelemetryError::Filter { filter: filter.to_owned(), reason: error.to_string() })
 }
 
+/// A part of the filter that is one word and no level, or the empty filter.
+fn neither_level_nor_module(filter: &str) -> Option<&str> {
+    // RUST_LOG takes a lone word for a module; here it has to be written as `word=trace`. A span stands in brackets.
+    filter.split(',').find(|part| part.is_empty() || !part.contains(['=', '[']) && part.parse::<LevelFilter>().is_err())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,7 +122,14 @@ mod tests {
         assert!(tracing::enabled!(tracing::Level::DEBUG));
         let error = filter.set("mesh=loud").unwrap_err();
         assert!(error.to_string().contains("is not a log filter"), "{error}");
+        for mistyped in ["inof", "info,mesh_proxy", "", "info,"] {
+            let error = filter.set(mistyped).unwrap_err();
+            assert!(error.to_string().contains("is no level"), "{mistyped}: {error}");
+        }
         assert_eq!(filter.current(), "debug");
+        for good in ["INFO", "off", "info,mesh_proxy::xds=trace", "debug"] {
+            filter.set(good).unwrap();
+        }
         assert!(matches!(init("info", LogFormat::Text), Err(TelemetryError::Twice)));
     }
 }

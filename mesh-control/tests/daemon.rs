@@ -304,6 +304,10 @@ fn says_what_is_wrong() {
     assert!(error.contains("is in use") && error.contains("--listen-xds"), "{error}");
     assert!(fails(&second, &["--listen-plaintext", "0.0.0.0:1"]).contains("not a loopback address"));
     assert!(fails(&second, &["--log", "a=b=c"]).contains("is not a log filter"));
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let error = fails(&file, &[]);
+    assert_eq!(error.matches("os error").count(), 1, "the cause is there twice or not at all: {error}");
     drop(daemon);
     assert!(fails(&data, &["--trust-domain", "other.example"]).contains("keeps the trust domain"));
     std::fs::write(data.join("store.redb"), "not a store").unwrap();

@@ -1,10 +1,11 @@
 //! `meshctl apply`: objects from files into the mesh, all of them or none.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use mesh_common::proto::control::{ApplyRequest, ApplyResponse};
-use mesh_common::resource::{Kind, MESH_NAMESPACE, Object, parse_yaml};
+use mesh_common::resource::{Kind, Located, MESH_NAMESPACE, Object, parse_located};
 use serde::Serialize;
 
 use crate::commands::Context;
@@ -88,12 +89,21 @@ impl Files {
     }
 
     fn read_into(&self, namespace: Option<&str>, default: &str) -> Result<Vec<Object>, Failure> {
-        let mut objects = Vec::new();
+        let mut found = Vec::new();
         let mut problems = Vec::new();
         for (name, text) in self.texts()? {
-            match parse_yaml(&name, &text) {
-                Ok(read) => objects.extend(read),
+            match parse_located(&name, &text) {
+                Ok(read) => found.extend(read.into_iter().map(|it| (name.clone(), it))),
                 Err(errors) => problems.extend(errors.iter().map(ToString::to_string)),
+            }
+        }
+        let mut seen = BTreeMap::new();
+        for (file, Located { object, line, column }) in &mut found {
+            let place = format!("{file}:{line}:{column}");
+            if let Err(reason) = settle(object, namespace, default) {
+                problems.push(format!("{place}: {reason}"));
+            } else if let Some(first) = seen.insert(object.key(), place.clone()) {
+                problems.push(format!("{place}: {} is at {first} already; name each object once", object.key()));
             }
         }
         if !problems.is_empty() {
@@ -104,11 +114,10 @@ impl Files {
             return Err(Failure::refused(format!("{heading}\n  {}", problems.join("\n  ")))
                 .hint("docs/reference/resources.md lists the fields of every kind."));
         }
-        if objects.is_empty() {
+        if found.is_empty() {
             return Err(Failure::refused("There is no object in what was given."));
         }
-        objects.iter_mut().try_for_each(|object| place(object, namespace, default))?;
-        Ok(objects)
+        Ok(found.into_iter().map(|(_, it)| it.object).collect())
     }
 
     /// Each file by its name.
@@ -156,24 +165,30 @@ fn expand(path: &Path) -> Result<Vec<PathBuf>, Failure> {
 
 fn unreadable(name: &str, error: &std::io::Error) -> Failure {
     let message = format!("Cannot read {name}: {}", sentence(&error.to_string()));
-    if error.kind() == std::io::ErrorKind::NotFound { Failure::not_found(message) } else { Failure::new(message) }
+    match error.kind() {
+        std::io::ErrorKind::NotFound => Failure::not_found(message),
+        // It is there, and what is in it is no object: not UTF-8.
+        std::io::ErrorKind::InvalidData => Failure::refused(message).hint("Objects are text in UTF-8."),
+        _ => Failure::new(message),
+    }
 }
 
 /// Puts the object in the namespace of the command line, and refuses one that says it is elsewhere.
-fn place(object: &mut Object, namespace: Option<&str>, default: &str) -> Result<(), Failure> {
+fn settle(object: &mut Object, namespace: Option<&str>, default: &str) -> Result<(), String> {
     let own = object.metadata().namespace.clone();
     let mesh_wide = object.kind() == Kind::MeshConfig;
     match namespace {
         Some(asked) if !own.is_empty() && own != asked && !(mesh_wide && own == MESH_NAMESPACE) => {
             let key = object.key();
-            return Err(Failure::refused(format!(
-                "{key} says that it is in the namespace {own}, but -n says {asked}."
+            Err(format!(
+                "{key} says that it is in the namespace {own}, but -n says {asked}; leave out -n, or metadata.namespace"
             ))
-            .hint("Leave out -n, or metadata.namespace."));
         }
-        _ => object.set_default_namespace(namespace.unwrap_or(default)),
+        _ => {
+            object.set_default_namespace(namespace.unwrap_or(default));
+            Ok(())
+        }
     }
-    Ok(())
 }
 
 fn report(context: &Context, response: ApplyResponse, dry_run: bool) -> Result<(), Failure> {
@@ -234,6 +249,27 @@ mod tests {
         assert_eq!(failure.exit, Exit::Refused);
         assert!(failure.message.contains("a.yaml:6:") && failure.message.contains("rulez"), "{failure}");
         assert!(failure.message.contains("b.yaml:"), "{failure}");
+    }
+
+    #[test]
+    fn an_object_that_is_there_twice_is_told_with_both_places() {
+        let placed = ROUTE.replace("name: reviews}\n", "name: reviews, namespace: default}\n");
+        let failure = read(&[("a.yaml", ROUTE), ("b.yaml", &format!("# again\n{placed}"))], None).unwrap_err();
+        assert_eq!(failure.exit, Exit::Refused);
+        let told = failure.message.split_once("b.yaml:2:1: HTTPRoute default/reviews is at ").map(|(_, rest)| rest);
+        assert!(told.is_some_and(|rest| rest.contains("a.yaml:1:1 already")), "{failure}");
+        assert!(read(&[("a.yaml", ROUTE), ("b.yaml", &placed)], Some("shop")).is_err(), "in another namespace");
+        let elsewhere = ROUTE.replace("name: reviews}\n", "name: reviews, namespace: shop}\n");
+        assert_eq!(read(&[("a.yaml", ROUTE), ("b.yaml", &elsewhere)], None).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_is_not_text_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.yaml");
+        std::fs::write(&file, [0xff, 0xfe]).unwrap();
+        let failure = Files { filename: vec![file] }.read_into(None, "default").unwrap_err();
+        assert_eq!(failure.exit, Exit::Refused, "{failure}");
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub fn parse(text: &str) -> Result<Vec<Value>, String> {
     match documents {
         Ok(documents) => Ok(documents.into_iter().filter(|document| !document.is_null()).collect()),
         Err(error) => {
-            let text = error.without_snippet().to_string();
+            let text = error.without_snippet().render_with_formatter(&serde_saphyr::UserMessageFormatter);
             Err(format!("this is not YAML that can be read: {}", text.lines().next().unwrap_or_default()))
         }
     }

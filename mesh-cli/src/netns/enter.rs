@@ -17,7 +17,7 @@ use rustix::process::{Signal, getegid, geteuid};
 use super::{ENTER, Error, Lease, READY, namespaces};
 
 /// Exit code when the program cannot be run, as shells have it.
-const NOT_FOUND: u8 = 127;
+pub const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
 /// Exit code when the namespace cannot be entered.
 const NO_NAMESPACE: u8 = 125;

@@ -26,7 +26,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-pub use enter::{Who, tied_command};
+pub use enter::{NOT_FOUND, Who, tied_command};
 pub use error::Error;
 pub use lease::{Lease, gone, lease};
 

@@ -15,6 +15,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use mesh_common::identity::check_label;
 use mesh_common::names;
 
 use crate::client::{Control, Location, Place};
@@ -35,10 +36,10 @@ pub use programs::find as find_program;
 )]
 pub struct Args {
     /// Service that the application is part of, or goes by when it only calls others
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = label)]
     service: String,
     /// Version of the service
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = label_or_nothing)]
     version: String,
     /// A port that the application listens on; protocols are http, http2, grpc and tcp, and detected by default (may be repeated)
     #[arg(long = "port", value_name = "PORT[:PROTOCOL[:SERVICE PORT]]")]
@@ -47,7 +48,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     token_file: PathBuf,
     /// Name of this workload, unique in its namespace [default: made of service and version]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = label)]
     workload: Option<String>,
     /// When the application counts as healthy: `tcp` (its first port accepts connections), `http:/path`, or `none` (always)
     #[arg(long, value_name = "CHECK")]
@@ -59,7 +60,7 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
     metrics: SocketAddr,
     /// How the proxy logs requests: off, text or json
-    #[arg(long, default_value = "off", value_name = "FORMAT")]
+    #[arg(long, default_value = "off", value_name = "FORMAT", value_parser = ["off", "text", "json"], hide_possible_values = true)]
     access_log: String,
     /// Program and arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
@@ -84,12 +85,24 @@ impl FromStr for Publish {
     }
 }
 
+fn label(text: &str) -> Result<String, String> {
+    check_label(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
+}
+
+fn label_or_nothing(text: &str) -> Result<String, String> {
+    if text.is_empty() { Ok(String::new()) } else { label(text) }
+}
+
 pub async fn execute(context: &Context, args: Args) -> Result<(), Failure> {
     let data = data_folder(&context.location).await?;
     if !args.token_file.is_file() {
         return Err(Failure::not_found(format!("There is no token file {}.", args.token_file.display()))
             .hint(format!("Make one with `meshctl token create --service-account {} > FILE`.", args.service)));
     }
+    let Some((program, arguments)) = args.application.split_first() else {
+        return Err(Failure::usage("There is no application to run."));
+    };
+    programs::must_exist(program)?;
     let mut forwards = Vec::new();
     for Publish { listen, port } in args.publish {
         let listener = listen_on(listen)?;
@@ -108,9 +121,6 @@ pub async fn execute(context: &Context, args: Args) -> Result<(), Failure> {
         forwards,
         access_log: args.access_log,
         data,
-    };
-    let Some((program, arguments)) = args.application.split_first() else {
-        return Err(Failure::usage("There is no application to run."));
     };
     let mut signals = application::Signals::listen()?;
     let starting = Sidecar::start(plan);
@@ -178,6 +188,22 @@ mod tests {
         assert_eq!(parse("[::1]:8080:9080").unwrap().listen, "[::1]:8080".parse().unwrap());
         for bad in ["8080:9080", "127.0.0.1:8080", "localhost:8080:9080", ""] {
             assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_the_proxy_would_refuse_is_a_wrong_command_line() {
+        use clap::{Args as _, FromArgMatches as _};
+        let parse = |more: &[&str]| {
+            let line = ["run", "--service", "web", "--token-file", "t"].iter().chain(more).chain(&["--", "true"]);
+            Args::augment_args(clap::Command::new("run"))
+                .try_get_matches_from(line)
+                .map(|it| Args::from_arg_matches(&it))
+        };
+        assert_eq!(parse(&["--version", "v1", "--access-log", "json"]).unwrap().unwrap().version, "v1");
+        assert_eq!(parse(&[]).unwrap().unwrap().version, "");
+        for bad in [["--version", "V_1"], ["--workload", ""], ["--workload", "Web"], ["--access-log", "xml"]] {
+            assert!(parse(&bad).is_err(), "{bad:?}");
         }
     }
 

@@ -171,6 +171,7 @@ impl Sidecar {
         let address = SocketAddr::from(([127, 0, 0, 1], port::READY)).to_string();
         let mut waiting = tokio::process::Command::from(self.lease.ready_command(&address, START));
         waiting.stdin(Stdio::null()).kill_on_drop(true);
+        let mut exit = Exit::Failed;
         let reason = tokio::select! {
             output = waiting.output() => {
                 let output = output?;
@@ -179,9 +180,15 @@ impl Sidecar {
                 }
                 format!("mesh-proxy was not ready after {} seconds: {}", START.as_secs(), String::from_utf8_lossy(&output.stdout).trim())
             }
-            status = self.proxy.wait() => format!("mesh-proxy ended before it was ready ({})", status?),
+            status = self.proxy.wait() => {
+                let status = status?;
+                if status.code() == Some(i32::from(Exit::Usage.code())) {
+                    exit = Exit::Usage;
+                }
+                format!("mesh-proxy ended before it was ready ({status})")
+            }
         };
-        Err(Failure::new(format!("{}.\n{}", reason.trim_end_matches('.'), last_lines(&self.log)))
+        Err(Failure::with(exit, format!("{}.\n{}", reason.trim_end_matches('.'), last_lines(&self.log)))
             .hint(format!("Its whole log is {}.", self.log.display())))
     }
 }

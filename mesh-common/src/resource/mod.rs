@@ -37,7 +37,7 @@ pub use kind::{GATEWAY_GROUP, Key, Kind, MESH_GROUP, UnknownKind};
 pub use limits::*;
 pub use mesh_config::*;
 pub use metadata::Metadata;
-pub use parse::{ParseError, parse_yaml};
+pub use parse::{Located, ParseError, parse_located, parse_yaml};
 pub use peer_authentication::*;
 pub use reference_grant::*;
 pub use service::*;

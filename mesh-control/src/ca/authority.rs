@@ -54,7 +54,7 @@ impl Authority {
 
     /// Reads `path`, or nothing when there is no such file. Refuses a file that others may read.
     pub(super) fn load(path: &Path) -> Result<Option<Self>, CaError> {
-        let io = |source| CaError::Io { path: path.to_owned(), source };
+        let io = |reason| CaError::Io { path: path.to_owned(), reason };
         let file = match File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -152,7 +152,7 @@ fn parse<'a>(certificate: &'a CertificateDer<'static>) -> Option<X509Certificate
 
 /// Makes the folder if need be, and refuses one that others can enter.
 pub(super) fn private_dir(dir: &Path) -> Result<(), CaError> {
-    let io = |source| CaError::Io { path: dir.to_owned(), source };
+    let io = |reason| CaError::Io { path: dir.to_owned(), reason };
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
     check_private(dir, std::fs::metadata(dir).map_err(io)?.permissions().mode(), 0o700)
 }
@@ -180,7 +180,7 @@ pub(super) fn write_atomically(path: &Path, content: &[u8], mode: u32) -> Result
             None => Ok(()),
         }
     };
-    write().map_err(|source| CaError::Io { path: path.to_owned(), source })
+    write().map_err(|reason| CaError::Io { path: path.to_owned(), reason })
 }
 
 pub(super) fn to_pem(label: &str, der: &[u8]) -> String {

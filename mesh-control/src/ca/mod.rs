@@ -65,8 +65,8 @@ pub struct KeyPairPem {
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
-    #[error("cannot use {path}: {source}")]
-    Io { path: PathBuf, source: std::io::Error },
+    #[error("cannot use {path}: {reason}")]
+    Io { path: PathBuf, reason: std::io::Error },
     #[error(
         "{path} holds a private key and others may read it (mode {mode:o}); run `chmod {wanted:o} {path}` and start again"
     )]

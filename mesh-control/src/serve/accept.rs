@@ -89,7 +89,8 @@ impl Door {
                 let opened =
                     tokio::time::timeout(limit, open(io, address.clone(), tls, transport, proof, open_one)).await;
                 let reason = match opened {
-                    Ok(Ok(connection)) => {
+                    Ok(Ok(None)) => return,
+                    Ok(Ok(Some(connection))) => {
                         // Nobody takes it any more when the server is ending.
                         let _ = ready.send(Ok(connection)).await;
                         return;
@@ -146,7 +147,7 @@ async fn open(
     transport: Transport,
     proof: Duration,
     open: Open,
-) -> io::Result<Connection> {
+) -> io::Result<Option<Connection>> {
     let Some(tls) = tls else {
         return Connection::open(io, Peer::new(address, transport, None), None, open).await;
     };

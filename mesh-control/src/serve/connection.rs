@@ -32,12 +32,19 @@ pub struct Connection {
 
 impl Connection {
     /// Reads the preface. Anything else is an error, before any of it reaches an HTTP implementation. `proof` is the time that
-    /// the peer has to prove an identity.
-    pub(super) async fn open(mut io: Box<dyn Io>, peer: Peer, proof: Option<Duration>, open: Open) -> io::Result<Self> {
+    /// the peer has to prove an identity. None when the peer went away without a word, as one does that only looked whether
+    /// somebody listens.
+    pub(super) async fn open(
+        mut io: Box<dyn Io>,
+        peer: Peer,
+        proof: Option<Duration>,
+        open: Open,
+    ) -> io::Result<Option<Self>> {
         let mut seen = [0; PREFACE.len()];
         let mut length = 0;
         while length < seen.len() {
             match io.read(&mut seen[length..]).await? {
+                0 if length == 0 => return Ok(None),
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 read => length += read,
             }
@@ -47,7 +54,7 @@ impl Connection {
             }
         }
         let deadline = proof.filter(|_| !peer.proven.is_set()).map(|proof| Box::pin(tokio::time::sleep(proof)));
-        Ok(Self { io, replayed: 0, peer, deadline, open })
+        Ok(Some(Self { io, replayed: 0, peer, deadline, open }))
     }
 
     /// An error once the time is over and the peer is still nobody. Answering pings is no way to stay.
@@ -133,7 +140,7 @@ mod tests {
         let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         let peer = Peer::new("10.0.0.1:7".to_owned(), Transport::Tls, None);
         let opened = Connection::open(Box::new(server), peer, proof, Open::new("test", permit)).await;
-        (opened.unwrap(), client)
+        (opened.unwrap().unwrap(), client)
     }
 
     /// How long a peer may stay that says something every second, as one that answers pings does; at most a minute.

@@ -14,22 +14,22 @@ pub enum SocketError {
     InUse { address: SocketAddr, option: &'static str },
     #[error("not allowed to listen on {address}; choose a port above 1023 with {option}")]
     Forbidden { address: SocketAddr, option: &'static str },
-    #[error("cannot listen on {address} (see {option}): {source}")]
-    Tcp { address: SocketAddr, option: &'static str, source: io::Error },
+    #[error("cannot listen on {address} (see {option}): {reason}")]
+    Tcp { address: SocketAddr, option: &'static str, reason: io::Error },
     #[error("{0} is in the way and is not a socket; move it")]
     NotASocket(PathBuf),
     #[error("{0} is too long for a socket (107 bytes at most); choose a shorter folder with --data")]
     TooLong(PathBuf),
-    #[error("cannot listen on {path}: {source}")]
-    Unix { path: PathBuf, source: io::Error },
+    #[error("cannot listen on {path}: {reason}")]
+    Unix { path: PathBuf, reason: io::Error },
 }
 
 /// `option` is what the user changes to get another address.
 pub async fn bind_tcp(address: SocketAddr, option: &'static str) -> Result<TcpListener, SocketError> {
-    TcpListener::bind(address).await.map_err(|source| match source.kind() {
+    TcpListener::bind(address).await.map_err(|reason| match reason.kind() {
         ErrorKind::AddrInUse => SocketError::InUse { address, option },
         ErrorKind::PermissionDenied => SocketError::Forbidden { address, option },
-        _ => SocketError::Tcp { address, option, source },
+        _ => SocketError::Tcp { address, option, reason },
     })
 }
 
@@ -52,7 +52,7 @@ pub fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, SocketError> {
         std::fs::rename(&fresh, path)?;
         Ok(listener)
     };
-    bind().map_err(|source| SocketError::Unix { path: path.to_owned(), source })
+    bind().map_err(|reason| SocketError::Unix { path: path.to_owned(), reason })
 }
 
 /// Removes a socket file, if it is there.

@@ -71,6 +71,32 @@ async fn closes_what_does_not() {
 }
 
 #[tokio::test]
+async fn who_only_looks_whether_somebody_listens_is_not_refused() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let numbers = recorder.handle();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let (door, address) = door(Limits::default()).await;
+    let mut incoming = door.incoming();
+    // Says nothing and goes, as `meshctl` does when it looks for a control plane.
+    drop(TcpStream::connect(address).await.unwrap());
+    let mut half = TcpStream::connect(address).await.unwrap();
+    half.write_all(&PREFACE[..5]).await.unwrap();
+    half.shutdown().await.unwrap();
+    assert!(is_closed(half).await);
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(PREFACE).await.unwrap();
+    let _served = incoming.next().await.unwrap().unwrap();
+    // Of the two that were not served, the one that began to speak.
+    let rendered = numbers.render();
+    let refused = rendered.lines().find(|line| line.starts_with("mesh_control_connections_refused_total{"));
+    assert_eq!(
+        refused,
+        Some("mesh_control_connections_refused_total{listener=\"test\",reason=\"handshake\"} 1"),
+        "{rendered}"
+    );
+}
+
+#[tokio::test]
 async fn sockets_replace_only_what_is_stale() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("control.sock");

@@ -129,7 +129,7 @@ fn put_all(
 }
 
 fn open_file(path: &Path) -> Result<Database, StoreError> {
-    let io = |source| StoreError::Io { path: path.to_owned(), source };
+    let io = |reason| StoreError::Io { path: path.to_owned(), reason };
     // Made here rather than by redb, so that it is never readable by others.
     let file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(io)?;
@@ -216,7 +216,7 @@ fn close(path: &Path, database: &mut Option<Database>) -> Result<(), StoreError>
 fn failure(path: &Path, error: impl Into<redb::Error>) -> StoreError {
     let path = path.to_owned();
     match error.into() {
-        redb::Error::Io(source) if source.kind() != std::io::ErrorKind::InvalidData => StoreError::Io { path, source },
+        redb::Error::Io(reason) if reason.kind() != std::io::ErrorKind::InvalidData => StoreError::Io { path, reason },
         redb::Error::DatabaseAlreadyOpen => StoreError::Locked { dir: path, holder: String::new() },
         redb::Error::PreviousIo => StoreError::Stopped(path),
         other => StoreError::Corrupt { path, reason: other.to_string() },
@@ -224,14 +224,14 @@ fn failure(path: &Path, error: impl Into<redb::Error>) -> StoreError {
 }
 
 fn create_private_dir(dir: &Path) -> Result<(), StoreError> {
-    let io = |source| StoreError::Io { path: dir.to_owned(), source };
+    let io = |reason| StoreError::Io { path: dir.to_owned(), reason };
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)
 }
 
 /// One process for each data folder: a second one is told who has it.
 fn lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join("lock");
-    let io = |source| StoreError::Io { path: path.clone(), source };
+    let io = |reason| StoreError::Io { path: path.clone(), reason };
     let mut file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(io)?;
     if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {

@@ -9,8 +9,8 @@ use super::{MAX_BATCH, MAX_OBJECT_BYTES, MAX_TOTAL_BYTES};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("cannot use {path}: {source}")]
-    Io { path: PathBuf, source: std::io::Error },
+    #[error("cannot use {path}: {reason}")]
+    Io { path: PathBuf, reason: std::io::Error },
     #[error(
         "the store file {path} is damaged ({reason}); restore it from a backup, or move it away to begin with an empty store"
     )]
@@ -39,7 +39,7 @@ pub enum StoreError {
     Random,
 
     #[error(
-        "{key} has changed meanwhile: it has resourceVersion {current}, not {given}; get it again and repeat the change"
+        "{key} has changed meanwhile: it has resourceVersion {current}, not {given}; get it again and repeat the change, or leave out metadata.resourceVersion to replace it"
     )]
     Conflict { key: Key, given: String, current: String },
     #[error("{key} does not exist any more, but a resourceVersion is given; leave that out to create it anew")]

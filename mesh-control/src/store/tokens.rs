@@ -33,7 +33,9 @@ pub enum TokenError {
     #[error(transparent)]
     Malformed(#[from] mesh_common::token::TokenError),
     /// One sentence for unknown, used up and wrong secret: whoever guesses learns nothing.
-    #[error("this join token is not valid (unknown, used up or removed); make a new one with `meshctl token create`")]
+    #[error(
+        "this join token is not valid (unknown, used up, expired or removed); make a new one with `meshctl token create`"
+    )]
     Unknown,
     #[error("this join token expired at {0}; make a new one with `meshctl token create`")]
     Expired(Timestamp),

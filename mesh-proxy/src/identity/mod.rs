@@ -32,10 +32,10 @@ const RENEWAL_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration:
 
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    #[error("cannot read the join token in {}: {source}", path.display())]
-    TokenFile { path: PathBuf, source: io::Error },
-    #[error("the join token in {} cannot be used: {source}", path.display())]
-    Token { path: PathBuf, source: TokenError },
+    #[error("cannot read the join token in {}: {reason}", path.display())]
+    TokenFile { path: PathBuf, reason: io::Error },
+    #[error("the join token in {} cannot be used: {reason}", path.display())]
+    Token { path: PathBuf, reason: TokenError },
     #[error("the trust bundle in {} cannot be used: {reason}", path.display())]
     TrustBundle { path: PathBuf, reason: String },
     #[error("there is no join token; make one with `meshctl token create` and pass it with --token-file")]
@@ -150,14 +150,14 @@ impl Authority {
         let path = self.token_file.clone().ok_or(IdentityError::NoToken)?;
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(source) => return Err(IdentityError::TokenFile { path, source }),
+            Err(reason) => return Err(IdentityError::TokenFile { path, reason }),
         };
         match (text.parse(), &self.trust_bundle) {
             (Ok(token), _) => Ok(Token::Join(token)),
             (Err(TokenError::Form), Some(bundle)) => {
                 Ok(Token::ServiceAccount { bearer: text.trim().to_owned(), roots: roots(bundle)? })
             }
-            (Err(source), _) => Err(IdentityError::Token { path, source }),
+            (Err(reason), _) => Err(IdentityError::Token { path, reason }),
         }
     }
 

@@ -65,9 +65,23 @@ impl fmt::Display for ParseError {
 
 impl std::error::Error for ParseError {}
 
+/// An object, and where in its text it begins; both count from 1.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Located {
+    pub object: Object,
+    pub line: u64,
+    pub column: u64,
+}
+
 /// Reads and validates every object of a YAML stream: several documents, `List`s, JSON. All of them are good, or the
 /// errors are returned.
 pub fn parse_yaml(source_name: &str, text: &str) -> Result<Vec<Object>, Vec<ParseError>> {
+    let located = parse_located(source_name, text)?;
+    Ok(located.into_iter().map(|it| it.object).collect())
+}
+
+/// The same, with where each object is.
+pub fn parse_located(source_name: &str, text: &str) -> Result<Vec<Located>, Vec<ParseError>> {
     let mut reader = Reader { source: source_name.to_owned(), ..Reader::default() };
     match documents(text) {
         Ok(nodes) => nodes.into_iter().for_each(|node| reader.document(node)),
@@ -98,7 +112,7 @@ fn read_json(text: &str, mut reader: Reader) -> Result<(Object, Vec<String>), Pa
     reader.object(Node::from_json(value));
     match (reader.objects.pop(), reader.errors.into_iter().next()) {
         (_, Some(error)) => Err(error),
-        (Some(object), None) => Ok((object, reader.left_out)),
+        (Some(located), None) => Ok((located.object, reader.left_out)),
         (None, None) => Err(ParseError { message: "there is no object here".to_owned(), ..ParseError::default() }),
     }
 }
@@ -151,7 +165,7 @@ struct Reader {
     /// Fields that are not known here are left out, for the sake of those that are.
     newer: bool,
     left_out: Vec<String>,
-    objects: Vec<Object>,
+    objects: Vec<Located>,
     errors: Vec<ParseError>,
 }
 
@@ -178,6 +192,7 @@ impl Reader {
             return self.error("", node.at, "", "an object with apiVersion, kind and metadata is expected here");
         }
         let Some(kind) = self.kind(&node) else { return };
+        let Position { line, column } = node.at;
         node.remove("apiVersion");
         node.remove("kind");
         node.remove("status");
@@ -198,7 +213,7 @@ impl Reader {
             Kind::WorkloadEntry => self.typed(kind, node).map(Object::WorkloadEntry),
             Kind::MeshConfig => self.typed(kind, node).map(Object::MeshConfig),
         };
-        self.objects.extend(object);
+        self.objects.extend(object.map(|object| Located { object, line, column }));
     }
 
     fn kind(&mut self, node: &Node) -> Option<Kind> {

@@ -4,7 +4,8 @@ use super::super::Kind;
 
 /// Text that isn't YAML.
 pub(super) fn syntax(error: &serde_saphyr::Error) -> String {
-    let text = error.without_snippet().to_string();
+    // In words for who writes the file: the other ones name settings of the parser.
+    let text = error.without_snippet().render_with_formatter(&serde_saphyr::UserMessageFormatter);
     // The position is shown in front of the message already.
     let text = text.split(" at line ").next().unwrap_or_default();
     let text = text.lines().next().unwrap_or_default();

@@ -32,6 +32,14 @@ fn documents_lists_and_json() {
 }
 
 #[test]
+fn a_key_that_is_there_twice_is_told_in_words_for_who_writes_the_file() {
+    assert_eq!(
+        messages("kind: Service\nkind: Service\n"),
+        ["f.yaml:2:1: this is not YAML that can be read: duplicate mapping key `kind` is not allowed here"]
+    );
+}
+
+#[test]
 fn what_a_newer_schema_knows_is_left_out_and_told() {
     let route = parse_yaml("f.yaml", ROUTE).unwrap().remove(0);
     let mut json = route.to_json();
