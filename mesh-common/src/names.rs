@@ -94,6 +94,19 @@ pub fn tcp_cluster(service_port: &str) -> String {
     format!("tcp:{service_port}")
 }
 
+/// Begins the names of listeners and clusters for datagrams.
+pub const UDP_PREFIX: &str = "udp:";
+
+/// Name of the cluster of a service's UDP port: the same number may be a TCP port too.
+pub fn udp_cluster(service_port: &str) -> String {
+    format!("{UDP_PREFIX}{service_port}")
+}
+
+/// Name of the listener for datagrams to this address.
+pub fn udp_listener(address: IpAddr, port: u16) -> String {
+    format!("{UDP_PREFIX}{}", SocketAddr::new(address, port))
+}
+
 /// Name of the cluster, which there never is, of a backend that a route refers to but must not or cannot use.
 pub fn unresolved_cluster(service_port: &str) -> String {
     format!("unresolved:{service_port}")

@@ -340,7 +340,7 @@ fn register(bootstrap: &Bootstrap, namespace: &str, tls: &Tls) -> Option<watch::
         weight: bootstrap.weight,
     };
     let (healthy, health) = watch::channel(false);
-    let first_port = bootstrap.ports.first().map(|it| it.port);
+    let first_port = bootstrap.ports.iter().find(|it| it.protocol != "udp").map(|it| it.port);
     tokio::spawn(health::watch(bootstrap.health.clone(), bootstrap.addresses.clone(), first_port, healthy));
     let (leaving, leave) = watch::channel(false);
     tokio::spawn(registry::run(workload, dialer(bootstrap, tls), health, leave));

@@ -80,9 +80,9 @@ impl FromStr for Port {
         let mut parts = text.split(':');
         let port = number(parts.next().unwrap_or_default())?;
         match parts.next() {
-            None | Some("" | "http" | "http2" | "grpc" | "tcp") => {}
+            None | Some("" | "http" | "http2" | "grpc" | "tcp" | "udp") => {}
             Some(other) => {
-                return Err(format!("`{other}` is not a protocol: take http, http2, grpc or tcp, or leave it out"));
+                return Err(format!("`{other}` is not a protocol: take http, http2, grpc, tcp or udp, or leave it out"));
             }
         }
         let service_port = parts.next().map(number).transpose()?;
