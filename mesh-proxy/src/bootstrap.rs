@@ -127,6 +127,9 @@ pub struct RunArgs {
     /// Open connections at most, both ways together
     #[arg(long, value_name = "NUMBER", default_value_t = Settings::default().max_connections)]
     max_connections: usize,
+    /// Sessions of datagrams at most; each needs a file descriptor
+    #[arg(long, value_name = "NUMBER", default_value_t = Settings::default().max_udp_sessions)]
+    max_udp_sessions: usize,
     /// What /app-health/CONTAINER/WHICH on the ready port asks of the application, as JSON
     #[arg(long, value_name = "JSON", env = "MESH_PROBES", hide = true)]
     probes: Option<String>,
@@ -300,6 +303,7 @@ impl RunArgs {
                 outbound_port: self.outbound_port,
                 inbound_port: self.inbound_port,
                 max_connections: self.max_connections,
+                max_udp_sessions: self.max_udp_sessions,
                 drain_timeout: Duration::from_secs(self.drain_timeout),
                 ..Settings::default()
             },

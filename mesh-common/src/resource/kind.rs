@@ -150,9 +150,7 @@ impl Kind {
             Self::Service => &["v1"],
             Self::HttpRoute => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"],
             Self::GrpcRoute => &["gateway.networking.k8s.io/v1"],
-            Self::TcpRoute | Self::UdpRoute => {
-                &["gateway.networking.k8s.io/v1alpha2", "gateway.networking.k8s.io/v1"]
-            }
+            Self::TcpRoute | Self::UdpRoute => &["gateway.networking.k8s.io/v1alpha2", "gateway.networking.k8s.io/v1"],
             Self::TlsRoute => &[
                 "gateway.networking.k8s.io/v1",
                 "gateway.networking.k8s.io/v1alpha3",

@@ -63,7 +63,10 @@ pub fn names(model: &Model, scope: &Scope, resource_type: ResourceType) -> Vec<S
         ResourceType::Listener => {
             let addresses = model.destinations().map(|(address, port)| names::outbound_listener(address, port));
             let datagrams = model.udp_destinations().map(|(address, port)| names::udp_listener(address, port));
-            addresses.chain(datagrams).chain([names::LISTENER_OUTBOUND.to_owned(), names::LISTENER_INBOUND.to_owned()]).collect()
+            addresses
+                .chain(datagrams)
+                .chain([names::LISTENER_OUTBOUND.to_owned(), names::LISTENER_INBOUND.to_owned()])
+                .collect()
         }
         ResourceType::Route => ports(model).filter(|(_, port)| port.protocol.may_be_http()).map(full).collect(),
         ResourceType::Cluster if proxy => {

@@ -6,8 +6,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::core::v3::{Address, RuntimeFractionalPercent, address, socket_address};
 use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
+use envoy_types::pb::envoy::config::core::v3::{Address, RuntimeFractionalPercent, address, socket_address};
 use envoy_types::pb::envoy::config::listener::v3::{Listener, UdpListenerConfig};
 use envoy_types::pb::envoy::extensions::filters::udp::udp_proxy::v3::udp_proxy_config::hash_policy::PolicySpecifier;
 use envoy_types::pb::envoy::extensions::filters::udp::udp_proxy::v3::udp_proxy_config::{HashPolicy, RouteSpecifier};
@@ -58,14 +58,17 @@ fn proxy(model: &Model, scope: &Scope, service: &Service, port: &Port) -> Any {
     let (clusters, by_source) = match &port.routes_for(&scope.namespace).udp {
         None => (vec![(own.clone(), 1)], balancing::hashes_source(&port.policy)),
         Some(backends) => {
-            let ports = backends.iter().filter_map(|to| model.service(&to.service.namespace, &to.service.name)?.udp_ports.get(&to.port));
+            let ports = backends
+                .iter()
+                .filter_map(|to| model.service(&to.service.namespace, &to.service.name)?.udp_ports.get(&to.port));
             let by_source = ports.map(|port| &port.policy).any(balancing::hashes_source);
             (backends.iter().map(|to| (cluster(to), to.weight)).collect(), by_source)
         }
     };
     let hash = HashPolicy { policy_specifier: Some(PolicySpecifier::SourceIp(true)) };
     any(UdpProxyConfig {
-        idle_timeout: duration(IDLE),
+        // Zero, which means never elsewhere, would keep every session for ever.
+        idle_timeout: duration(port.policy.idle.filter(|idle| !idle.is_zero()).unwrap_or(IDLE)),
         hash_policies: by_source.then_some(hash).into_iter().collect(),
         route_specifier: Some(RouteSpecifier::Matcher(matcher(scope, &own, &clusters))),
         stat_prefix: own,

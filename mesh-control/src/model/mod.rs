@@ -215,7 +215,9 @@ fn place_routes(services: &mut BTreeMap<Name, Service>, attached: Attached) {
         port_routes(place, &mut |to| to.tcp = Some(backends.clone()));
     }
     for ((name, number, consumer), backends) in attached.udp {
-        let Some(port) = services.get_mut(&name).and_then(|service| service.udp_ports.get_mut(&number)) else { continue };
+        let Some(port) = services.get_mut(&name).and_then(|service| service.udp_ports.get_mut(&number)) else {
+            continue;
+        };
         let to = match consumer {
             Some(namespace) => port.consumer_routes.entry(namespace).or_default(),
             None => &mut port.routes,

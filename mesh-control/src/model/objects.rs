@@ -3,8 +3,7 @@ use std::sync::Arc;
 
 use mesh_common::resource::{
     AuthorizationPolicy, FaultInjection, GrpcRoute, HttpRoute, Key, Kind, MeshConfig, Object, PeerAuthentication,
-    ReferenceGrant, Retries, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute,
-    WorkloadEntry,
+    ReferenceGrant, Retries, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute, WorkloadEntry,
 };
 
 use super::policy::service_name;
