@@ -143,7 +143,7 @@ impl Session {
         routed && self.shared.ctx.upstreams.still_serves(upstream)
     }
 
-    async fn connect(&mut self, proxy: &UdpProxy) -> Result<Connected, Error> {
+    async fn connect(&self, proxy: &UdpProxy) -> Result<Connected, Error> {
         let choice = proxy.clusters.pick().ok_or(Kind::NoCluster)?;
         let key = proxy.hash_source.then(|| hash::of_source(self.key.client.ip()));
         let ctx = &self.shared.ctx;

@@ -81,7 +81,7 @@ impl Receiver {
 fn receive(fd: i32, buffer: &mut [u8]) -> io::Result<Option<Received>> {
     let mut control = nix::cmsg_space!(nix::libc::sockaddr_in6);
     let mut parts = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut control), MsgFlags::empty())?;
+    let message = recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut control[..]), MsgFlags::empty())?;
     let client = message.address.as_ref().and_then(address);
     let mut destination = None;
     for control in message.cmsgs()? {
@@ -102,10 +102,8 @@ fn receive(fd: i32, buffer: &mut [u8]) -> io::Result<Option<Received>> {
 }
 
 fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
-    let v4 = storage.as_sockaddr_in().map(|it| SocketAddrV4::new(it.ip(), it.port()).into());
-    v4.or_else(|| {
-        Some(SocketAddrV6::new(storage.as_sockaddr_in6()?.ip(), storage.as_sockaddr_in6()?.port(), 0, 0).into())
-    })
+    let v4 = storage.as_sockaddr_in().map(|it| SocketAddr::from(SocketAddrV4::new(it.ip(), it.port())));
+    v4.or_else(|| storage.as_sockaddr_in6().map(|it| SocketAddrV6::new(it.ip(), it.port(), 0, 0).into()))
 }
 
 /// Sends datagrams from any address. Whole packets, instead of a socket bound to each address: that one could not be had
