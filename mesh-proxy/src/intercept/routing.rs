@@ -32,8 +32,12 @@ const EEXIST: i32 = 17;
 const EAFNOSUPPORT: i32 = 97;
 const EOPNOTSUPP: i32 = 95;
 
-/// `AF_INET` and `AF_INET6`.
-const FAMILIES: [(u8, &str); 2] = [(2, "IPv4"), (10, "IPv6")];
+/// The kernel has no such family, or no rules for it.
+const UNKNOWN: [i32; 2] = [EAFNOSUPPORT, EOPNOTSUPP];
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const FAMILIES: [(u8, &str); 2] = [(AF_INET, "IPv4"), (AF_INET6, "IPv6")];
 
 /// Adds rule and route; those that are there already stay.
 pub(super) fn add() -> Result<(), Error> {
@@ -42,7 +46,9 @@ pub(super) fn add() -> Result<(), Error> {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         let errnos = [change(RTM_NEWROUTE, flags, &route(family)?)?, change(RTM_NEWRULE, flags, &rule(family))?];
         for errno in errnos {
-            check(errno, &[EEXIST], family, &what)?;
+            // A family that is off has no datagrams either.
+            let off: &[i32] = if family == AF_INET6 { &UNKNOWN } else { &[] };
+            check(errno, &[&[EEXIST], off].concat(), &what)?;
         }
     }
     Ok(())
@@ -53,19 +59,17 @@ pub(super) fn remove() -> Result<(), Error> {
     for (family, name) in FAMILIES {
         let what = format!("remove the route of datagrams ({name})");
         for errno in [change(RTM_DELRULE, 0, &rule(family))?, change(RTM_DELROUTE, 0, &route(family)?)?] {
-            check(errno, &[ENOENT, ESRCH], family, &what)?;
+            check(errno, &[&[ENOENT, ESRCH], &UNKNOWN[..]].concat(), &what)?;
         }
     }
     Ok(())
 }
 
-fn check(errno: i32, fine: &[i32], family: u8, what: &str) -> Result<(), Error> {
-    // A family that is off has no datagrams either.
-    let off = family == FAMILIES[1].0 && matches!(errno, EAFNOSUPPORT | EOPNOTSUPP);
+fn check(errno: i32, fine: &[i32], what: &str) -> Result<(), Error> {
     match errno {
         0 => Ok(()),
         EPERM => Err(Error::Permission),
-        errno if off || fine.contains(&errno) => Ok(()),
+        errno if fine.contains(&errno) => Ok(()),
         errno => Err(Error::Refused { what: what.to_owned(), error: io::Error::from_raw_os_error(errno) }),
     }
 }

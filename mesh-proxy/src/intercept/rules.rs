@@ -66,7 +66,8 @@ pub(super) fn replace(rules: &Rules) -> Vec<Change> {
         changes.push(chain(TABLE, DATAGRAMS, Some(out)));
         changes.push(chain(TABLE, ARRIVING_DATAGRAMS, Some(back)));
         changes.extend(datagrams(rules).into_iter().map(|expressions| rule(TABLE, DATAGRAMS, expressions)));
-        changes.push(rule(TABLE, ARRIVING_DATAGRAMS, arriving_datagrams(rules)));
+        let arriving = arriving_datagrams(rules).into_iter();
+        changes.extend(arriving.map(|expressions| rule(TABLE, ARRIVING_DATAGRAMS, expressions)));
     }
     changes
 }
@@ -137,9 +138,10 @@ fn datagrams(rules: &Rules) -> Vec<Expressions> {
     chain
 }
 
-/// Where nobody listens, they go no further: the address is nobody's.
-fn arriving_datagrams(rules: &Rules) -> Expressions {
-    Expressions::new().mark(DATAGRAM_MARK).transport(Transport::Udp).hand_over(rules.outbound_port).accept()
+/// Where no proxy listens they go no further: a socket of the application would get what is meant for others.
+fn arriving_datagrams(rules: &Rules) -> [Expressions; 2] {
+    let marked = || Expressions::new().mark(DATAGRAM_MARK).transport(Transport::Udp);
+    [marked().hand_over(rules.outbound_port).accept(), marked().drop()]
 }
 
 pub(super) fn new_table(name: &str) -> Change {

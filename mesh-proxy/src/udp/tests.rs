@@ -202,16 +202,17 @@ fn an_endpoint_that_refuses_is_left_for_another() {
         let at = "240.240.0.5:9000";
         let ctx = context(vec![listener(at, &[("c", 1)], MINUTE), cluster("c", &[dead, alive], 1000)], 100);
         serve_here(&ctx);
+        let mut lost = 0;
         for _ in 0..4 {
             let client = client(at).await;
             // Of those that get the dead one first, one datagram is lost.
-            let mut replies = vec![];
-            for _ in 0..3 {
-                replies.push(ask(&client, "x").await);
+            lost += usize::from(ask(&client, "x").await.is_none());
+            for _ in 0..2 {
+                assert_eq!(ask(&client, "x").await.as_deref(), Some("alive x"));
             }
-            assert!(replies[1..].iter().all(|it| it.as_deref() == Some("alive x")), "{replies:?}");
         }
-        metric(&ctx, "mesh_udp_datagrams_dropped_total{reason=\"refused\"} 2").await;
+        assert!((1..=4).contains(&lost), "{lost}");
+        metric(&ctx, &format!("mesh_udp_datagrams_dropped_total{{reason=\"refused\"}} {lost}")).await;
     });
 }
 
@@ -253,9 +254,8 @@ fn nobody_answers_while_no_proxy_runs() {
     inside("nobody_answers_while_no_proxy_runs", || async {
         let own = echo("0.0.0.0:9000", "own").await;
         let client = client("240.240.0.5:9000").await;
-        // It goes to no socket of this machine by accident: the address is nobody's.
-        let answer = ask(&client, "x").await;
-        assert!(!answer.as_deref().unwrap_or_default().contains("own"), "{answer:?} from {own}");
+        // It goes to no socket of this machine by accident.
+        assert_eq!(ask(&client, "x").await, None, "{own}");
         intercept::remove().unwrap();
         intercept::remove().unwrap();
     });
