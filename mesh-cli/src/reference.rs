@@ -38,7 +38,7 @@ fn all_exit_codes_are_documented() {
 
 /// An object of each kind that uses every nested structure. A field that does not exist is put into each of these, and the
 /// error lists those that do.
-const OBJECTS: [(Kind, &str); 12] = [
+const OBJECTS: [(Kind, &str); 13] = [
     (Kind::Service, "{ports: [{port: 80}]}"),
     (
         Kind::HttpRoute,
@@ -51,6 +51,7 @@ const OBJECTS: [(Kind, &str); 12] = [
     (Kind::GrpcRoute, "{rules: [{matches: [{method: {}}], filters: [{type: RequestMirror}]}]}"),
     (Kind::TcpRoute, "{rules: [{backendRefs: [{name: x}]}]}"),
     (Kind::TlsRoute, "{hostnames: [x], rules: [{backendRefs: [{name: x}]}]}"),
+    (Kind::UdpRoute, "{rules: [{backendRefs: [{name: x}]}]}"),
     (Kind::ReferenceGrant, "{from: [{group: x, kind: x, namespace: x}], to: [{kind: x}]}"),
     (
         Kind::TrafficPolicy,

@@ -1,6 +1,6 @@
 //! Names that the control plane and the proxies must agree on: xDS resources, ALPN protocols, metadata keys, ports.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
 
@@ -66,12 +66,21 @@ pub const PROXY_UID: u32 = 1337;
 /// The mark of the proxy's own sockets, which the redirect leaves alone.
 pub const SOCKET_MARK: u32 = 0x6d65_7368;
 
+/// The mark of the application's datagrams to virtual addresses, which the redirect hands to the proxy.
+pub const DATAGRAM_MARK: u32 = 0x6d65_7364;
+
 /// The priority (SO_PRIORITY, which needs no right) of what the proxy sends to the application on its own machine, and of
 /// nothing else that it sends: the redirect lets it through.
 pub const PRIORITY_TO_APPLICATION: u32 = 5;
 
-/// Whether the control plane gives addresses like this one to services: 240.240.0.0/16 and fd00:6d65:7368::/64. They
-/// exist only inside the mesh.
+/// Addresses and prefix lengths of the ranges from which the control plane gives addresses to services: 240.240.0.0/16
+/// and fd00:6d65:7368::/64. They exist only inside the mesh.
+pub const VIRTUAL_RANGES: [(IpAddr, u8); 2] = [
+    (IpAddr::V4(Ipv4Addr::new(240, 240, 0, 0)), 16),
+    (IpAddr::V6(Ipv6Addr::new(0xfd00, 0x6d65, 0x7368, 0, 0, 0, 0, 0)), 64),
+];
+
+/// Whether an address is in one of the [`VIRTUAL_RANGES`].
 pub fn is_virtual(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => address.octets()[..2] == [240, 240],
@@ -92,6 +101,19 @@ pub fn service_port(service: &str, namespace: &str, port: u16) -> String {
 /// Name of the byte-stream cluster of a port whose protocol is unknown.
 pub fn tcp_cluster(service_port: &str) -> String {
     format!("tcp:{service_port}")
+}
+
+/// Begins the names of listeners and clusters for datagrams.
+pub const UDP_PREFIX: &str = "udp:";
+
+/// Name of the cluster of a service's UDP port: the same number may be a TCP port too.
+pub fn udp_cluster(service_port: &str) -> String {
+    format!("{UDP_PREFIX}{service_port}")
+}
+
+/// Name of the listener for datagrams to this address.
+pub fn udp_listener(address: IpAddr, port: u16) -> String {
+    format!("{UDP_PREFIX}{}", SocketAddr::new(address, port))
 }
 
 /// Name of the cluster, which there never is, of a backend that a route refers to but must not or cannot use.

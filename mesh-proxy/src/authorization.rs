@@ -16,6 +16,8 @@ use crate::path::OtherReading;
 use crate::route;
 use crate::telemetry::Telemetry;
 
+pub mod addresses;
+pub mod datagrams;
 pub mod explain;
 
 /// What the gates look at.

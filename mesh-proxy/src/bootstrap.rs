@@ -72,7 +72,7 @@ pub struct RunArgs {
     /// Address where peers reach the workload (may be repeated)
     #[arg(long = "address", value_name = "IP")]
     addresses: Vec<IpAddr>,
-    /// Port of the application, with its protocol (http, http2, grpc, tcp; detected when there is none) and the port of
+    /// Port of the application, with its protocol (http, http2, grpc, tcp, udp; detected when there is none, but never as udp) and the port of
     /// the service when that is another one (may be repeated)
     #[arg(long = "port", value_name = "PORT[:PROTOCOL[:SERVICE_PORT]]", value_parser = application_port)]
     ports: Vec<Port>,
@@ -127,6 +127,9 @@ pub struct RunArgs {
     /// Open connections at most, both ways together
     #[arg(long, value_name = "NUMBER", default_value_t = Settings::default().max_connections)]
     max_connections: usize,
+    /// Sessions of datagrams at most; each needs a file descriptor
+    #[arg(long, value_name = "NUMBER", default_value_t = Settings::default().max_udp_sessions)]
+    max_udp_sessions: usize,
     /// What /app-health/CONTAINER/WHICH on the ready port asks of the application, as JSON
     #[arg(long, value_name = "JSON", env = "MESH_PROBES", hide = true)]
     probes: Option<String>,
@@ -250,18 +253,21 @@ impl RunArgs {
             (false, false) if self.addresses.is_empty() => return Err(BootstrapError::NoAddress),
             _ => {}
         }
-        let mut used = vec![self.outbound_port, self.inbound_port];
-        used.extend(self.ports.iter().map(|it| it.port));
+        // A number means one port of TCP and another of UDP.
+        let mut used = vec![(self.outbound_port, false), (self.inbound_port, false), (self.outbound_port, true)];
+        used.extend(self.ports.iter().map(|it| (it.port, it.protocol == "udp")));
         used.sort_unstable();
         if let Some(twice) = used.windows(2).find(|it| it[0] == it[1]) {
-            return Err(BootstrapError::SamePort(twice[0]));
+            return Err(BootstrapError::SamePort(twice[0].0));
         }
         if self.workers == Some(0) {
             return Err(value("workers", "0", "there must be one at least".to_owned()));
         }
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let own_upstreams = !self.dns_upstreams.is_empty() || self.dns_upstream_fd.is_some();
-        let default_check = if self.ports.is_empty() { Check::None } else { Check::Tcp { port: None } };
+        // A UDP port accepts nothing that could be asked for.
+        let asked = self.ports.iter().any(|it| it.protocol != "udp");
+        let default_check = if asked { Check::Tcp { port: None } } else { Check::None };
         Ok(Bootstrap {
             control: self.control,
             token_file: self.token_file,
@@ -297,6 +303,7 @@ impl RunArgs {
                 outbound_port: self.outbound_port,
                 inbound_port: self.inbound_port,
                 max_connections: self.max_connections,
+                max_udp_sessions: self.max_udp_sessions,
                 drain_timeout: Duration::from_secs(self.drain_timeout),
                 ..Settings::default()
             },
@@ -335,8 +342,10 @@ fn application_port(text: &str) -> Result<Port, String> {
     let mut parts = text.split(':');
     let port = number(parts.next().unwrap_or_default())?;
     let protocol = parts.next().unwrap_or_default();
-    if !matches!(protocol, "" | "http" | "http2" | "grpc" | "tcp") {
-        return Err(format!("{protocol:?} is not a protocol; write http, http2, grpc or tcp, or nothing to detect it"));
+    if !matches!(protocol, "" | "http" | "http2" | "grpc" | "tcp" | "udp") {
+        return Err(format!(
+            "{protocol:?} is not a protocol; write http, http2, grpc, tcp or udp, or nothing to detect it"
+        ));
     }
     let service_port = parts.next().map_or(Ok(port), number)?;
     match parts.next() {

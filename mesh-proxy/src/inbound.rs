@@ -11,7 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::config::{DownstreamTls, Listener, NetworkFilter};
+use crate::authorization;
+use crate::config::{DownstreamTls, FilterChain, Listener, NetworkFilter};
 use crate::detect::{self, Detected};
 use crate::error::{Error, Kind};
 use crate::http::DownstreamIo;
@@ -89,6 +90,7 @@ async fn choose(
         return Err(Error::because(Kind::Denied, format_args!("{destination} is the proxy itself")));
     }
     let listener = find(ctx).await?;
+    refuse_at_once(&listener, downstream)?;
     let detected = if detect::is_needed(&listener, port) {
         detect::peek(stream, ctx.settings.detect_timeout, ctx.settings.handshake_timeout)
             .await
@@ -98,6 +100,25 @@ async fn choose(
     };
     downstream.alpn = detected.plaintext_protocol().map(<[u8]>::to_vec);
     Chosen::new(&listener, port, &detected).ok_or_else(|| no_chain(&detected, port))
+}
+
+/// Refuses, before a byte is read, whom no chain that the connection could take would let in.
+fn refuse_at_once(listener: &Listener, downstream: &Downstream) -> Result<(), Error> {
+    let (peer, destination) = (downstream.peer, downstream.original_destination);
+    let of_port = |chain: &&FilterChain| chain.matches.destination_port.is_none_or(|port| port == destination.port());
+    let mut refusals = listener.chains.iter().filter(of_port).chain(&listener.default_chain).map(|chain| {
+        let authorization = match &chain.filter {
+            NetworkFilter::Http(manager) => &manager.authorization,
+            NetworkFilter::Tcp(proxy) => &proxy.authorization,
+        };
+        authorization::addresses::refused_at_once(authorization, peer, destination)
+    });
+    // Without a chain it is refused as one that takes no such connection.
+    let Some(Some(first)) = refusals.next() else { return Ok(()) };
+    match refusals.all(|refusal| refusal.is_some()) {
+        true => Err(Error::because(Kind::Denied, first)),
+        false => Ok(()),
+    }
 }
 
 async fn find(ctx: &Context) -> Result<Arc<Listener>, Error> {

@@ -35,5 +35,6 @@ pub mod snapshot;
 pub mod tcp;
 pub mod telemetry;
 pub mod tls;
+pub mod udp;
 pub mod upstream;
 pub mod xds;

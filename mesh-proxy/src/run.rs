@@ -27,6 +27,7 @@ use mesh_proxy::registry::{self, Workload, health};
 use mesh_proxy::snapshot::{Found, Store};
 use mesh_proxy::telemetry::{LocalWorkload, Telemetry, TelemetryOptions};
 use mesh_proxy::tls::Tls;
+use mesh_proxy::udp::{self, Guard, UdpSockets};
 use mesh_proxy::upstream::Upstreams;
 use mesh_proxy::xds::{self, NodeInfo};
 use mesh_proxy::{forward, inbound, outbound};
@@ -142,6 +143,7 @@ impl Proxy {
         wait_for_configuration(&store).await;
         readiness.wait_for("the redirect");
         test_redirect(&bootstrap).await?;
+        guard_datagrams(&bootstrap, &ctx).await;
         serve_traffic(&bootstrap, &ctx, &inbound, &outbound, data)?;
         readiness.ready();
 
@@ -238,6 +240,17 @@ async fn test_redirect(bootstrap: &Bootstrap) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Who may not write rules, as in a pod, leaves datagrams to the application alone.
+async fn guard_datagrams(bootstrap: &Bootstrap, ctx: &Arc<Context>) {
+    if !bootstrap.intercepted || !can_mark(SOCKET_MARK) {
+        return;
+    }
+    match Guard::begin(ctx.clone()).await {
+        Ok(guard) => drop(tokio::spawn(guard.follow())),
+        Err(error) => tracing::warn!(%error, "datagrams to the application are not judged by policies"),
+    }
+}
+
 fn serve_admin(
     bootstrap: &Bootstrap,
     ctx: &Arc<Context>,
@@ -290,6 +303,15 @@ fn serve_traffic(
         (listen(bootstrap.settings.outbound_port)?, listen(bootstrap.settings.inbound_port)?);
     data.spawn(outbound::serve(to_outbound, outbound.clone(), ctx.clone()));
     data.spawn(inbound::serve(to_inbound, inbound.clone(), ctx.clone()));
+    if bootstrap.intercepted {
+        match UdpSockets::bind(bootstrap.settings.outbound_port) {
+            Ok(sockets) => drop(data.spawn(udp::serve(sockets, ctx.clone()))),
+            // As in a pod: there, the rules hand no datagrams over either.
+            Err(error) => {
+                tracing::info!(%error, "datagrams to services are left alone: the proxy may not intercept them")
+            }
+        }
+    }
     for forward in &bootstrap.forwards {
         let listener =
             tcp_listener(forward.bind).with_context(|| format!("cannot listen at {} for a forward", forward.bind))?;
@@ -340,7 +362,7 @@ fn register(bootstrap: &Bootstrap, namespace: &str, tls: &Tls) -> Option<watch::
         weight: bootstrap.weight,
     };
     let (healthy, health) = watch::channel(false);
-    let first_port = bootstrap.ports.first().map(|it| it.port);
+    let first_port = bootstrap.ports.iter().find(|it| it.protocol != "udp").map(|it| it.port);
     tokio::spawn(health::watch(bootstrap.health.clone(), bootstrap.addresses.clone(), first_port, healthy));
     let (leaving, leave) = watch::channel(false);
     tokio::spawn(registry::run(workload, dialer(bootstrap, tls), health, leave));

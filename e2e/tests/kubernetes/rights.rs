@@ -53,6 +53,7 @@ fn of_every_kind(namespace: &Namespace) -> anyhow::Result<()> {
     namespace.apply(&[
         route("GRPCRoute", json!({"rules": rules})),
         route("TCPRoute", json!({"rules": rules})),
+        route("UDPRoute", json!({"rules": rules})),
         route("TLSRoute", json!({"hostnames": ["a.example.com"], "rules": rules})),
         own("TrafficPolicy", json!({"timeouts": {"request": "1s"}})),
         own("WorkloadEntry", json!({"addresses": ["192.0.2.7"], "ports": [{"port": 9080}], "service": "nobody"})),

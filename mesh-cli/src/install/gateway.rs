@@ -11,7 +11,7 @@ const ANNOTATION_VERSION: &str = "gateway.networking.k8s.io/bundle-version";
 const ANNOTATION_CHANNEL: &str = "gateway.networking.k8s.io/channel";
 
 /// Of the standard channel.
-const CRDS: [(&str, &str); 7] = [
+const CRDS: [(&str, &str); 8] = [
     ("gatewayclasses", include_str!("../../../deploy/gateway-api/gateway.networking.k8s.io_gatewayclasses.yaml")),
     ("gateways", include_str!("../../../deploy/gateway-api/gateway.networking.k8s.io_gateways.yaml")),
     ("grpcroutes", include_str!("../../../deploy/gateway-api/gateway.networking.k8s.io_grpcroutes.yaml")),
@@ -19,6 +19,7 @@ const CRDS: [(&str, &str); 7] = [
     ("referencegrants", include_str!("../../../deploy/gateway-api/gateway.networking.k8s.io_referencegrants.yaml")),
     ("tcproutes", include_str!("../../../deploy/gateway-api/gateway.networking.k8s.io_tcproutes.yaml")),
     ("tlsroutes", include_str!("../../../deploy/gateway-api/gateway.networking.k8s.io_tlsroutes.yaml")),
+    ("udproutes", include_str!("../../../deploy/gateway-api/gateway.networking.k8s.io_udproutes.yaml")),
 ];
 
 pub fn crds() -> Result<Vec<Manifest>, Failure> {

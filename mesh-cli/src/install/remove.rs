@@ -16,11 +16,12 @@ use crate::failure::{Exit, Failure};
 use crate::kubernetes::{Cluster, resource};
 
 const POLL: Duration = Duration::from_millis(300);
-const ROUTES: [(&str, &str); 4] = [
+const ROUTES: [(&str, &str); 5] = [
     ("gateway.networking.k8s.io/v1", "HTTPRoute"),
     ("gateway.networking.k8s.io/v1", "GRPCRoute"),
     ("gateway.networking.k8s.io/v1", "TCPRoute"),
     ("gateway.networking.k8s.io/v1", "TLSRoute"),
+    ("gateway.networking.k8s.io/v1", "UDPRoute"),
 ];
 
 /// What of the mesh is in a cluster.

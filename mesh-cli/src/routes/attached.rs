@@ -5,7 +5,7 @@ use mesh_common::resource::{BackendRef, Kind, Object, ParentReference};
 use crate::routes::conditions::{describe_grpc, describe_http};
 
 /// Kinds that may be attached to a service.
-pub const KINDS: [Kind; 3] = [Kind::HttpRoute, Kind::GrpcRoute, Kind::TcpRoute];
+pub const KINDS: [Kind; 4] = [Kind::HttpRoute, Kind::GrpcRoute, Kind::TcpRoute, Kind::UdpRoute];
 
 /// A name as the user gives it: `reviews` or `httproute/reviews`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +54,7 @@ pub fn parents(object: &Object) -> &[ParentReference] {
         Object::GrpcRoute(route) => &route.spec.parent_refs,
         Object::TcpRoute(route) => &route.spec.parent_refs,
         Object::TlsRoute(route) => &route.spec.parent_refs,
+        Object::UdpRoute(route) => &route.spec.parent_refs,
         _ => &[],
     }
 }
@@ -110,6 +111,16 @@ pub fn rules(object: &Object) -> Vec<RuleView> {
             })
             .collect(),
         Object::TcpRoute(route) => route
+            .spec
+            .rules
+            .iter()
+            .map(|rule| RuleView {
+                name: rule.name.clone(),
+                matches: Vec::new(),
+                backends: rule.backend_refs.iter().map(backend).collect(),
+            })
+            .collect(),
+        Object::UdpRoute(route) => route
             .spec
             .rules
             .iter()

@@ -41,7 +41,7 @@ pub struct Args {
     /// Version of the service
     #[arg(long, default_value = "", hide_default_value = true, value_parser = label_or_nothing)]
     version: String,
-    /// A port that the application listens on; protocols are http, http2, grpc and tcp, and detected by default (may be repeated)
+    /// A port that the application listens on; protocols are http, http2, grpc, tcp and udp, and all but udp detected by default (may be repeated)
     #[arg(long = "port", value_name = "PORT[:PROTOCOL[:SERVICE PORT]]")]
     ports: Vec<Port>,
     /// File with the join token (see `meshctl token create`)
@@ -50,7 +50,7 @@ pub struct Args {
     /// Name of this workload, unique in its namespace [default: made of service and version]
     #[arg(long, value_name = "NAME", value_parser = label)]
     workload: Option<String>,
-    /// When the application counts as healthy: `tcp` (its first port accepts connections), `http:/path`, or `none` (always)
+    /// When the application counts as healthy: `tcp` (its first port that is not UDP accepts connections), `http:/path`, or `none` (always)
     #[arg(long, value_name = "CHECK")]
     health: Option<String>,
     /// Make a port of the application reachable on this machine (may be repeated)

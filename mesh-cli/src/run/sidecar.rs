@@ -80,9 +80,11 @@ impl FromStr for Port {
         let mut parts = text.split(':');
         let port = number(parts.next().unwrap_or_default())?;
         match parts.next() {
-            None | Some("" | "http" | "http2" | "grpc" | "tcp") => {}
+            None | Some("" | "http" | "http2" | "grpc" | "tcp" | "udp") => {}
             Some(other) => {
-                return Err(format!("`{other}` is not a protocol: take http, http2, grpc or tcp, or leave it out"));
+                return Err(format!(
+                    "`{other}` is not a protocol: take http, http2, grpc, tcp or udp, or leave it out"
+                ));
             }
         }
         let service_port = parts.next().map(number).transpose()?;
@@ -202,7 +204,7 @@ fn log_file(plan: &Plan) -> io::Result<PathBuf> {
 /// Writes the redirect of the namespace. A program of its own, so that what forbids it is said before anything else runs.
 pub async fn intercept(lease: &Lease, program: &Path) -> Result<(), Failure> {
     let mut command = lease.command(Who::Proxy, program.as_os_str(), &[]);
-    command.arg("intercept").stdin(Stdio::null());
+    command.args(["intercept", "--udp"]).stdin(Stdio::null());
     let output = tokio::process::Command::from(command).kill_on_drop(true).output().await?;
     if output.status.success() {
         return Ok(());

@@ -20,7 +20,7 @@ type Describe = fn(&Object) -> Vec<Cell>;
 /// Objects of one kind.
 pub fn table(kind: Kind, objects: &[Stored], namespaces: bool, now: Timestamp) -> Table {
     let (titles, describe): (&[&'static str], Describe) = match kind {
-        Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute | Kind::UdpRoute => {
             (&["SERVICE", "RULES", "BACKENDS"], route)
         }
         Kind::ReferenceGrant => (&["FROM", "TO"], |o| of(o, reference_grant)),
@@ -82,7 +82,11 @@ pub fn summary(object: &Object) -> String {
         filled.collect::<Vec<_>>().join(", ")
     };
     match object {
-        Object::HttpRoute(_) | Object::GrpcRoute(_) | Object::TcpRoute(_) | Object::TlsRoute(_) => {
+        Object::HttpRoute(_)
+        | Object::GrpcRoute(_)
+        | Object::TcpRoute(_)
+        | Object::TlsRoute(_)
+        | Object::UdpRoute(_) => {
             let rules = attached::rules(object);
             format!("{}: {}", parents(object), rules.iter().map(rule).collect::<Vec<_>>().join("; "))
         }

@@ -10,6 +10,7 @@ pub enum Kind {
     GrpcRoute,
     TcpRoute,
     TlsRoute,
+    UdpRoute,
     ReferenceGrant,
     TrafficPolicy,
     FaultInjection,
@@ -26,12 +27,13 @@ pub struct UnknownKind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Service,
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::TcpRoute,
         Self::TlsRoute,
+        Self::UdpRoute,
         Self::ReferenceGrant,
         Self::TrafficPolicy,
         Self::FaultInjection,
@@ -63,6 +65,7 @@ impl Kind {
             Self::GrpcRoute => "GRPCRoute",
             Self::TcpRoute => "TCPRoute",
             Self::TlsRoute => "TLSRoute",
+            Self::UdpRoute => "UDPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::FaultInjection => "FaultInjection",
@@ -80,6 +83,7 @@ impl Kind {
             Self::GrpcRoute => "grpcroute",
             Self::TcpRoute => "tcproute",
             Self::TlsRoute => "tlsroute",
+            Self::UdpRoute => "udproute",
             Self::ReferenceGrant => "referencegrant",
             Self::TrafficPolicy => "trafficpolicy",
             Self::FaultInjection => "faultinjection",
@@ -97,6 +101,7 @@ impl Kind {
             Self::GrpcRoute => "grpcroutes",
             Self::TcpRoute => "tcproutes",
             Self::TlsRoute => "tlsroutes",
+            Self::UdpRoute => "udproutes",
             Self::ReferenceGrant => "referencegrants",
             Self::TrafficPolicy => "trafficpolicies",
             Self::FaultInjection => "faultinjections",
@@ -124,7 +129,12 @@ impl Kind {
     pub fn group(self) -> &'static str {
         match self {
             Self::Service => "",
-            Self::HttpRoute | Self::GrpcRoute | Self::TcpRoute | Self::TlsRoute | Self::ReferenceGrant => GATEWAY_GROUP,
+            Self::HttpRoute
+            | Self::GrpcRoute
+            | Self::TcpRoute
+            | Self::TlsRoute
+            | Self::UdpRoute
+            | Self::ReferenceGrant => GATEWAY_GROUP,
             _ => MESH_GROUP,
         }
     }
@@ -140,7 +150,7 @@ impl Kind {
             Self::Service => &["v1"],
             Self::HttpRoute => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"],
             Self::GrpcRoute => &["gateway.networking.k8s.io/v1"],
-            Self::TcpRoute => &["gateway.networking.k8s.io/v1alpha2", "gateway.networking.k8s.io/v1"],
+            Self::TcpRoute | Self::UdpRoute => &["gateway.networking.k8s.io/v1alpha2", "gateway.networking.k8s.io/v1"],
             Self::TlsRoute => &[
                 "gateway.networking.k8s.io/v1",
                 "gateway.networking.k8s.io/v1alpha3",

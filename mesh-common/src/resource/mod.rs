@@ -21,6 +21,7 @@ mod service;
 mod tcp_route;
 mod tls_route;
 mod traffic_policy;
+mod udp_route;
 mod validate;
 mod workload_entry;
 
@@ -44,6 +45,7 @@ pub use service::*;
 pub use tcp_route::*;
 pub use tls_route::*;
 pub use traffic_policy::*;
+pub use udp_route::*;
 pub use validate::{FieldError, validate};
 pub use workload_entry::*;
 
@@ -75,6 +77,7 @@ pub type HttpRoute = Resource<HttpRouteSpec>;
 pub type GrpcRoute = Resource<GrpcRouteSpec>;
 pub type TcpRoute = Resource<TcpRouteSpec>;
 pub type TlsRoute = Resource<TlsRouteSpec>;
+pub type UdpRoute = Resource<UdpRouteSpec>;
 pub type ReferenceGrant = Resource<ReferenceGrantSpec>;
 pub type TrafficPolicy = Resource<TrafficPolicySpec>;
 pub type FaultInjection = Resource<FaultInjectionSpec>;
@@ -91,6 +94,7 @@ pub enum Object {
     GrpcRoute(GrpcRoute),
     TcpRoute(TcpRoute),
     TlsRoute(TlsRoute),
+    UdpRoute(UdpRoute),
     ReferenceGrant(ReferenceGrant),
     TrafficPolicy(TrafficPolicy),
     FaultInjection(FaultInjection),
@@ -109,6 +113,7 @@ macro_rules! each {
             Object::GrpcRoute($resource) => $body,
             Object::TcpRoute($resource) => $body,
             Object::TlsRoute($resource) => $body,
+            Object::UdpRoute($resource) => $body,
             Object::ReferenceGrant($resource) => $body,
             Object::TrafficPolicy($resource) => $body,
             Object::FaultInjection($resource) => $body,
@@ -136,6 +141,7 @@ into_object! {
     GrpcRoute(GrpcRouteSpec),
     TcpRoute(TcpRouteSpec),
     TlsRoute(TlsRouteSpec),
+    UdpRoute(UdpRouteSpec),
     ReferenceGrant(ReferenceGrantSpec),
     TrafficPolicy(TrafficPolicySpec),
     FaultInjection(FaultInjectionSpec),
@@ -164,6 +170,7 @@ impl Object {
             Self::GrpcRoute(_) => Kind::GrpcRoute,
             Self::TcpRoute(_) => Kind::TcpRoute,
             Self::TlsRoute(_) => Kind::TlsRoute,
+            Self::UdpRoute(_) => Kind::UdpRoute,
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
             Self::TrafficPolicy(_) => Kind::TrafficPolicy,
             Self::FaultInjection(_) => Kind::FaultInjection,

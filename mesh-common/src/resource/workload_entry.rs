@@ -6,7 +6,7 @@ use super::{ANNOTATION_EXCLUDED_PORTS, LABEL_REGISTERED, WorkloadEntry};
 use crate::names::kubernetes::LABEL_PROXY;
 
 /// What a port may speak, when it is told.
-pub const PROTOCOLS: [&str; 4] = ["http", "http2", "grpc", "tcp"];
+pub const PROTOCOLS: [&str; 5] = ["http", "http2", "grpc", "tcp", "udp"];
 
 impl WorkloadEntry {
     /// A proxy registered it, and it goes when the proxy goes.
@@ -67,7 +67,7 @@ pub struct WorkloadPort {
     /// The service's port. Default: the same number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_port: Option<u16>,
-    /// `http`, `http2`, `grpc` or `tcp`. Default: detected for each connection.
+    /// `http`, `http2`, `grpc`, `tcp` or `udp`. Default: one of the others than `udp`, detected for each connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

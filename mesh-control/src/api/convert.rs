@@ -70,7 +70,7 @@ pub(super) fn services(model: &Model, proxies: &[Proxy]) -> Vec<ServiceView> {
         namespace: service.name.namespace.clone(),
         name: service.name.name.clone(),
         virtual_addresses: service.virtual_addresses.iter().map(ToString::to_string).collect(),
-        ports: service.ports.keys().copied().map(u32::from).collect(),
+        ports: service.all_ports().map(|port| u32::from(port.number)).collect::<BTreeSet<_>>().into_iter().collect(),
         workloads: service.workloads.iter().map(|entry| workload(entry)).collect(),
     };
     model.services().filter(|service| service.version_of.is_none()).map(view).collect()

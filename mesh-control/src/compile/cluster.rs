@@ -69,8 +69,8 @@ fn outbound(scope: &Scope, name: &str, upstream: &Upstream) -> Cluster {
         return base;
     }
     let endpoints = upstream.endpoints();
-    let identities: BTreeSet<&Identity> =
-        endpoints.iter().filter_map(|endpoint| endpoint.workload.identity_at(endpoint.port)).collect();
+    let identity = |endpoint| Endpoint::identity(endpoint).filter(|_| !upstream.is_udp());
+    let identities: BTreeSet<&Identity> = endpoints.iter().filter_map(identity).collect();
     let identities: Vec<&Identity> = identities.into_iter().collect();
     let alpn = if upstream.stream { names::ALPN_TCP } else { names::ALPN_H2 };
     let sockets = if identities.is_empty() {
@@ -91,7 +91,8 @@ fn outbound(scope: &Scope, name: &str, upstream: &Upstream) -> Cluster {
     };
     let options = (!upstream.stream).then(|| http_options(scope.client, upstream.port.protocol, &endpoints));
     let over_http2 = options.as_ref().is_some_and(is_http2);
-    let check = policy.health_check().and_then(|it| {
+    // A UDP port accepts no connection that it could be checked by.
+    let check = policy.health_check().filter(|_| !upstream.is_udp()).and_then(|it| {
         // What is a byte stream here can only be connected to.
         endpoint_health::check(it, &upstream.service.fqdn, over_http2).filter(|_| !upstream.stream || it.tcp.is_some())
     });
@@ -128,7 +129,7 @@ fn inbound(scope: &Scope, name: &str, port: u16, protocol: Protocol) -> Cluster 
         connect_timeout: duration(LOCAL_CONNECT),
         circuit_breakers: Some(limits(&Policy::default())),
         typed_extension_protocol_options: match protocol {
-            Protocol::Tcp => Default::default(),
+            Protocol::Tcp | Protocol::Udp => Default::default(),
             _ => one(HTTP_OPTIONS, any(options)),
         },
         ..Cluster::default()

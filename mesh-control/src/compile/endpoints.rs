@@ -27,7 +27,7 @@ pub(super) fn endpoints(name: &str, upstream: &Upstream, own: &Locality) -> Clus
         // Who calls one workload wants that one, well or not.
         let called_anyway = upstream.only.is_some() || upstream.service.ready_or_not;
         let healthy = called_anyway || workload.healthy || workload.lingers && !somebody;
-        let made = of_workload(&endpoint, upstream.address(&endpoint), healthy);
+        let made = of_workload(&endpoint, upstream, healthy);
         localities.entry(endpoint.workload.locality.clone()).or_default().extend(made);
     }
     let sum = |all: &[LbEndpoint]| {
@@ -57,14 +57,14 @@ pub(super) fn endpoints(name: &str, upstream: &Upstream, own: &Locality) -> Clus
     }
 }
 
-fn of_workload(endpoint: &Endpoint, address: Option<IpAddr>, healthy: bool) -> Option<LbEndpoint> {
+fn of_workload(endpoint: &Endpoint, upstream: &Upstream, healthy: bool) -> Option<LbEndpoint> {
     let workload = &endpoint.workload;
     let health = if healthy { HealthStatus::Healthy } else { HealthStatus::Unhealthy };
     Some(LbEndpoint {
-        host_identifier: host(address?, endpoint.port),
+        host_identifier: host(upstream.address(endpoint)?, endpoint.port),
         health_status: health as i32,
         load_balancing_weight: uint32(workload.weight),
-        metadata: Some(metadata(endpoint)),
+        metadata: Some(metadata(endpoint, !upstream.is_udp())),
     })
 }
 
@@ -72,7 +72,7 @@ pub(super) fn host(ip: IpAddr, port: u16) -> Option<HostIdentifier> {
     Some(HostIdentifier::Endpoint(PbEndpoint { address: address(ip, port), ..PbEndpoint::default() }))
 }
 
-fn metadata(endpoint: &Endpoint) -> Metadata {
+fn metadata(endpoint: &Endpoint, securable: bool) -> Metadata {
     let workload = &endpoint.workload;
     let info = WorkloadInfo {
         workload: workload.name.name.clone(),
@@ -81,7 +81,8 @@ fn metadata(endpoint: &Endpoint) -> Metadata {
         version: workload.version.clone(),
         identity: workload.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
     };
-    let mode = workload.identity_at(endpoint.port).map(|_| one("envoy.transport_socket_match", mesh_mode()));
+    let identity = workload.identity_at(endpoint.port).filter(|_| securable);
+    let mode = identity.map(|_| one("envoy.transport_socket_match", mesh_mode()));
     Metadata {
         filter_metadata: mode.unwrap_or_default(),
         typed_filter_metadata: one(names::METADATA_WORKLOAD, own_any(&info)),

@@ -20,7 +20,7 @@ use super::build::{address, any, boolean, duration, uint32};
 use super::http::{self, Paths, Routes};
 use super::listener::{chain, inspector, passthrough};
 use super::{ClientKind, Scope, limit, route, tls};
-use crate::model::{Model, Name, Protocol};
+use crate::model::{Model, Name, Protocol, Workload};
 
 /// How long to wait for a client's first bytes; where the server speaks first, none come.
 const DETECTION: Duration = Duration::from_secs(1);
@@ -58,12 +58,13 @@ pub(super) fn listener(model: &Model, scope: &Scope) -> Listener {
     }
 }
 
-/// The application's ports, and what they speak: those that the workload lists, or its proxy where it lists none, and those
+/// The application's ports but those of UDP, and what they speak: those that the workload lists, or its proxy where it lists none, and those
 /// where services expect it. A workload that is known is believed before its services.
 pub(super) fn ports(model: &Model, scope: &Scope) -> Vec<(u16, Protocol)> {
     let name = Name::new(&scope.namespace, &scope.workload);
     let workload = model.workload(&scope.namespace, &scope.workload);
-    let own = workload.map(|w| w.ports.iter().map(|p| (p.number, p.protocol)).collect::<Vec<_>>());
+    let listing = |w: &Workload| w.ports.iter().filter(|p| !p.is_udp()).map(|p| (p.number, p.protocol)).collect();
+    let own: Option<Vec<_>> = workload.map(|w| listing(w));
     let listed = || scope.inbound_ports.iter().map(|port| (*port, Protocol::Detect)).collect();
     let targets = model.target_ports(&name);
     let mut ports: BTreeMap<u16, Protocol> = BTreeMap::new();

@@ -17,7 +17,7 @@ use mesh_common::names;
 use super::build::{address, any, boolean, duration};
 use super::http::{self, Routes};
 use super::target::{Upstream, split_port};
-use super::{ClientKind, Scope, balancing, fault, inbound, route};
+use super::{ClientKind, Scope, balancing, fault, inbound, route, udp};
 use crate::model::{Backend, Destination, Model, Port, Protocol, Service};
 
 /// How long to wait for the first bytes of a connection whose protocol isn't known: of those where the server speaks
@@ -31,6 +31,7 @@ pub(super) fn listener(model: &Model, scope: &Scope, name: &str) -> Option<Liste
     match name {
         names::LISTENER_INBOUND => Some(inbound::listener(model, scope)),
         names::LISTENER_OUTBOUND => Some(everything_else()),
+        _ if name.starts_with(names::UDP_PREFIX) => udp::listener(model, scope, name),
         _ => outbound(model, scope, name.parse().ok().filter(|address: &SocketAddr| address.to_string() == name)?),
     }
 }
@@ -158,6 +159,8 @@ fn of_port(model: &Model, scope: &Scope, service: &Service, port: &Port) -> Filt
         Protocol::Detect if routes.tcp.is_some() && routes.http.is_none() => of_streams(),
         Protocol::Detect => Filters { http: Some(http()), ..of_streams() },
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => Filters { http: Some(http()), ..Filters::default() },
+        // Not among the ports for connections.
+        Protocol::Udp => Filters::default(),
     }
 }
 
@@ -175,6 +178,7 @@ fn direct(scope: &Scope, service: &Service, port: &Port, at: SocketAddr) -> Filt
             Filters { http: Some(http()), streams: streams(names::tcp_cluster(&cluster)), ..Filters::default() }
         }
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => Filters { http: Some(http()), ..Filters::default() },
+        Protocol::Udp => Filters::default(),
     }
 }
 

@@ -21,6 +21,7 @@ mod route;
 mod scope;
 mod target;
 mod tls;
+mod udp;
 
 use std::net::SocketAddr;
 
@@ -61,7 +62,11 @@ pub fn names(model: &Model, scope: &Scope, resource_type: ResourceType) -> Vec<S
         ResourceType::Listener if !proxy => api_listeners(model, scope),
         ResourceType::Listener => {
             let addresses = model.destinations().map(|(address, port)| names::outbound_listener(address, port));
-            addresses.chain([names::LISTENER_OUTBOUND.to_owned(), names::LISTENER_INBOUND.to_owned()]).collect()
+            let datagrams = model.udp_destinations().map(|(address, port)| names::udp_listener(address, port));
+            addresses
+                .chain(datagrams)
+                .chain([names::LISTENER_OUTBOUND.to_owned(), names::LISTENER_INBOUND.to_owned()])
+                .collect()
         }
         ResourceType::Route => ports(model).filter(|(_, port)| port.protocol.may_be_http()).map(full).collect(),
         ResourceType::Cluster if proxy => {
@@ -92,6 +97,11 @@ fn upstreams(model: &Model) -> Vec<String> {
         clusters.extend(streams.then(|| names::tcp_cluster(&name)));
         clusters.push(name);
     }
+    let of_service = |service: &Service| {
+        let cluster = |port: &Port| names::udp_cluster(&full((service, port)));
+        service.udp_ports.values().map(cluster).collect::<Vec<_>>()
+    };
+    clusters.extend(model.services().flat_map(of_service));
     for (address, number) in model.destinations() {
         let Some(Destination::Workload { service, service_port, .. }) = model.destination(address, number) else {
             continue;

@@ -22,7 +22,7 @@ pub(super) struct Upstream<'m> {
     pub port: &'m Port,
     /// Only this workload, at this address.
     pub only: Option<(&'m Arc<Workload>, SocketAddr)>,
-    /// Byte streams instead of HTTP.
+    /// Byte streams, or datagrams, instead of HTTP.
     pub stream: bool,
 }
 
@@ -42,6 +42,9 @@ impl<'m> Target<'m> {
 
 impl<'m> Upstream<'m> {
     pub fn cluster(model: &'m Model, name: &str) -> Option<Self> {
+        if let Some(name) = name.strip_prefix(names::UDP_PREFIX) {
+            return Self::udp_port(model, name);
+        }
         let (name, stream) = match name.strip_prefix("tcp:") {
             Some(name) => (name, true),
             None => (name, false),
@@ -60,6 +63,18 @@ impl<'m> Upstream<'m> {
         let (host, number) = split_port(name)?;
         let service = model.service_by_dns(host, "").filter(|service| service.fqdn == host)?;
         Some(Self { service, port: service.ports.get(&number)?, only: None, stream: false })
+    }
+
+    /// The service's UDP port of that name.
+    fn udp_port(model: &'m Model, name: &str) -> Option<Self> {
+        let (host, number) = split_port(name)?;
+        let service = model.service_by_dns(host, "").filter(|service| service.fqdn == host)?;
+        Some(Self { service, port: service.udp_ports.get(&number)?, only: None, stream: true })
+    }
+
+    /// Datagrams, which nothing secures.
+    pub fn is_udp(&self) -> bool {
+        self.port.protocol == Protocol::Udp
     }
 
     fn direct(model: &'m Model, address: SocketAddr) -> Option<Self> {

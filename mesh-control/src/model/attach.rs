@@ -1,5 +1,6 @@
 //! Attaches route objects to service ports, and resolves their backends.
 
+mod datagrams;
 mod streams;
 
 use std::collections::{BTreeMap, HashMap};
@@ -30,6 +31,7 @@ pub(super) struct Attacher<'a> {
     http: BTreeMap<Place, Vec<(Precedence, Key, Route)>>,
     tls: BTreeMap<Place, Vec<(Key, TlsStreams)>>,
     tcp: BTreeMap<Place, Vec<Backend>>,
+    udp: BTreeMap<Place, Vec<Backend>>,
 }
 
 /// What was attached, by place.
@@ -37,6 +39,8 @@ pub(super) struct Attached {
     pub http: BTreeMap<Place, Vec<Route>>,
     pub tls: BTreeMap<Place, Vec<TlsStreams>>,
     pub tcp: BTreeMap<Place, Vec<Backend>>,
+    /// Of UDP ports, which are places of their own.
+    pub udp: BTreeMap<Place, Vec<Backend>>,
 }
 
 /// A rule of either kind of route, with the matches that it has in common with no other.
@@ -57,8 +61,9 @@ impl<'a> Attacher<'a> {
         grants: &'a [&'a ReferenceGrant],
         statuses: &'a mut BTreeMap<Key, Status>,
     ) -> Self {
-        let (http, tls, tcp) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { services, policies, faults, grants, statuses, http, tls, tcp }
+        let (http, tls) = (BTreeMap::new(), BTreeMap::new());
+        let (tcp, udp) = (BTreeMap::new(), BTreeMap::new());
+        Self { services, policies, faults, grants, statuses, http, tls, tcp, udp }
     }
 
     pub fn http_route(&mut self, route: &HttpRoute) {
@@ -88,7 +93,7 @@ impl<'a> Attacher<'a> {
     }
 
     fn attach_http(&mut self, key: &Key, parent: &ParentReference, rules: &[Rule], refs: Refs) {
-        let accepted = match ports(self.services, key, parent) {
+        let accepted = match ports(self.services, key, parent, |service| &service.ports) {
             Ok((service, ports)) => {
                 let fitting: Vec<&Port> = ports.iter().copied().filter(|p| p.protocol.may_be_http()).collect();
                 for port in &fitting {
@@ -169,7 +174,7 @@ impl<'a> Attacher<'a> {
         let only_streams = |(place, streams): (Place, Vec<(Key, TlsStreams)>)| {
             (place, streams.into_iter().map(|(_, streams)| streams).collect())
         };
-        Attached { http, tls: self.tls.into_iter().map(only_streams).collect(), tcp: self.tcp }
+        Attached { http, tls: self.tls.into_iter().map(only_streams).collect(), tcp: self.tcp, udp: self.udp }
     }
 }
 
@@ -182,11 +187,12 @@ fn place(key: &Key, service: &Service, port: &Port) -> Place {
     (service.name.clone(), port.number, consumer)
 }
 
-/// The ports that a parent reference names.
+/// The ports that a parent reference names, of those that are asked for.
 fn ports<'s>(
     services: &'s BTreeMap<Name, Service>,
     key: &Key,
     parent: &ParentReference,
+    of: impl Fn(&'s Service) -> &'s BTreeMap<u16, Port>,
 ) -> Result<(&'s Service, Vec<&'s Port>), Condition> {
     if parent.kind.as_deref() != Some("Service") {
         let message = format!("{} is not a Service, and only Services can be parents for now", parent.name);
@@ -201,7 +207,7 @@ fn ports<'s>(
         parent.port.is_none_or(|number| number == port.number)
             && parent.section_name.as_ref().is_none_or(|name| *name == port.name)
     };
-    let ports: Vec<_> = service.ports.values().filter(named).collect();
+    let ports: Vec<_> = of(service).values().filter(named).collect();
     if ports.is_empty() {
         let message = format!("the Service {namespace}/{} has no port that this names", parent.name);
         return Err(Condition::not_accepted("NoMatchingParent", message));
@@ -269,14 +275,21 @@ fn forward_or_fail(forward: Forward) -> Action {
     if usable { Action::Forward(Box::new(forward)) } else { Action::Fail }
 }
 
+/// What goes to a backend.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Carries {
+    Requests,
+    Streams,
+    Datagrams,
+}
+
 /// Resolves references to backends, and remembers what was wrong with them.
 struct Refs<'a> {
     services: &'a BTreeMap<Name, Service>,
     grants: &'a [&'a ReferenceGrant],
     route: &'a Key,
     parent_namespace: &'a str,
-    /// The backends take byte streams.
-    streams: bool,
+    carries: Carries,
     problem: Option<(&'static str, String)>,
 }
 
@@ -288,7 +301,7 @@ impl<'a> Refs<'a> {
         parent: &'a ParentReference,
     ) -> Self {
         let parent_namespace = parent.namespace.as_deref().unwrap_or(&route.namespace);
-        Self { services, grants, route, parent_namespace, streams: false, problem: None }
+        Self { services, grants, route, parent_namespace, carries: Carries::Requests, problem: None }
     }
 
     fn condition(self) -> Condition {
@@ -354,16 +367,24 @@ impl<'a> Refs<'a> {
                 format!("the backend {name} is in another namespace, and no ReferenceGrant there allows that");
             return Some(("RefNotPermitted", message));
         }
-        let fate = if self.streams { "streams to it are refused" } else { "requests for it are answered 500" };
+        let fate = match self.carries {
+            Carries::Requests => "requests for it are answered 500",
+            Carries::Streams => "streams to it are refused",
+            Carries::Datagrams => "datagrams to it are dropped",
+        };
         let Some(service) = self.services.get(name) else {
             return Some(("BackendNotFound", format!("there is no Service {name}; {fate}")));
         };
         let number = reference.port.unwrap_or_default();
-        let Some(port) = service.ports.get(&number) else {
-            let message = format!("the Service {name} has no port {number}; {fate}");
+        let (ports, what) = match self.carries {
+            Carries::Datagrams => (&service.udp_ports, "UDP port"),
+            _ => (&service.ports, "port"),
+        };
+        let Some(port) = ports.get(&number) else {
+            let message = format!("the Service {name} has no {what} {number}; {fate}");
             return Some(("BackendNotFound", message));
         };
-        (!self.streams && port.protocol == Protocol::Tcp)
+        (self.carries == Carries::Requests && port.protocol == Protocol::Tcp)
             .then(|| ("UnsupportedProtocol", format!("port {number} of the Service {name} does not speak HTTP")))
     }
 }

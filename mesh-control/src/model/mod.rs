@@ -56,6 +56,8 @@ pub struct Model {
     /// Names of the services that each workload serves.
     served: BTreeMap<Name, Vec<String>>,
     destinations: BTreeMap<(IpAddr, u16), Destination>,
+    /// Virtual addresses of UDP ports.
+    udp_destinations: BTreeMap<(IpAddr, u16), Name>,
     /// Workloads whose proxies answer at ports that nobody names, by address.
     intercepted: BTreeMap<IpAddr, Arc<Workload>>,
     /// What stands for the service of such a port.
@@ -114,7 +116,7 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
     let policies = Policies::new(sorted.retries(), &sorted.traffic_policies, exists, &mut statuses);
     let only_streams = |key: &Key| {
         let service = services.get(&policy::service_name(key)).filter(|_| key.kind == Kind::Service);
-        service.is_some_and(|service| service.ports.values().all(|port| !port.protocol.may_be_http()))
+        service.is_some_and(|service| service.all_ports().all(|port| !port.protocol.may_be_http()))
     };
     let faults = Faults::new(&sorted.fault_injections, exists, only_streams, &services, &mut statuses);
     if let Some(domain) = sorted.trust_domain().filter(|domain| **domain != settings.trust_domain) {
@@ -128,14 +130,11 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
     let policies_of_access = &sorted.authorization_policies;
     let authorizations = Authorizations::new(policies_of_access, &settings.trust_domain, known, &mut statuses);
     for service in services.values_mut() {
-        let ports: Vec<_> = service.ports.values().map(|port| (port.number, port.name.clone())).collect();
-        for (number, name) in ports {
-            let policy = policies.for_port(service, &name);
-            let key = Key::new(Kind::Service, &service.name.namespace, &service.name.name);
-            if let Some(port) = service.ports.get_mut(&number) {
-                port.policy = policy;
-                port.faults = faults.of(&key, (!name.is_empty()).then_some(&*name));
-            }
+        let key = Key::new(Kind::Service, &service.name.namespace, &service.name.name);
+        let policies: Vec<_> = service.all_ports().map(|port| policies.for_port(service, &port.name)).collect();
+        for (port, policy) in service.all_ports_mut().zip(policies) {
+            port.policy = policy;
+            port.faults = faults.of(&key, (!port.name.is_empty()).then_some(&*port.name));
         }
     }
 
@@ -144,6 +143,7 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
     sorted.grpc_routes.iter().for_each(|route| attacher.grpc_route(route));
     sorted.tcp_routes.iter().for_each(|route| attacher.tcp_route(route));
     sorted.tls_routes.iter().for_each(|route| attacher.tls_route(route));
+    sorted.udp_routes.iter().for_each(|route| attacher.udp_route(route));
     let attached = attacher.finish();
     let of_names = attached.tls.values().flatten().flat_map(|streams| &streams.backends);
     let stream_backends = attached.tcp.values().flatten().chain(of_names).filter(|backend| backend.found);
@@ -154,6 +154,7 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
     Model {
         served: served(&services),
         destinations: destinations(&services),
+        udp_destinations: udp_destinations(&services),
         intercepted: intercepted(&workloads),
         unnamed: service::unnamed(),
         services,
@@ -213,6 +214,29 @@ fn place_routes(services: &mut BTreeMap<Name, Service>, attached: Attached) {
     for (place, backends) in attached.tcp {
         port_routes(place, &mut |to| to.tcp = Some(backends.clone()));
     }
+    for ((name, number, consumer), backends) in attached.udp {
+        let Some(port) = services.get_mut(&name).and_then(|service| service.udp_ports.get_mut(&number)) else {
+            continue;
+        };
+        let to = match consumer {
+            Some(namespace) => port.consumer_routes.entry(namespace).or_default(),
+            None => &mut port.routes,
+        };
+        to.udp = Some(backends);
+    }
+}
+
+fn udp_destinations(services: &BTreeMap<Name, Service>) -> BTreeMap<(IpAddr, u16), Name> {
+    let of_service = |service: &Service| {
+        let ports = |address: &IpAddr| {
+            let address = *address;
+            service.udp_ports.keys().map(move |port| (address, *port)).collect::<Vec<_>>()
+        };
+        let name = service.name.clone();
+        let all: Vec<_> = service.virtual_addresses.iter().flat_map(ports).collect();
+        all.into_iter().map(move |at| (at, name.clone()))
+    };
+    services.values().flat_map(of_service).collect()
 }
 
 fn served(services: &BTreeMap<Name, Service>) -> BTreeMap<Name, Vec<String>> {
@@ -322,6 +346,16 @@ impl Model {
         }
         let workload = self.intercepted.get(&address).filter(|workload| workload.answers_at(port))?;
         Some((workload, &self.unnamed.0, &self.unnamed.1))
+    }
+
+    /// The service, and its UDP port, that a virtual address stands for.
+    pub fn udp_destination(&self, address: IpAddr, port: u16) -> Option<(&Service, &Port)> {
+        let service = self.services.get(self.udp_destinations.get(&(address, port))?)?;
+        Some((service, service.udp_ports.get(&port)?))
+    }
+
+    pub fn udp_destinations(&self) -> impl Iterator<Item = (IpAddr, u16)> {
+        self.udp_destinations.keys().copied()
     }
 
     pub fn destinations(&self) -> impl Iterator<Item = (IpAddr, u16)> {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use mesh_common::resource::{
     AuthorizationPolicy, FaultInjection, GrpcRoute, HttpRoute, Key, Kind, MeshConfig, Object, PeerAuthentication,
-    ReferenceGrant, Retries, Service, TcpRoute, TlsRoute, TrafficPolicy, WorkloadEntry,
+    ReferenceGrant, Retries, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute, WorkloadEntry,
 };
 
 use super::policy::service_name;
@@ -17,6 +17,7 @@ pub(super) struct Sorted<'a> {
     pub grpc_routes: Vec<&'a GrpcRoute>,
     pub tcp_routes: Vec<&'a TcpRoute>,
     pub tls_routes: Vec<&'a TlsRoute>,
+    pub udp_routes: Vec<&'a UdpRoute>,
     pub reference_grants: Vec<&'a ReferenceGrant>,
     pub traffic_policies: Vec<&'a TrafficPolicy>,
     pub fault_injections: Vec<&'a FaultInjection>,
@@ -36,6 +37,7 @@ impl<'a> Sorted<'a> {
                 Object::GrpcRoute(object) => sorted.grpc_routes.push(object),
                 Object::TcpRoute(object) => sorted.tcp_routes.push(object),
                 Object::TlsRoute(object) => sorted.tls_routes.push(object),
+                Object::UdpRoute(object) => sorted.udp_routes.push(object),
                 Object::ReferenceGrant(object) => sorted.reference_grants.push(object),
                 Object::TrafficPolicy(object) => sorted.traffic_policies.push(object),
                 Object::FaultInjection(object) => sorted.fault_injections.push(object),
@@ -47,6 +49,7 @@ impl<'a> Sorted<'a> {
         }
         sorted.tcp_routes.sort_by_cached_key(|route| Age::of(&route.metadata));
         sorted.tls_routes.sort_by_cached_key(|route| Age::of(&route.metadata));
+        sorted.udp_routes.sort_by_cached_key(|route| Age::of(&route.metadata));
         sorted
     }
 

@@ -22,12 +22,14 @@ pub struct Routes {
     pub tls: Vec<TlsStreams>,
     /// Where byte streams go. `None`: to the service itself.
     pub tcp: Option<Vec<Backend>>,
+    /// Where datagrams go, of a UDP port. `None`: to the service itself.
+    pub udp: Option<Vec<Backend>>,
 }
 
 impl Routes {
     /// No object is attached.
     pub fn is_empty(&self) -> bool {
-        self.http.is_none() && self.tls.is_empty() && self.tcp.is_none()
+        self.http.is_none() && self.tls.is_empty() && self.tcp.is_none() && self.udp.is_none()
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_common::identity::Identity;
 use mesh_common::names;
 use mesh_common::resource::{Key, Kind, ServicePort, TargetPort};
 
@@ -22,6 +23,8 @@ pub struct Service {
     pub ready_or_not: bool,
     pub virtual_addresses: Vec<IpAddr>,
     pub ports: BTreeMap<u16, Port>,
+    /// Ports for datagrams. Their numbers may be those of other ports too.
+    pub udp_ports: BTreeMap<u16, Port>,
     pub workloads: Vec<Arc<Workload>>,
     /// Addresses that the object asks for.
     pub(super) wanted_addresses: Vec<IpAddr>,
@@ -47,18 +50,31 @@ pub struct Endpoint {
     pub port: u16,
 }
 
+impl Endpoint {
+    /// Who answers there over mutual TLS.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.workload.identity_at(self.port)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Http,
     Http2,
     Grpc,
     Tcp,
+    Udp,
     /// Not known: found out for each connection.
     Detect,
 }
 
 impl Protocol {
-    /// From a port's `protocol` or `appProtocol`.
+    /// From what a workload says of its port.
+    pub(super) fn of_workload(text: &str) -> Option<Self> {
+        if text == "udp" { Some(Self::Udp) } else { Self::parse(text) }
+    }
+
+    /// From a port's `appProtocol`.
     pub fn parse(text: &str) -> Option<Self> {
         Some(match text.to_ascii_lowercase().as_str() {
             "http" | "http1" | "kubernetes.io/ws" => Self::Http,
@@ -75,7 +91,7 @@ impl Protocol {
     }
 
     pub fn may_be_http(self) -> bool {
-        self != Self::Tcp
+        !matches!(self, Self::Tcp | Self::Udp)
     }
 
     pub fn as_str(self) -> &'static str {
@@ -84,6 +100,7 @@ impl Protocol {
             Self::Http2 => "http2",
             Self::Grpc => "grpc",
             Self::Tcp => "tcp",
+            Self::Udp => "udp",
             Self::Detect => "",
         }
     }
@@ -99,6 +116,7 @@ impl Service {
             ready_or_not: false,
             virtual_addresses: Vec::new(),
             ports: BTreeMap::new(),
+            udp_ports: BTreeMap::new(),
             workloads: Vec::new(),
             wanted_addresses: Vec::new(),
         }
@@ -106,7 +124,15 @@ impl Service {
 
     /// The port of this name.
     pub fn port_named(&self, name: &str) -> Option<&Port> {
-        self.ports.values().find(|port| port.name == name)
+        self.all_ports().find(|port| port.name == name)
+    }
+
+    pub fn all_ports(&self) -> impl Iterator<Item = &Port> {
+        self.ports.values().chain(self.udp_ports.values())
+    }
+
+    pub(super) fn all_ports_mut(&mut self) -> impl Iterator<Item = &mut Port> {
+        self.ports.values_mut().chain(self.udp_ports.values_mut())
     }
 }
 
@@ -193,16 +219,23 @@ fn from_object(
     service.ready_or_not = spec.publish_not_ready_addresses == Some(true);
     service.workloads = members.iter().map(|w| (*w).clone()).collect();
     for port in &spec.ports {
-        if port.protocol.as_deref().is_some_and(|protocol| protocol != "TCP") {
-            let message = format!("port {} is not TCP; the mesh leaves it alone", port.port);
-            status.conditions.push(Condition::ignored("UnsupportedProtocol", message));
-            continue;
-        }
+        let udp = match port.protocol.as_deref() {
+            None | Some("TCP") => false,
+            Some("UDP") => true,
+            Some(other) => {
+                let message = format!("port {} is {other}; the mesh leaves it alone", port.port);
+                status.conditions.push(Condition::ignored("UnsupportedProtocol", message));
+                continue;
+            }
+        };
+        let target = port.target_port.as_ref();
         let endpoints: Vec<_> =
-            members.iter().filter_map(|w| endpoint(w, w.port_for(port.port, port.target_port.as_ref())?)).collect();
-        let mut made = Port::new(port.port, &port.name, declared_protocol(port, &endpoints));
+            members.iter().filter_map(|w| endpoint(w, w.port_for(udp, port.port, target)?)).collect();
+        let protocol = if udp { Protocol::Udp } else { declared_protocol(port, &endpoints) };
+        let mut made = Port::new(port.port, &port.name, protocol);
         made.endpoints = endpoints;
-        service.ports.insert(port.port, made);
+        let ports = if udp { &mut service.udp_ports } else { &mut service.ports };
+        ports.insert(port.port, made);
     }
     if service.workloads.is_empty() && !spec.selector.is_empty() {
         let message = "no workload has the labels that the selector asks for";
@@ -216,7 +249,7 @@ fn declared_protocol(port: &ServicePort, endpoints: &[Endpoint]) -> Protocol {
         Some(TargetPort::Name(name)) => Protocol::from_name(name),
         _ => None,
     };
-    let of_workload = || endpoints.iter().find_map(|e| e.workload.port(e.port)).map(|p| p.protocol);
+    let of_workload = || endpoints.iter().find_map(|e| e.workload.port(false, e.port)).map(|p| p.protocol);
     let own = port.app_protocol.as_deref().and_then(Protocol::parse);
     own.or_else(|| Protocol::from_name(&port.name)).or(target).or_else(of_workload).unwrap_or(Protocol::Detect)
 }
@@ -227,7 +260,8 @@ fn from_workloads(name: Name, members: &[&Arc<Workload>], statuses: &mut BTreeMa
     service.workloads = members.iter().map(|w| (*w).clone()).collect();
     for workload in members {
         for port in &workload.ports {
-            let known = service.ports.entry(port.service_port);
+            let ports = if port.is_udp() { &mut service.udp_ports } else { &mut service.ports };
+            let known = ports.entry(port.service_port);
             let known = known.or_insert_with(|| Port::new(port.service_port, &port.name, port.protocol));
             if known.protocol == Protocol::Detect {
                 known.protocol = port.protocol;
@@ -265,11 +299,13 @@ fn versions(service: &Service) -> Vec<Service> {
         made.version_of = Some(service.name.name.clone());
         made.ready_or_not = service.ready_or_not;
         made.workloads = service.workloads.iter().filter(|w| w.version == version).cloned().collect();
-        for port in service.ports.values() {
+        let copy = |port: &Port| {
             let mut copy = Port::new(port.number, &port.name, port.protocol);
             copy.endpoints = port.endpoints.iter().filter(|e| e.workload.version == version).cloned().collect();
-            made.ports.insert(port.number, copy);
-        }
+            (port.number, copy)
+        };
+        made.ports = service.ports.values().map(copy).collect();
+        made.udp_ports = service.udp_ports.values().map(copy).collect();
         Some(made)
     });
     made.collect()

@@ -96,34 +96,43 @@ impl Workload {
         self.labels.get(LABEL_TERMINATING).is_some_and(|value| value == "true")
     }
 
-    pub(super) fn port(&self, number: u16) -> Option<&WorkloadPort> {
-        self.ports.iter().find(|port| port.number == number)
+    /// Its ports of UDP, or all others.
+    fn ports(&self, udp: bool) -> impl Iterator<Item = &WorkloadPort> {
+        self.ports.iter().filter(move |port| port.is_udp() == udp)
+    }
+
+    pub(super) fn port(&self, udp: bool, number: u16) -> Option<&WorkloadPort> {
+        self.ports(udp).find(|port| port.number == number)
     }
 
     /// The workload's own port for a port of a declared service. A number that the service names counts even if the workload
-    /// does not list it; where the service names none, a workload that lists no ports serves whatever it is asked for.
-    pub(super) fn port_for(&self, service_port: u16, target: Option<&TargetPort>) -> Option<u16> {
-        if let Some(port) = self.ports.iter().find(|p| p.service_port == service_port && p.number != service_port) {
+    /// does not list it; where the service names none, a workload that lists no such ports serves whatever it is asked for.
+    pub(super) fn port_for(&self, udp: bool, service_port: u16, target: Option<&TargetPort>) -> Option<u16> {
+        if let Some(port) = self.ports(udp).find(|p| p.service_port == service_port && p.number != service_port) {
             return Some(port.number);
         }
         match target {
-            Some(TargetPort::Name(name)) => self.ports.iter().find(|p| p.name == *name).map(|p| p.number),
+            Some(TargetPort::Name(name)) => self.ports(udp).find(|p| p.name == *name).map(|p| p.number),
             Some(TargetPort::Number(number)) => Some(*number),
-            None => self.serves(service_port),
+            None => self.serves(udp, service_port),
         }
     }
 
-    fn serves(&self, number: u16) -> Option<u16> {
-        (self.ports.is_empty() || self.port(number).is_some()).then_some(number)
+    fn serves(&self, udp: bool, number: u16) -> Option<u16> {
+        (self.ports(udp).next().is_none() || self.port(udp, number).is_some()).then_some(number)
     }
 }
 
 impl WorkloadPort {
+    pub fn is_udp(&self) -> bool {
+        self.protocol == Protocol::Udp
+    }
+
     fn new(port: &mesh_common::resource::WorkloadPort) -> Self {
         Self {
             number: port.port,
             service_port: port.service_port.unwrap_or(port.port),
-            protocol: Protocol::parse(port.protocol.as_deref().unwrap_or_default()).unwrap_or(Protocol::Detect),
+            protocol: Protocol::of_workload(port.protocol.as_deref().unwrap_or_default()).unwrap_or(Protocol::Detect),
             name: port.name.clone().unwrap_or_default(),
         }
     }

@@ -11,7 +11,7 @@ const MAX_PORTS: usize = 100;
 const MAX_LABELS: usize = 32;
 const MAX_TEXT: usize = 253;
 const MAX_WEIGHT: u32 = 1_000_000;
-const PROTOCOLS: [&str; 5] = ["", "http", "http2", "grpc", "tcp"];
+const PROTOCOLS: [&str; 6] = ["", "http", "http2", "grpc", "tcp", "udp"];
 
 /// The service account and the namespace are the caller's own, whatever it says. The error is the end of a sentence.
 pub(super) fn from_registration(
@@ -72,7 +72,7 @@ fn port(port: &ProtoPort) -> Result<WorkloadPort, String> {
     };
     let optional = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     if !PROTOCOLS.contains(&port.protocol.as_str()) {
-        return Err(format!("{:?} is not a protocol; there are http, http2, grpc and tcp", port.protocol));
+        return Err(format!("{:?} is not a protocol; there are http, http2, grpc, tcp and udp", port.protocol));
     }
     if !port.name.is_empty() {
         check_label(&port.name).map_err(|error| format!("the name of a port: {error}"))?;

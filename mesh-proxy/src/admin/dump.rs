@@ -36,6 +36,10 @@ fn listener(it: &Listener) -> Value {
         "name": it.name,
         "filter_chains": it.chains.iter().map(chain).collect::<Vec<_>>(),
         "default_filter_chain": it.default_chain.as_ref().map(chain),
+        "udp": it.udp.as_ref().map(|udp| json!({
+            "clusters": weighted(&udp.clusters),
+            "idle_timeout": seconds(udp.idle_timeout),
+        })),
     })
 }
 

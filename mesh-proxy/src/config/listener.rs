@@ -10,6 +10,8 @@ pub struct Listener {
     pub chains: Vec<FilterChain>,
     /// Taken when no chain matches. `None`: the connection is closed.
     pub default_chain: Option<FilterChain>,
+    /// Of one for datagrams, which has no chains.
+    pub udp: Option<Arc<UdpProxy>>,
 }
 
 #[derive(Debug)]
@@ -85,6 +87,17 @@ pub enum RouteSource {
     /// Name of a route configuration to subscribe to.
     Rds(String),
     Inline(Arc<RouteTable>),
+}
+
+/// Envoy's UDP proxy.
+#[derive(Debug)]
+pub struct UdpProxy {
+    pub stat_prefix: String,
+    pub clusters: WeightedClusters,
+    /// A session without a datagram in either direction ends after this time. More than zero.
+    pub idle_timeout: Duration,
+    /// Sessions of the same client go to the same endpoint, for clusters that balance by that.
+    pub hash_source: bool,
 }
 
 #[derive(Debug)]

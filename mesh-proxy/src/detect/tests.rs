@@ -225,6 +225,7 @@ fn listener(chains: &[Chain<'_>], default: Option<&str>) -> Listener {
         name: "l".into(),
         chains: chains.iter().map(of).collect(),
         default_chain: default.map(|name| chain(name, ChainMatch::default())),
+        udp: None,
     }
 }
 

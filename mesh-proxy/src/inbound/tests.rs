@@ -13,8 +13,9 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::config::{
-    Authorization, Balancer, ChainMatch, Cluster, Discovery, Endpoint, EndpointHealth, Endpoints, FilterChain, Gate,
-    GateAction, Limits, Spread, TcpProxy, Transport, UpstreamHttp, UpstreamTls, WeightedClusters,
+    Authorization, Balancer, ChainMatch, Cluster, Condition, Discovery, Endpoint, EndpointHealth, Endpoints,
+    FilterChain, Gate, GateAction, Limits, Policy, Spread, TcpProxy, Transport, UpstreamHttp, UpstreamTls,
+    WeightedClusters,
 };
 use crate::limit::RateLimits;
 use crate::listen::{InFlight, Phase, Settings};
@@ -99,7 +100,7 @@ fn application(address: SocketAddr) -> Resource {
 }
 
 fn context(tls: Tls, chains: Vec<FilterChain>, application: Option<Resource>) -> Arc<Context> {
-    let listener = Listener { name: LISTENER_INBOUND.into(), chains, default_chain: None };
+    let listener = Listener { name: LISTENER_INBOUND.into(), chains, default_chain: None, udp: None };
     context_with(tls, Store::of([Resource::Listener(Arc::new(listener))].into_iter().chain(application)))
 }
 
@@ -295,6 +296,7 @@ fn an_application_is_called_where_it_listens() {
             name: LISTENER_INBOUND.into(),
             chains: vec![named(9080), named(9081)],
             default_chain: Some(rest),
+            udp: None,
         };
         let cluster = |name: &str, discovery: Discovery| {
             let Resource::Cluster(local) = application(([127, 0, 0, 1], 1).into()) else { panic!() };
@@ -376,7 +378,7 @@ async fn a_stream_that_is_open_is_held_to_a_policy_that_comes_later() {
         store.apply(ty, Update { resources: vec![("1".to_owned(), resource)], ..Update::default() });
     };
     let change = |chains| {
-        let listener = Listener { name: LISTENER_INBOUND.into(), chains, default_chain: None };
+        let listener = Listener { name: LISTENER_INBOUND.into(), chains, default_chain: None, udp: None };
         put(Type::Listener, Resource::Listener(Arc::new(listener)));
     };
     // What nobody asks for is not kept; the question is polled first.
@@ -395,4 +397,34 @@ async fn a_stream_that_is_open_is_held_to_a_policy_that_comes_later() {
     assert!(is_reset(client).await);
     assert!(served.read(&mut [0]).await.is_err());
     recorded(&ctx, &[r#"response_flags="UAEX""#]).await;
+}
+
+/// Before a byte is read: the clients say nothing, and nobody waits for them to.
+#[tokio::test]
+async fn addresses_that_no_policy_lets_in_are_reset_at_once() {
+    let only_from = |range: &str| {
+        let from = Condition::Source(range.parse().unwrap());
+        let policy = Policy { name: "p".into(), permissions: vec![Condition::Any], principals: vec![from] };
+        Authorization { gates: vec![Gate { action: GateAction::Allow, dry_run: false, policies: vec![policy] }] }
+    };
+    let quick = Duration::from_secs(5);
+    for (range, lets_in) in [("192.0.2.0/24", false), ("127.0.0.0/8", true)] {
+        let chains = ["mesh-h2", "mesh-tcp"].map(|alpn| guarded(chain(Transport::Tls, &[alpn]), only_from(range)));
+        let ctx = context(Authority::new().tls("reviews"), chains.into(), None);
+        let client = peer(PORT, &ctx).await;
+        let reset = tokio::time::timeout(quick, is_reset(client)).await;
+        // One that may be let in is waited for, until its handshake has taken too long.
+        assert_eq!(reset.unwrap_or(false), !lets_in, "{range}");
+        if !lets_in {
+            recorded(&ctx, &[r#"response_flags="UAEX""#, "unknown"]).await;
+        }
+    }
+    // While one chain could let it in, the connection is looked at.
+    let chains = vec![
+        guarded(chain(Transport::Tls, &["mesh-h2"]), only_from("192.0.2.0/24")),
+        guarded(chain(Transport::Tls, &["mesh-tcp"]), Authorization::default()),
+    ];
+    let tls = Authority::new().tls("reviews");
+    let ctx = context(tls.clone(), chains, None);
+    assert!(mutual_tls(peer(PORT, &ctx).await, &tls, b"mesh-tcp").await.is_ok());
 }

@@ -25,6 +25,9 @@ pub struct Args {
     /// Leave DNS alone
     #[arg(long)]
     pub no_dns: bool,
+    /// Hand datagrams to virtual addresses of the mesh to the outbound port too; the proxy needs CAP_NET_ADMIN for them
+    #[arg(long)]
+    pub udp: bool,
     /// Mark (SO_MARK) of the traffic that is the proxy's own
     #[arg(long, value_parser = mark, default_value_t = names::SOCKET_MARK)]
     pub mark: u32,
@@ -47,8 +50,16 @@ pub fn execute(args: &Args) -> Result<(), Error> {
     if args.remove {
         return remove();
     }
-    let rules = args.rules();
-    apply(&rules)?;
+    let mut rules = args.rules();
+    match apply(&rules) {
+        // Connections are worth more than nothing.
+        Err(error @ Error::Module { module: "nft_tproxy", .. }) if rules.udp => {
+            eprintln!("datagrams will not be intercepted: {error}");
+            rules.udp = false;
+            apply(&rules)?;
+        }
+        applied => applied?,
+    }
     if args.test {
         println!("{}", self_test(&rules)?);
     }
@@ -61,6 +72,7 @@ impl Args {
             outbound_port: self.outbound_port,
             inbound_port: self.inbound_port,
             dns_port: (!self.no_dns).then_some(self.dns_port),
+            udp: self.udp,
             mark: self.mark,
             exclude_uids: self.uids.clone(),
             exclude_inbound_ports: self.exclude_inbound_ports.clone(),

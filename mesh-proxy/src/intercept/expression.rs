@@ -4,6 +4,9 @@
 //! that does not hold ends the rule.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use ipnet::IpNet;
 
 use super::Cidr;
 use super::message::Attributes;
@@ -13,6 +16,7 @@ const REGISTER_VERDICT: u32 = 0;
 
 const META_PRIORITY: u32 = 2;
 const META_MARK: u32 = 3;
+const META_INTERFACE: u32 = 4;
 const META_SKUID: u32 = 10;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
@@ -22,6 +26,22 @@ const NFPROTO_IPV6: u8 = 10;
 
 const VERDICT_RETURN: i32 = -5;
 const VERDICT_GOTO: i32 = -4;
+const VERDICT_ACCEPT: i32 = 1;
+const VERDICT_DROP: i32 = 0;
+const VERDICT_JUMP: i32 = -3;
+
+/// Operators of comparisons.
+const EQUAL: u32 = 0;
+const NOT_EQUAL: u32 = 1;
+const AT_MOST: u32 = 3;
+const AT_LEAST: u32 = 5;
+
+/// Which of a packet's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Source,
+    Destination,
+}
 
 /// Transport protocols, as IP numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +133,79 @@ impl Expressions {
         self.verdict(Attributes::new().u32(1, VERDICT_GOTO.cast_unsigned()).string(2, chain))
     }
 
+    pub(super) fn accept(self) -> Self {
+        self.verdict(Attributes::new().u32(1, VERDICT_ACCEPT.cast_unsigned()))
+    }
+
+    /// Counts what it drops.
+    pub(super) fn drop(self) -> Self {
+        self.counter().verdict(Attributes::new().u32(1, VERDICT_DROP.cast_unsigned()))
+    }
+
+    pub(super) fn jump(self, chain: &str) -> Self {
+        self.verdict(Attributes::new().u32(1, VERDICT_JUMP.cast_unsigned()).string(2, chain))
+    }
+
+    /// It came in by the interface with this index.
+    pub(super) fn interface(self, index: u32) -> Self {
+        self.meta(META_INTERFACE).equals(&index.to_ne_bytes())
+    }
+
+    /// It answers what this machine has sent. Not so where connections are not tracked.
+    pub(super) fn is_reply(mut self) -> Self {
+        const KEY_DIRECTION: u32 = 1;
+        const REPLY: u8 = 1;
+        self.module = "nft_ct";
+        self.expression("ct", Attributes::new().u32(1, REGISTER).u32(2, KEY_DIRECTION)).equals(&[REPLY])
+    }
+
+    pub(super) fn family(self, v6: bool) -> Self {
+        self.meta(META_NFPROTO).equals(&[if v6 { NFPROTO_IPV6 } else { NFPROTO_IPV4 }])
+    }
+
+    /// The source or destination address is in a range, or is not; what came before must be [`Self::family`] of the same.
+    pub(super) fn address(self, side: Side, range: IpNet, within: bool) -> Self {
+        const BASE_NETWORK: u32 = 1;
+        let bytes = |address: IpAddr| match address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        let (network, mask) = (bytes(range.network()), bytes(range.netmask()));
+        let offset = match (side, range) {
+            (Side::Source, IpNet::V4(_)) => 12,
+            (Side::Destination, IpNet::V4(_)) => 16,
+            (Side::Source, IpNet::V6(_)) => 8,
+            (Side::Destination, IpNet::V6(_)) => 24,
+        };
+        let length = u32::try_from(network.len()).unwrap_or(0);
+        let loaded = self.payload(BASE_NETWORK, offset, length).masked(&mask);
+        if within { loaded.equals(&network) } else { loaded.compare(NOT_EQUAL, &network) }
+    }
+
+    /// The destination port is in a range; what came before must be [`Self::transport`].
+    pub(super) fn destination_ports(self, range: &RangeInclusive<u16>) -> Self {
+        const BASE_TRANSPORT: u32 = 2;
+        let loaded = self.payload(BASE_TRANSPORT, 2, 2);
+        loaded.compare(AT_LEAST, &range.start().to_be_bytes()).compare(AT_MOST, &range.end().to_be_bytes())
+    }
+
+    pub(super) fn set_mark(self, mark: u32) -> Self {
+        let value = Attributes::new().bytes(1, &mark.to_ne_bytes());
+        let load = Attributes::new().u32(1, REGISTER).nested(2, value);
+        self.expression("immediate", load).expression("meta", Attributes::new().u32(2, META_MARK).u32(3, REGISTER))
+    }
+
+    /// To the socket of this machine that listens at this port of a loopback address, as it is: with its own destination.
+    pub(super) fn hand_over(mut self, port: u16) -> Self {
+        /// Of either family.
+        const NFPROTO_UNSPECIFIED: u32 = 0;
+        self.module = "nft_tproxy";
+        let value = Attributes::new().bytes(1, &port.to_be_bytes());
+        let load = Attributes::new().u32(1, REGISTER).nested(2, value);
+        let tproxy = Attributes::new().u32(1, NFPROTO_UNSPECIFIED).u32(3, REGISTER);
+        self.expression("immediate", load).expression("tproxy", tproxy)
+    }
+
     /// To this machine, at another port: 127.0.0.1 or ::1 for what it sends, the receiving interface's address for
     /// what it gets.
     pub(super) fn redirect(mut self, port: u16) -> Self {
@@ -144,9 +237,11 @@ impl Expressions {
     }
 
     fn equals(self, value: &[u8]) -> Self {
-        const OPERATOR_EQUAL: u32 = 0;
-        let data =
-            Attributes::new().u32(1, REGISTER).u32(2, OPERATOR_EQUAL).nested(3, Attributes::new().bytes(1, value));
+        self.compare(EQUAL, value)
+    }
+
+    fn compare(self, operator: u32, value: &[u8]) -> Self {
+        let data = Attributes::new().u32(1, REGISTER).u32(2, operator).nested(3, Attributes::new().bytes(1, value));
         self.expression("cmp", data)
     }
 

@@ -55,6 +55,10 @@ impl Attributes {
         self.bytes(kind | NLA_F_NESTED, &value.0)
     }
 
+    pub(super) fn encoded(&self) -> &[u8] {
+        &self.0
+    }
+
     fn push(&mut self, kind: u16, value: &[u8]) {
         // All values here are names, numbers and rules of a few hundred bytes.
         let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);

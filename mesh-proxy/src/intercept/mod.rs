@@ -1,8 +1,9 @@
 //! Transparent interception: an nf_tables table of the current network namespace that hands the application's
-//! connections to this proxy.
+//! connections to this proxy, and its datagrams to virtual addresses.
 //!
 //! In: [`Rules`], which say what is redirected where and what is left alone. Out: table `inet mesh`, written as one
-//! transaction over netlink, so that there is never half of it. Nothing but this table is touched.
+//! transaction over netlink, so that there is never half of it. Nothing but this table is touched, and for datagrams a
+//! routing table of our own and the rule that leads to it.
 //!
 //! ```text
 //! mark or uid of the proxy ----> goto `own`: only to the machine's own non-loopback addresses -> inbound port,
@@ -11,12 +12,15 @@
 //! loopback, excluded ----------> left alone
 //! other TCP going out ---------> outbound port
 //! TCP coming in, local daddr --> inbound port, but for the excluded ports
+//! UDP to virtual addresses ----> marked, routed back in by the mark, and there handed to the outbound port as it is
 //! ```
 
+mod barrier;
 mod command;
 mod expression;
 pub(crate) mod message;
 mod netlink;
+mod routing;
 mod rules;
 mod self_test;
 #[cfg(test)]
@@ -28,6 +32,7 @@ use std::str::FromStr;
 
 use mesh_common::names::{self, port};
 
+pub use barrier::guard_datagrams;
 pub use command::{Args, execute};
 pub use self_test::{Report, can_mark, own_self_test, self_test};
 
@@ -41,6 +46,8 @@ pub struct Rules {
     pub inbound_port: u16,
     /// `None`: DNS is not redirected.
     pub dns_port: Option<u16>,
+    /// UDP to virtual addresses is handed to the outbound port. That needs a proxy with CAP_NET_ADMIN (or CAP_NET_RAW).
+    pub udp: bool,
     /// Mark of the proxy's own sockets (`SO_MARK`).
     pub mark: u32,
     /// Users whose traffic is left alone as well, such as the one that a resolver on this machine runs as.
@@ -59,6 +66,7 @@ impl Default for Rules {
             outbound_port: port::OUTBOUND,
             inbound_port: port::INBOUND,
             dns_port: Some(port::DNS),
+            udp: false,
             mark: names::SOCKET_MARK,
             exclude_uids: Vec::new(),
             exclude_inbound_ports: vec![port::READY, port::PROXY_METRICS],
@@ -75,14 +83,16 @@ impl Rules {
     }
 }
 
-/// Creates the table, or replaces it if it is there, in one transaction.
+/// Creates the table, or replaces it if it is there, in one transaction, and then the routing of datagrams.
 pub fn apply(rules: &Rules) -> Result<(), Error> {
-    netlink::commit(&rules::replace(rules))
+    netlink::commit(&rules::replace(rules))?;
+    if rules.udp { routing::add() } else { routing::remove() }
 }
 
 /// Removes the table. Not an error if there is none.
 pub fn remove() -> Result<(), Error> {
-    netlink::commit(&rules::delete())
+    netlink::commit(&rules::delete())?;
+    routing::remove()
 }
 
 /// Whether the table is there as a whole.

@@ -42,15 +42,20 @@ pub(super) fn chain_exists(name: &str) -> Result<bool, Error> {
 }
 
 fn exchange(request: &[u8]) -> Result<Vec<Answer>, Error> {
+    ask(NETLINK_NETFILTER, request)
+}
+
+/// The kernel's answers to one request of a netlink protocol.
+pub(super) fn ask(protocol: i32, request: &[u8]) -> Result<Vec<Answer>, Error> {
     let socket =
-        Socket::new(Domain::from(AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_NETFILTER))).map_err(|error| {
-            match error.raw_os_error() {
+        Socket::new(Domain::from(AF_NETLINK), Type::RAW, Some(Protocol::from(protocol))).map_err(
+            |error| match error.raw_os_error() {
                 Some(EPROTONOSUPPORT | EAFNOSUPPORT) => {
                     Error::Module { what: "take firewall rules over netlink".into(), module: "nfnetlink" }
                 }
                 _ => Error::Netlink(error),
-            }
-        })?;
+            },
+        )?;
     socket.set_nonblocking(true).map_err(Error::Netlink)?;
     socket.send(request).map_err(Error::Netlink)?;
     // The kernel works within the send: all answers are waiting when it returns.

@@ -39,7 +39,8 @@ pub enum Outcome {
 /// their ports itself. Blocks for 2 seconds at most if all is well or packets are lost, else less.
 pub fn self_test(rules: &Rules) -> Result<Report, Error> {
     may_mark(rules)?;
-    for chain in rules::CHAINS {
+    let chains = rules::CHAINS.iter().chain(rules::UDP_CHAINS.iter().filter(|_| rules.udp));
+    for chain in chains {
         if !netlink::chain_exists(chain)? {
             return Err(fail(format!("there is no chain `{chain}` (write the rules first: `mesh-proxy intercept`)")));
         }

@@ -103,6 +103,8 @@ pub struct Settings {
     pub inbound_port: u16,
     /// Connections at the same time, both ways together; those beyond it wait in the kernel's queue.
     pub max_connections: usize,
+    /// Sessions of datagrams at the same time; the datagrams of those beyond it are dropped.
+    pub max_udp_sessions: usize,
     /// How long a client may take to say something that tells its protocol. A port whose protocol the mesh does not
     /// know and whose client waits for the server to speak first loses this much time once per connection.
     pub detect_timeout: Duration,
@@ -118,6 +120,7 @@ impl Default for Settings {
             outbound_port: port::OUTBOUND,
             inbound_port: port::INBOUND,
             max_connections: 65_536,
+            max_udp_sessions: 4096,
             detect_timeout: Duration::from_millis(500),
             handshake_timeout: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(5),

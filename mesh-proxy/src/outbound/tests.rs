@@ -112,7 +112,7 @@ async fn a_known_workload_is_not_called_in_plaintext_without_a_listener() {
 #[tokio::test]
 async fn a_listener_without_a_chain_for_it_refuses() {
     let listener = |chains| {
-        let listener = Listener { name: "10.0.0.1:80".into(), chains, default_chain: None };
+        let listener = Listener { name: "10.0.0.1:80".into(), chains, default_chain: None, udp: None };
         context([Resource::Listener(Arc::new(listener))])
     };
     let ctx = listener(Vec::<FilterChain>::new());

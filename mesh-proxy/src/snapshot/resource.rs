@@ -90,6 +90,7 @@ impl Resource {
         match self {
             Self::Listener(it) => {
                 it.chains.iter().chain(&it.default_chain).for_each(|chain| of_chain(chain, &mut found));
+                it.udp.iter().for_each(|udp| of_choices(&udp.clusters, &mut found));
             }
             Self::Routes(it) => of_table(it, &mut found),
             Self::Cluster(it) => {

@@ -61,7 +61,7 @@ fn table(name: &str, cluster: &str) -> Resource {
 }
 
 fn listener(name: &str) -> Resource {
-    Resource::Listener(Arc::new(Listener { name: name.to_owned(), chains: vec![], default_chain: None }))
+    Resource::Listener(Arc::new(Listener { name: name.to_owned(), chains: vec![], default_chain: None, udp: None }))
 }
 
 fn put(store: &Store, resource: Resource) {

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use mesh_common::names::UDP_PREFIX;
 use metrics::{Counter, Gauge, Histogram, Label, Level, Metadata, Recorder, SharedString};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use metrics_util::MetricKindMask;
 
 use super::series::{Budget, Cost, Destination, Key, Plan, Table};
+use super::udp::{self, UdpMetrics};
 use super::{LocalWorkload, RequestRecord, TcpRecord};
 use crate::listen::{Direction, Downstream};
 use crate::upstream::HealthReport;
@@ -72,14 +74,15 @@ pub enum DnsResult {
 #[derive(Debug)]
 pub(super) struct Metrics {
     local: Local,
-    recorder: Arc<PrometheusRecorder>,
+    pub(super) recorder: Arc<PrometheusRecorder>,
     handle: PrometheusHandle,
     requests: Table<RequestHandles>,
     streams: Table<StreamMetrics>,
-    budget: Budget,
+    pub(super) udp: Table<UdpMetrics>,
+    pub(super) budget: Budget,
     /// Seconds since the start, advanced by [`Metrics::upkeep`].
     now: AtomicU64,
-    proxy: ProxyHandles,
+    pub(super) proxy: ProxyHandles,
 }
 
 /// Labels of this proxy's own workload.
@@ -123,8 +126,9 @@ impl StreamMetrics {
 }
 
 #[derive(Clone)]
-struct ProxyHandles {
+pub(super) struct ProxyHandles {
     inbound: Gauge,
+    pub(super) udp_sessions: Gauge,
     outbound: Gauge,
     xds: Gauge,
     expiry: Gauge,
@@ -133,6 +137,13 @@ struct ProxyHandles {
 
 /// Counts as an active connection while it lives.
 pub struct ActiveConnection(Gauge);
+
+impl ActiveConnection {
+    pub(super) fn of(gauge: &Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge.clone())
+    }
+}
 
 impl Drop for ActiveConnection {
     fn drop(&mut self) {
@@ -147,6 +158,7 @@ impl Metrics {
         let handle = recorder.handle();
         let proxy = ProxyHandles {
             inbound: gauge(&recorder, ACTIVE, vec![Label::new("direction", "inbound")]),
+            udp_sessions: gauge(&recorder, udp::ACTIVE, vec![]),
             outbound: gauge(&recorder, ACTIVE, vec![Label::new("direction", "outbound")]),
             xds: gauge(&recorder, XDS, vec![]),
             expiry: gauge(&recorder, EXPIRY, vec![]),
@@ -158,6 +170,7 @@ impl Metrics {
             local: Local::of(local),
             requests: Table::new(),
             streams: Table::new(),
+            udp: Table::new(),
             budget: Budget::new(max_series),
             now: AtomicU64::new(0),
             proxy,
@@ -224,8 +237,7 @@ impl Metrics {
             Direction::Inbound => &self.proxy.inbound,
             Direction::Outbound => &self.proxy.outbound,
         };
-        gauge.increment(1.0);
-        ActiveConnection(gauge.clone())
+        ActiveConnection::of(gauge)
     }
 
     pub(super) fn dns(&self, result: DnsResult) {
@@ -292,6 +304,7 @@ impl Metrics {
             }
             open
         });
+        self.udp.sweep(oldest, &self.budget, UdpMetrics::is_open);
         // The recorder looks for idle series only when it renders; without a Prometheus nobody else makes it.
         if let Err(error) = self.handle.render_to_write(&mut std::io::sink()) {
             tracing::debug!(%error, "rendering metrics failed");
@@ -303,7 +316,12 @@ impl Metrics {
         self.budget.used()
     }
 
-    fn overflowed(&self) {
+    /// Since the start.
+    pub(super) fn seconds(&self) -> u64 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn overflowed(&self) {
         counter(&self.recorder, OVERFLOW, vec![]).increment(1);
     }
 
@@ -331,7 +349,7 @@ impl Metrics {
     }
 
     /// Who talks to whom. Latency and bytes leave the single workload out: they would be most of the series.
-    fn peers(&self, key: &Key<'_>, workload: bool) -> Vec<Label> {
+    pub(super) fn peers(&self, key: &Key<'_>, workload: bool) -> Vec<Label> {
         let (source_workload, source_identity) = match key.direction {
             Direction::Outbound => (self.local.workload.clone(), self.local.identity.clone()),
             Direction::Inbound => (UNKNOWN, key.source.map_or(UNKNOWN, |it| it.to_string().into())),
@@ -407,9 +425,9 @@ fn service_name(service: &str, namespace: &str) -> SharedString {
     if service.is_empty() { UNKNOWN } else { mesh_common::names::fqdn(service, namespace).into() }
 }
 
-/// The service that a cluster's name says: `tcp:FQDN:port` and `FQDN:port` are `FQDN`.
+/// The service that a cluster's name says: `tcp:FQDN:port`, `udp:FQDN:port` and `FQDN:port` are `FQDN`.
 fn service_of_cluster(name: &str) -> SharedString {
-    let name = name.strip_prefix("tcp:").unwrap_or(name);
+    let name = name.strip_prefix("tcp:").or_else(|| name.strip_prefix(UDP_PREFIX)).unwrap_or(name);
     let name = match name.rsplit_once(':') {
         Some((service, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => service,
         _ => name,
@@ -424,7 +442,7 @@ fn source(downstream: &Downstream) -> Option<&mesh_common::identity::Identity> {
     }
 }
 
-fn destination<'a>(
+pub(super) fn destination<'a>(
     downstream: &Downstream,
     endpoint: Option<&'a crate::config::Endpoint>,
     cluster: &'a str,
@@ -449,7 +467,7 @@ fn grpc_status(code: Option<u32>) -> SharedString {
     }
 }
 
-fn overflow_labels() -> Vec<Label> {
+pub(super) fn overflow_labels() -> Vec<Label> {
     vec![Label::new("source_workload", "overflow"), Label::new("destination_service", "overflow")]
 }
 
@@ -483,7 +501,7 @@ fn stream_handles(recorder: &PrometheusRecorder, labels: Vec<Label>, closed: Vec
     }
 }
 
-fn counter(recorder: &PrometheusRecorder, name: &'static str, labels: Vec<Label>) -> Counter {
+pub(super) fn counter(recorder: &PrometheusRecorder, name: &'static str, labels: Vec<Label>) -> Counter {
     recorder.register_counter(&metrics::Key::from_parts(name, labels), &METADATA)
 }
 
@@ -507,12 +525,13 @@ fn describe(recorder: &PrometheusRecorder) {
         (EJECTIONS, "Ejections of endpoints for the requests that they failed."),
         (CHECKS, "Health checks of endpoints."),
     ];
-    for (name, text) in counters {
+    for (name, text) in counters.into_iter().chain(udp::COUNTERS) {
         recorder.describe_counter(name.into(), None, text.into());
     }
     let gauges = [
         (BUILD, "Always 1, with the version of the proxy."),
         (ACTIVE, "Downstream connections that are open."),
+        (udp::ACTIVE, "Sessions of datagrams that are open."),
         (EJECTED, "Endpoints that are ejected."),
         (FAILING, "Endpoints that fail their health checks."),
         (XDS, "1 while the proxy is connected to a control plane."),

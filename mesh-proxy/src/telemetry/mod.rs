@@ -5,6 +5,7 @@ mod access_log;
 mod metrics;
 mod record;
 mod series;
+mod udp;
 
 use std::io;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use mesh_common::identity::Identity;
 pub use access_log::{AccessLog, AccessLogError};
 pub use metrics::{ActiveConnection, DnsResult, StreamMetrics};
 pub use record::{Protocol, RequestRecord, TcpRecord};
+pub use udp::{UdpDrop, UdpMetrics};
 
 use access_log::Writer;
 use metrics::Metrics;
@@ -110,6 +112,26 @@ impl Telemetry {
     /// Counts a downstream connection as active until the guard is dropped.
     pub fn connection(&self, direction: crate::listen::Direction) -> ActiveConnection {
         self.inner.metrics.connection(direction)
+    }
+
+    /// Counts a session of datagrams as active until the guard is dropped.
+    pub fn udp_session(&self) -> ActiveConnection {
+        self.inner.metrics.udp_session()
+    }
+
+    /// A session of datagrams got an endpoint.
+    pub(crate) fn udp_upstream(
+        &self,
+        downstream: &crate::listen::Downstream,
+        endpoint: &crate::config::Endpoint,
+        cluster: &str,
+    ) -> UdpMetrics {
+        self.inner.metrics.udp_upstream(downstream, endpoint, cluster)
+    }
+
+    /// A datagram goes nowhere.
+    pub fn udp_dropped(&self, why: UdpDrop) {
+        self.inner.metrics.udp_dropped(why);
     }
 
     pub fn dns(&self, result: DnsResult) {

@@ -195,6 +195,15 @@ impl View {
         Some(Target { endpoint, view: self.clone(), load: Load::new(host.clone()) })
     }
 
+    /// Whether a target chosen before is an endpoint still that would be given something now.
+    pub(super) fn serves(&self, target: &Target) -> bool {
+        let host = &target.load.0;
+        let index = self.hosts.iter().position(|it| Arc::ptr_eq(it, host));
+        index.is_some_and(|index| self.endpoints.endpoints[index].healthy)
+            && host.checked.standing() != Standing::Failing
+            && !host.is_ejected()
+    }
+
     fn peers(&self) -> Vec<Peer<'_>> {
         let usable = |(host, endpoint): &(&Arc<Host>, &Arc<Endpoint>)| {
             endpoint.healthy && endpoint.weight > 0 && host.checked.standing() != Standing::Failing

@@ -8,6 +8,7 @@ mod body;
 mod check;
 mod cluster;
 mod connect;
+mod datagrams;
 mod host;
 mod http1;
 mod http2;
@@ -39,6 +40,7 @@ use crate::tls::Tls;
 
 pub(crate) use body::UpstreamBody;
 pub(crate) use cluster::{Target, View};
+pub(crate) use datagrams::UdpUpstream;
 pub(crate) use outlier::Outcome;
 pub use stream::UpstreamStream;
 pub use tally::HealthReport;

@@ -106,7 +106,10 @@ fn protocol_of(declared: &[Object], service: &str, port: Option<u16>) -> Protoco
         }
         _ => None,
     });
-    let of_service = of_service.map(|p| p.app_protocol.clone().unwrap_or_else(|| prefix(&p.name)));
+    let of_service = of_service.map(|p| match p.protocol.as_deref() {
+        Some("UDP") => "udp".to_owned(),
+        _ => p.app_protocol.clone().unwrap_or_else(|| prefix(&p.name)),
+    });
     let of_workloads = declared.iter().filter_map(|object| match object {
         Object::WorkloadEntry(w) if w.spec.service == service => {
             w.spec.ports.iter().find(|p| port.is_none_or(|port| port == p.service_port.unwrap_or(p.port)))
@@ -117,6 +120,7 @@ fn protocol_of(declared: &[Object], service: &str, port: Option<u16>) -> Protoco
     let known = of_service.chain(of_workloads).find(|p| !p.is_empty()).unwrap_or_default();
     match known.to_ascii_lowercase().as_str() {
         "grpc" => Protocol::Grpc,
+        "udp" => Protocol::Udp,
         known if BYTE_STREAMS.contains(&known) => Protocol::Tcp,
         _ => Protocol::Http,
     }
@@ -175,10 +179,11 @@ mod tests {
     #[test]
     fn the_protocol_is_the_declared_ports() {
         let yaml = "apiVersion: v1\nkind: Service\nmetadata: {name: ratings, namespace: default}\n\
-                    spec: {ports: [{port: 9080, name: grpc-api}, {port: 70, name: stock, appProtocol: tcp}]}\n";
+                    spec: {ports: [{port: 9080, name: grpc-api}, {port: 70, name: stock, appProtocol: tcp}, {port: 71, name: dns, protocol: UDP}]}\n";
         let declared = mesh_common::resource::parse_yaml("test", yaml).unwrap();
         assert_eq!(protocol_of(&declared, "ratings", Some(9080)), Protocol::Grpc);
         assert_eq!(protocol_of(&declared, "ratings", Some(70)), Protocol::Tcp);
+        assert_eq!(protocol_of(&declared, "ratings", Some(71)), Protocol::Udp);
         assert_eq!(protocol_of(&declared, "other", Some(70)), Protocol::Http);
     }
 }

@@ -15,7 +15,7 @@ use crate::routes::shares::Share;
 
 /// Split traffic between the versions of a service
 ///
-/// The commands edit the HTTPRoute (or GRPCRoute or TCPRoute) that is attached to the service, or make one. Rules that are
+/// The commands edit the HTTPRoute (or GRPCRoute, TCPRoute or UDPRoute) that is attached to the service, or make one. Rules that are
 /// not concerned stay as they are.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

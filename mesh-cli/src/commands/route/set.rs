@@ -158,6 +158,7 @@ fn new_route(objects: &[Object], facts: &Facts, job: &Job<'_>) -> Result<Object,
     let protocol = match job.target.route.as_ref().and_then(|r| r.kind) {
         Some(Kind::GrpcRoute) => Protocol::Grpc,
         Some(Kind::TcpRoute) => Protocol::Tcp,
+        Some(Kind::UdpRoute) => Protocol::Udp,
         Some(_) => Protocol::Http,
         None => facts.protocol,
     };
@@ -176,7 +177,7 @@ fn matches_for(object: &Object, conditions: &Conditions) -> Result<Matches, Fail
     let problem = |message: String| Failure::usage(crate::failure::sentence(&message));
     match object {
         Object::GrpcRoute(_) => conditions.grpc().map(Matches::Grpc).map_err(problem),
-        Object::TcpRoute(_) => Err(cannot_edit(EditError::NoRequests)),
+        Object::TcpRoute(_) | Object::UdpRoute(_) => Err(cannot_edit(EditError::NoRequests)),
         _ => conditions.http().map(Matches::Http).map_err(problem),
     }
 }

@@ -4,6 +4,7 @@
 use mesh_common::resource::{
     BackendRef, GrpcRouteFilter, GrpcRouteMatch, GrpcRouteRule, GrpcRouteSpec, HttpRouteFilter, HttpRouteMatch,
     HttpRouteRule, HttpRouteSpec, Metadata, NoFilter, Object, ParentReference, Resource, TcpRouteRule, TcpRouteSpec,
+    UdpRouteRule, UdpRouteSpec,
 };
 
 use crate::routes::conditions::{normal_grpc, normal_http};
@@ -12,12 +13,13 @@ use crate::routes::shares::Share;
 /// Label of objects that meshctl made.
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "meshctl");
 
-/// The three kinds of routes that the mesh has.
+/// The kinds of routes that are edited here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Http,
     Grpc,
     Tcp,
+    Udp,
 }
 
 /// Where the traffic of a service shall go.
@@ -40,7 +42,7 @@ pub enum Matches {
 pub enum EditError {
     #[error("a {0} is not a route")]
     NotARoute(&'static str),
-    #[error("a TCPRoute sees no headers, so it cannot choose by request")]
+    #[error("a TCPRoute or UDPRoute sees no headers, so it cannot choose by request")]
     NoRequests,
     #[error("the conditions are for another kind of route")]
     OtherKind,
@@ -81,6 +83,10 @@ pub fn new_route(protocol: Protocol, namespace: &str, name: &str, service: &str,
             let rules = vec![whole::<TcpRouteRule>(service, port)];
             Object::TcpRoute(Resource { metadata, spec: TcpRouteSpec { parent_refs, rules } })
         }
+        Protocol::Udp => {
+            let rules = vec![whole::<UdpRouteRule>(service, port)];
+            Object::UdpRoute(Resource { metadata, spec: UdpRouteSpec { parent_refs, rules } })
+        }
     }
 }
 
@@ -102,6 +108,7 @@ pub fn set_weights(object: &mut Object, split: &Split) -> Result<Vec<String>, Ed
         Object::HttpRoute(route) => Ok(edit(&mut route.spec.rules, split)),
         Object::GrpcRoute(route) => Ok(edit(&mut route.spec.rules, split)),
         Object::TcpRoute(route) => Ok(edit(&mut route.spec.rules, split)),
+        Object::UdpRoute(route) => Ok(edit(&mut route.spec.rules, split)),
         other => Err(EditError::NotARoute(other.kind().as_str())),
     }
 }
@@ -127,7 +134,7 @@ pub fn set_match(object: &mut Object, matches: &Matches, split: &Split) -> Resul
             let new = GrpcRouteRule { matches: vec![matched.clone()], ..GrpcRouteRule::default() };
             Ok(edit(&mut route.spec.rules, |rule| grpc_rule_is_for(rule, matched), new, split))
         }
-        (Object::TcpRoute(_), _) => Err(EditError::NoRequests),
+        (Object::TcpRoute(_) | Object::UdpRoute(_), _) => Err(EditError::NoRequests),
         (Object::HttpRoute(_) | Object::GrpcRoute(_), _) => Err(EditError::OtherKind),
         (other, _) => Err(EditError::NotARoute(other.kind().as_str())),
     }
@@ -162,13 +169,14 @@ pub fn reset(object: &mut Object, service: &str, matches: Option<&Matches>) -> R
         (Object::HttpRoute(route), None) => Ok(edit(&mut route.spec.rules, |_| true, service)),
         (Object::GrpcRoute(route), None) => Ok(edit(&mut route.spec.rules, |_| true, service)),
         (Object::TcpRoute(route), None) => Ok(edit(&mut route.spec.rules, |_| true, service)),
+        (Object::UdpRoute(route), None) => Ok(edit(&mut route.spec.rules, |_| true, service)),
         (Object::HttpRoute(route), Some(Matches::Http(matched))) => {
             Ok(edit(&mut route.spec.rules, |rule| http_rule_is_for(rule, matched), service))
         }
         (Object::GrpcRoute(route), Some(Matches::Grpc(matched))) => {
             Ok(edit(&mut route.spec.rules, |rule| grpc_rule_is_for(rule, matched), service))
         }
-        (Object::TcpRoute(_), Some(_)) => Err(EditError::NoRequests),
+        (Object::TcpRoute(_) | Object::UdpRoute(_), Some(_)) => Err(EditError::NoRequests),
         (Object::HttpRoute(_) | Object::GrpcRoute(_), Some(_)) => Err(EditError::OtherKind),
         (other, _) => Err(EditError::NotARoute(other.kind().as_str())),
     }
@@ -239,6 +247,26 @@ impl Rule for GrpcRouteRule {
 }
 
 impl Rule for TcpRouteRule {
+    type Filter = NoFilter;
+
+    fn backends(&self) -> &[BackendRef<NoFilter>] {
+        &self.backend_refs
+    }
+
+    fn backends_mut(&mut self) -> &mut Vec<BackendRef<NoFilter>> {
+        &mut self.backend_refs
+    }
+
+    fn takes_all(&self) -> bool {
+        true
+    }
+
+    fn only_splits(&self) -> bool {
+        self.name.is_none()
+    }
+}
+
+impl Rule for UdpRouteRule {
     type Filter = NoFilter;
 
     fn backends(&self) -> &[BackendRef<NoFilter>] {

@@ -205,6 +205,7 @@ impl Reader {
             Kind::GrpcRoute => self.typed(kind, node).map(Object::GrpcRoute),
             Kind::TcpRoute => self.typed(kind, node).map(Object::TcpRoute),
             Kind::TlsRoute => self.typed(kind, node).map(Object::TlsRoute),
+            Kind::UdpRoute => self.typed(kind, node).map(Object::UdpRoute),
             Kind::ReferenceGrant => self.typed(kind, node).map(Object::ReferenceGrant),
             Kind::TrafficPolicy => self.typed(kind, node).map(Object::TrafficPolicy),
             Kind::FaultInjection => self.typed(kind, node).map(Object::FaultInjection),

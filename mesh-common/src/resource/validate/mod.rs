@@ -42,6 +42,7 @@ pub fn validate(object: &Object) -> Vec<FieldError> {
         Object::GrpcRoute(route) => routes::grpc(&route.spec, &mut errors),
         Object::TcpRoute(route) => routes::tcp(&route.spec, &mut errors),
         Object::TlsRoute(route) => routes::tls(&route.spec, &mut errors),
+        Object::UdpRoute(route) => routes::udp(&route.spec, &mut errors),
         Object::ReferenceGrant(grant) => routes::grant(&grant.spec, &mut errors),
         Object::TrafficPolicy(policy) => policies::traffic(&policy.spec, &mut errors),
         Object::FaultInjection(fault) => policies::fault(&fault.spec, &mut errors),

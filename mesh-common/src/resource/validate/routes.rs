@@ -5,7 +5,7 @@ use super::super::{
     BackendRef, GATEWAY_GROUP, GrpcFilterType, GrpcMethodMatch, GrpcRouteFilter, GrpcRouteSpec, HttpFilterType,
     HttpPathMatch, HttpPathModifier, HttpRouteFilter, HttpRouteRule, HttpRouteSpec, MatchType, ParentReference,
     PathMatchType, PathModifierType, ReferenceGrantSpec, RequestMirrorFilter, RequestRedirectFilter,
-    SessionPersistence, TcpRouteSpec, TlsRouteSpec, UrlRewriteFilter,
+    SessionPersistence, TcpRouteSpec, TlsRouteSpec, UdpRouteSpec, UrlRewriteFilter,
 };
 use super::Errors;
 use super::fields::{at_most, header_filter, header_matches, hostname, not_zero, query_matches, regex};
@@ -109,6 +109,21 @@ pub(super) fn tcp(spec: &TcpRouteSpec, errors: &mut Errors) {
     for (i, rule) in spec.rules.iter().enumerate() {
         let path = format!("spec.rules[{i}]");
         errors.add_if(rule.backend_refs.is_empty(), format!("{path}.backendRefs"), "a TCP rule needs a backend");
+        backends(errors, &path, &rule.backend_refs);
+    }
+}
+
+pub(super) fn udp(spec: &UdpRouteSpec, errors: &mut Errors) {
+    parents(errors, &spec.parent_refs);
+    rules(errors, spec.rules.iter().map(|r| (r.name.as_deref(), 0)));
+    errors.add_if(
+        spec.rules.len() != 1,
+        "spec.rules",
+        "a UDPRoute needs exactly one rule, as nothing tells datagrams apart",
+    );
+    for (i, rule) in spec.rules.iter().enumerate() {
+        let path = format!("spec.rules[{i}]");
+        errors.add_if(rule.backend_refs.is_empty(), format!("{path}.backendRefs"), "a UDP rule needs a backend");
         backends(errors, &path, &rule.backend_refs);
     }
 }

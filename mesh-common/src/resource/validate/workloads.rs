@@ -76,9 +76,11 @@ pub(super) fn entry(entry: &WorkloadEntry, errors: &mut Errors) {
         let path = format!("spec.ports[{i}]");
         let zero = port.port == 0 || port.service_port == Some(0);
         errors.add_if(zero, &path, "a port is from 1 to 65535");
-        errors.add_if(!own.insert(port.port), format!("{path}.port"), "this port is there twice");
+        // A number means one port of TCP and another of UDP.
+        let udp = port.protocol.as_deref() == Some("udp");
+        errors.add_if(!own.insert((port.port, udp)), format!("{path}.port"), "this port is there twice");
         let number = port.service_port.unwrap_or(port.port);
-        errors.add_if(!served.insert(number), &path, format!("two ports serve the service's port {number}"));
+        errors.add_if(!served.insert((number, udp)), &path, format!("two ports serve the service's port {number}"));
         let protocol = port.protocol.as_deref().unwrap_or_default();
         let known = protocol.is_empty() || PROTOCOLS.contains(&protocol);
         let message = format!("{protocol:?} is not one of {}; leave it out to have it detected", PROTOCOLS.join(", "));

@@ -96,6 +96,23 @@ apiVersion: v1
 kind: Service
 metadata: {name: fixed}
 spec: {clusterIP: 10.99.0.1, selector: {app: misc}, ports: [{name: a, port: 80, targetPort: 7000}, {name: b, port: 81, protocol: UDP}]}
+---
+apiVersion: meshctl.dev/v1alpha1
+kind: WorkloadEntry
+metadata: {name: echo-v1-a, labels: {meshctl.dev/registered: 'true'}}
+spec: {service: echo, version: v1, addresses: [10.0.0.7], ports: [{port: 9000, protocol: udp}, {port: 9000, protocol: http}], serviceAccount: echo}
+---
+apiVersion: meshctl.dev/v1alpha1
+kind: WorkloadEntry
+metadata: {name: echo-v2-a}
+spec: {service: echo, version: v2, addresses: ['fd01::8'], ports: [{port: 9000, protocol: udp}]}
+---
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: UDPRoute
+metadata: {name: u}
+spec:
+  parentRefs: [{group: '', kind: Service, name: echo}]
+  rules: [{backendRefs: [{name: echo-v1, port: 9000, weight: 90}, {name: echo-v2, port: 9000, weight: 9}, {name: nobody, port: 1}]}]
 ";
     format!("{routes}{rest}")
 }

@@ -59,18 +59,22 @@ fn addresses(status: Option<&core::PodStatus>) -> Vec<std::net::IpAddr> {
     addresses
 }
 
-/// TCP ports of containers that run for as long as the pod does, without those of the proxy.
+/// TCP and UDP ports of containers that run for as long as the pod does, without those of the proxy.
 fn ports(spec: &core::PodSpec) -> Vec<WorkloadPort> {
     let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
     let containers = spec.containers.iter().chain(sidecars).filter(|container| container.name != CONTAINER_PROXY);
     let mut ports: Vec<WorkloadPort> = Vec::new();
     for port in containers.flat_map(|container| container.ports.iter().flatten()) {
-        let tcp = port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
-        let Some(number) = u16::try_from(port.container_port).ok().filter(|number| tcp && *number > 0) else {
+        let protocol = match port.protocol.as_deref() {
+            None | Some("TCP") => None,
+            Some("UDP") => Some("udp".to_owned()),
+            Some(_) => continue,
+        };
+        let Some(number) = u16::try_from(port.container_port).ok().filter(|number| *number > 0) else {
             continue;
         };
-        if !ports.iter().any(|known| known.port == number) {
-            ports.push(WorkloadPort { port: number, name: port.name.clone(), ..WorkloadPort::default() });
+        if !ports.iter().any(|known| known.port == number && known.protocol == protocol) {
+            ports.push(WorkloadPort { port: number, name: port.name.clone(), protocol, ..WorkloadPort::default() });
         }
     }
     ports
@@ -122,8 +126,9 @@ mod tests {
         assert_eq!((node.as_str(), entry.metadata.name.as_str()), ("node1", "reviews-v1-7d8c-x2x4"));
         let addresses: Vec<String> = entry.spec.addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["10.244.0.7", "fd00:10::7"]);
-        let ports: Vec<_> = entry.spec.ports.iter().map(|p| (p.port, p.name.as_deref())).collect();
-        assert_eq!(ports, [(9080, Some("http")), (6379, None)]);
+        let ports: Vec<_> =
+            entry.spec.ports.iter().map(|p| (p.port, p.name.as_deref(), p.protocol.as_deref())).collect();
+        assert_eq!(ports, [(9080, Some("http"), None), (53, Some("dns"), Some("udp")), (6379, None, None)]);
         assert_eq!((entry.spec.version.as_str(), entry.spec.service_account.as_str()), ("v1", "reviews"));
         assert_eq!((entry.spec.healthy, entry.spec.mesh), (Some(true), Some(true)));
         assert!(entry.intercepted() && entry.excluded_ports().is_empty());

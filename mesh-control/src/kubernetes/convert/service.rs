@@ -4,7 +4,7 @@ use mesh_common::resource::{Metadata, Object, Resource, ServicePort, ServiceSpec
 
 use super::Fact;
 
-/// Nothing for an ExternalName, which is DNS's affair. Ports that are not TCP are left alone.
+/// Nothing for an ExternalName, which is DNS's affair. Ports of SCTP are left alone.
 pub(in crate::kubernetes) fn service(service: &core::Service) -> Option<Fact> {
     let (from, spec) = (&service.metadata, service.spec.as_ref()?);
     if spec.type_.as_deref() == Some("ExternalName") {
@@ -33,9 +33,11 @@ pub(in crate::kubernetes) fn service(service: &core::Service) -> Option<Fact> {
 }
 
 fn port(port: &core::ServicePort, selected: bool) -> Option<ServicePort> {
-    if port.protocol.as_deref().is_some_and(|protocol| protocol != "TCP") {
-        return None;
-    }
+    let protocol = match port.protocol.as_deref() {
+        None | Some("TCP") => None,
+        Some("UDP") => Some("UDP".to_owned()),
+        Some(_) => return None,
+    };
     let target = match &port.target_port {
         Some(IntOrString::Int(number)) => u16::try_from(*number).ok().filter(|n| *n > 0).map(TargetPort::Number),
         Some(IntOrString::String(name)) => Some(TargetPort::Name(name.clone())),
@@ -46,6 +48,7 @@ fn port(port: &core::ServicePort, selected: bool) -> Option<ServicePort> {
         name: port.name.clone().unwrap_or_default(),
         port: number,
         target_port: target.or(Some(TargetPort::Number(number))).filter(|_| selected),
+        protocol,
         app_protocol: port.app_protocol.clone(),
         ..ServicePort::default()
     })

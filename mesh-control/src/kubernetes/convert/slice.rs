@@ -14,8 +14,8 @@ pub(in crate::kubernetes) struct Slice {
     pub namespace: String,
     pub name: String,
     pub service: String,
-    /// By name.
-    ports: Vec<(String, u16)>,
+    /// By name, and whether they are of UDP.
+    ports: Vec<(String, u16, bool)>,
     endpoints: Vec<Endpoint>,
 }
 
@@ -32,9 +32,14 @@ pub(in crate::kubernetes) fn slice(slice: &discovery::EndpointSlice) -> Option<F
     if label(MANAGED_BY).is_some_and(|manager| manager == OF_PODS) || slice.address_type == "FQDN" {
         return None;
     }
-    let tcp = |port: &&discovery::EndpointPort| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
-    let port =
-        |port: &discovery::EndpointPort| Some((port.name.clone().unwrap_or_default(), u16::try_from(port.port?).ok()?));
+    let port = |port: &discovery::EndpointPort| {
+        let udp = match port.protocol.as_deref() {
+            None | Some("TCP") => false,
+            Some("UDP") => true,
+            Some(_) => return None,
+        };
+        Some((port.name.clone().unwrap_or_default(), u16::try_from(port.port?).ok()?, udp))
+    };
     let endpoints = slice.endpoints.iter().flat_map(|endpoint| {
         let conditions = endpoint.conditions.as_ref();
         let healthy = conditions.and_then(|conditions| conditions.ready) != Some(false);
@@ -47,7 +52,7 @@ pub(in crate::kubernetes) fn slice(slice: &discovery::EndpointSlice) -> Option<F
         namespace: slice.metadata.namespace.clone()?,
         name: slice.metadata.name.clone()?,
         service: service.clone(),
-        ports: slice.ports.iter().flatten().filter(tcp).filter_map(port).collect(),
+        ports: slice.ports.iter().flatten().filter_map(port).collect(),
         endpoints: endpoints.collect(),
     }))
 }
@@ -55,10 +60,12 @@ pub(in crate::kubernetes) fn slice(slice: &discovery::EndpointSlice) -> Option<F
 impl Slice {
     /// The workloads behind a Service with these ports.
     pub fn entries(&self, service_ports: &[ServicePort]) -> Vec<WorkloadEntry> {
-        let port = |(name, number): &(String, u16)| {
-            let of_service = service_ports.iter().find(|port| port.name == *name)?;
+        let port = |(name, number, udp): &(String, u16, bool)| {
+            let is_udp = |port: &ServicePort| port.protocol.as_deref() == Some("UDP");
+            let of_service = service_ports.iter().find(|port| port.name == *name && is_udp(port) == *udp)?;
             let name = Some(name.clone()).filter(|name| !name.is_empty());
-            Some(WorkloadPort { port: *number, service_port: Some(of_service.port), name, protocol: None })
+            let protocol = udp.then(|| "udp".to_owned());
+            Some(WorkloadPort { port: *number, service_port: Some(of_service.port), name, protocol })
         };
         let ports: Vec<WorkloadPort> = self.ports.iter().filter_map(port).collect();
         let entry = |endpoint: &Endpoint| {

@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 
 use mesh_common::resource::{BackendRef, Key, Kind, NoFilter, ParentReference, TcpRoute, TlsRoute};
 
-use super::{Attacher, Refs, key, place, ports};
+use super::{Attacher, Carries, Refs, key, place, ports};
 use crate::model::{Backend, Condition, Port, Protocol, Service, TlsStreams};
 
 impl Attacher<'_> {
@@ -41,10 +41,10 @@ impl Attacher<'_> {
         attach: impl FnOnce(&mut Self, &Service, &[&Port], &[Backend]) -> Condition,
     ) {
         let mut refs = Refs::new(self.services, self.grants, key, parent);
-        refs.streams = true;
+        refs.carries = Carries::Streams;
         let backends = refs.backends(backends, |_| None);
         let resolved = refs.condition();
-        let accepted = match ports(self.services, key, parent) {
+        let accepted = match ports(self.services, key, parent, |service| &service.ports) {
             Ok((service, ports)) => {
                 let fitting: Vec<&Port> = ports.into_iter().filter(|port| takes_streams(port)).collect();
                 match fitting.is_empty() {

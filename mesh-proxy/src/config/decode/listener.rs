@@ -31,8 +31,8 @@ use envoy_types::pb::google::protobuf::Any;
 use mesh_common::proto::extensions::Fault as PbFault;
 
 use super::{
-    At, Decoded, Rejected, authorization, duration_or, each, fault, from_ads, is, is_true, limit, route, tls, unless,
-    unpack, unsupported_type,
+    At, Decoded, Rejected, authorization, duration_or, each, fault, from_ads, is, is_true, limit, route, tls, udp,
+    unless, unpack, unsupported_type,
 };
 use crate::config::{
     Authorization, ChainMatch, Fault, FilterChain, Gate, HeaderMutation, HttpManager, Listener, NetworkFilter,
@@ -48,14 +48,16 @@ pub(super) fn listener(pb: PbListener) -> Decoded<Listener> {
         return Err(Rejected::field("name", "must not be empty"));
     }
     unless(pb.api_listener.is_some(), "api_listener", "is for gRPC clients without a proxy")?;
-    unless(pb.udp_listener_config.is_some(), "udp_listener_config", "is not supported")?;
     unless(pb.filter_chain_matcher.is_some(), "filter_chain_matcher", "is not supported")?;
     unless(pb.fcds_config.is_some(), "fcds_config", "is not supported")?;
     unless(pb.listener_specifier.is_some(), "internal_listener", "is not supported")?;
+    if pb.udp_listener_config.is_some() || udp::is_udp(&pb.address) {
+        return udp::listener(pb);
+    }
     each("listener_filters", &pb.listener_filters, listener_filter)?;
     let chains = each("filter_chains", pb.filter_chains, chain)?;
     let default_chain = pb.default_filter_chain.map(chain).transpose().at("default_filter_chain")?;
-    Ok(Listener { name: pb.name, chains, default_chain })
+    Ok(Listener { name: pb.name, chains, default_chain, udp: None })
 }
 
 /// The proxy looks at a connection as far as its filter chains need, whatever inspectors are listed.

@@ -31,6 +31,7 @@ mod listener;
 mod matching;
 mod route;
 mod tls;
+mod udp;
 
 /// Why a resource is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

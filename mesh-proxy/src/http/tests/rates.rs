@@ -70,7 +70,12 @@ async fn connections_that_are_open_follow_the_configuration() {
         };
         let filter = NetworkFilter::Http(Arc::new(manager));
         let chains = vec![FilterChain { matches: ChainMatch::default(), tls: None, filter }];
-        Arc::new(Listener { name: mesh_common::names::LISTENER_INBOUND.to_owned(), chains, default_chain: None })
+        Arc::new(Listener {
+            name: mesh_common::names::LISTENER_INBOUND.to_owned(),
+            chains,
+            default_chain: None,
+            udp: None,
+        })
     };
     let change = |limit| put(&ctx.store, Resource::Listener(inbound(limit)));
     let peers = TcpListener::bind("127.0.0.1:0").await.unwrap();
