@@ -13,6 +13,7 @@ pub enum Kind {
     ReferenceGrant,
     TrafficPolicy,
     FaultInjection,
+    DirectResponse,
     PeerAuthentication,
     AuthorizationPolicy,
     WorkloadEntry,
@@ -26,7 +27,7 @@ pub struct UnknownKind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Service,
         Self::HttpRoute,
         Self::GrpcRoute,
@@ -35,6 +36,7 @@ impl Kind {
         Self::ReferenceGrant,
         Self::TrafficPolicy,
         Self::FaultInjection,
+        Self::DirectResponse,
         Self::PeerAuthentication,
         Self::AuthorizationPolicy,
         Self::WorkloadEntry,
@@ -66,6 +68,7 @@ impl Kind {
             Self::ReferenceGrant => "ReferenceGrant",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::FaultInjection => "FaultInjection",
+            Self::DirectResponse => "DirectResponse",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::WorkloadEntry => "WorkloadEntry",
@@ -83,6 +86,7 @@ impl Kind {
             Self::ReferenceGrant => "referencegrant",
             Self::TrafficPolicy => "trafficpolicy",
             Self::FaultInjection => "faultinjection",
+            Self::DirectResponse => "directresponse",
             Self::PeerAuthentication => "peerauthentication",
             Self::AuthorizationPolicy => "authorizationpolicy",
             Self::WorkloadEntry => "workloadentry",
@@ -100,6 +104,7 @@ impl Kind {
             Self::ReferenceGrant => "referencegrants",
             Self::TrafficPolicy => "trafficpolicies",
             Self::FaultInjection => "faultinjections",
+            Self::DirectResponse => "directresponses",
             Self::PeerAuthentication => "peerauthentications",
             Self::AuthorizationPolicy => "authorizationpolicies",
             Self::WorkloadEntry => "workloadentries",
@@ -113,6 +118,7 @@ impl Kind {
             Self::ReferenceGrant => &["refgrant"],
             Self::TrafficPolicy => &["tp"],
             Self::FaultInjection => &["fault", "faults"],
+            Self::DirectResponse => &["dr"],
             Self::PeerAuthentication => &["pa"],
             Self::AuthorizationPolicy => &["ap"],
             Self::WorkloadEntry => &["we", "workload", "workloads"],

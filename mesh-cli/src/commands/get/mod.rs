@@ -19,8 +19,8 @@ use crate::views;
 /// Show objects, services and workloads
 ///
 /// `services` and `workloads` are what the mesh sees, whether declared or registered by a proxy. `service`, `httproute`,
-/// `grpcroute`, `tcproute`, `trafficpolicy`, `faultinjection`, `peerauthentication`, `authorizationpolicy`,
-/// `workloadentry` and `meshconfig` are the stored objects, and `all` is all of these.
+/// `grpcroute`, `tcproute`, `trafficpolicy`, `faultinjection`, `directresponse`, `peerauthentication`,
+/// `authorizationpolicy`, `workloadentry` and `meshconfig` are the stored objects, and `all` is all of these.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
