@@ -14,7 +14,8 @@ use super::response_body::Content;
 use crate::config::{Cors, CorsList};
 use crate::route;
 
-/// What a request is to the policy of its route.
+/// What a request is to the policy of its route. Taken apart as soon as it is made.
+#[allow(clippy::large_enum_variant)]
 pub(super) enum Met {
     /// A request of this origin, whose response its scripts may read.
     Allowed(HeaderValue),

@@ -37,7 +37,11 @@ pub(crate) fn plain(status: StatusCode, body: Bytes) -> Response<Content> {
 
 /// The answer of a route. `head`: only the head of it was asked for.
 pub(crate) fn direct(status: StatusCode, body: Bytes, head: bool) -> Response<Content> {
-    let response = plain(status, body);
+    let mut response = plain(status, body);
+    if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        // RFC 9110, 8.6: the one has none, and of the other it would be that of another response.
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
     if head { response.map(|_| Content::Empty) } else { response }
 }
 
