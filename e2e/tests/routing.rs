@@ -22,6 +22,13 @@ spec:
     filters:
     - type: RequestRedirect
       requestRedirect: {scheme: https, hostname: shop.example, statusCode: 301, path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}}
+  - matches: [{path: {value: /later}}]
+    filters:
+    - {type: ExtensionRef, extensionRef: {group: meshctl.dev, kind: DirectResponse, name: later}}
+    - {type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: retry-after, value: "60"}]}}
+  - matches: [{path: {value: /shared}, method: PUT}]
+    filters: [{type: CORS, cors: {allowOrigins: ["https://*.shop.example"], allowCredentials: true, allowMethods: ["*"], exposeHeaders: [x-total]}}]
+    backendRefs: [{name: reviews, port: 9080}]
   - matches: [{path: {value: /rewritten}}]
     filters:
     - type: URLRewrite
@@ -32,6 +39,11 @@ spec:
       responseHeaderModifier: {set: [{name: x-answered, value: mesh}], remove: [x-version]}
     backendRefs: [{name: reviews, port: 9080}]
   - backendRefs: [{name: reviews, port: 9080}]
+---
+apiVersion: meshctl.dev/v1alpha1
+kind: DirectResponse
+metadata: {name: later}
+spec: {status: 503, contentType: application/json, body: '{"later": "100%"}'}
 "#;
 
 #[test]
@@ -93,6 +105,26 @@ fn filters_do_what_they_say(user: User) {
     assert!(headers["x-removed"].is_null(), "{said}");
     // testapp shows the last of several values.
     assert_eq!(headers["x-added"], "mesh", "{said}");
+
+    let said = mesh.curl("web", &["-i", "http://reviews:9080/later"]).unwrap();
+    assert!(said.starts_with("HTTP/1.1 503") && said.ends_with(r#"{"later": "100%"}"#), "{said}");
+    assert_eq!((header(&said, "content-type"), header(&said, "retry-after")), (Some("application/json"), Some("60")));
+
+    let shared = |method: &str, origin: &str| {
+        let (origin, url) = (format!("origin: {origin}"), "http://reviews:9080/shared");
+        let asked = "access-control-request-method: PUT";
+        mesh.curl("web", &["-i", "-X", method, "-H", &origin, "-H", asked, url]).unwrap()
+    };
+    let preflight = shared("OPTIONS", "https://m.shop.example");
+    assert_eq!(header(&preflight, "access-control-allow-origin"), Some("https://m.shop.example"), "{preflight}");
+    assert_eq!(header(&preflight, "access-control-allow-methods"), Some("PUT"), "{preflight}");
+    assert_eq!(header(&preflight, "x-version"), None, "the application was asked: {preflight}");
+    let request = shared("PUT", "https://m.shop.example");
+    assert_eq!(header(&request, "access-control-expose-headers"), Some("x-total"), "{request}");
+    assert_eq!(json(request.lines().last().unwrap())["path"], "/shared");
+    let of_others = shared("OPTIONS", "https://evil.example");
+    assert!(of_others.starts_with("HTTP/1.1 200"), "{of_others}");
+    assert_eq!(header(&of_others, "access-control-allow-origin"), None, "{of_others}");
 
     let plain = json(&mesh.curl("web", &["http://reviews:9080/else"]).unwrap());
     assert_eq!((&plain["path"], &plain["headers"]["x-set"]), (&"/else".into(), &Value::Null));

@@ -45,7 +45,8 @@ const OBJECTS: [(Kind, &str); 13] = [
         "{parentRefs: [{name: x}], rules: [{matches: [{path: {}, headers: [{name: x, value: x}], queryParams: []}], \
          filters: [{type: RequestRedirect, requestHeaderModifier: {set: [{name: x, value: x}]}, \
          requestMirror: {backendRef: {name: x}, fraction: {numerator: 1}}, \
-         requestRedirect: {path: {type: ReplaceFullPath}}, urlRewrite: {}}], \
+         requestRedirect: {path: {type: ReplaceFullPath}}, urlRewrite: {}, cors: {}, \
+         extensionRef: {group: x, kind: x, name: x}}], \
          backendRefs: [{name: x}], timeouts: {}, retry: {}}]}",
     ),
     (Kind::GrpcRoute, "{rules: [{matches: [{method: {}}], filters: [{type: RequestMirror}]}]}"),
@@ -57,7 +58,7 @@ const OBJECTS: [(Kind, &str); 13] = [
         Kind::TrafficPolicy,
         "{targetRefs: [{kind: x, name: x}], loadBalancer: {hash: [{cookie: {name: x}}], slowStart: {window: 1s}, \
          locality: {failover: [{from: x, to: []}], weights: [{from: x, to: [{locality: x, weight: 1}]}]}}, timeouts: {}, \
-         retries: {backoff: {base: 1s}, budget: {percent: 1}}, connectionPool: {}, limits: {requests: {rate: 1}}, \
+         retries: {backoff: {base: 1s}, budget: {percent: 1}, hedge: {after: 1s}}, connectionPool: {}, limits: {requests: {rate: 1}}, \
          outlierDetection: {successRate: {}}, healthCheck: {http: {path: /}, grpc: {}, tcp: {}}}",
     ),
     (
@@ -65,6 +66,7 @@ const OBJECTS: [(Kind, &str); 13] = [
         "{targetRefs: [], from: [{}], faults: [{percent: 1, delay: {duration: 1s}, abort: {httpStatus: 503}, \
          match: {headers: []}}]}",
     ),
+    (Kind::DirectResponse, "{status: 200}"),
     (Kind::PeerAuthentication, "{targetRefs: []}"),
     (Kind::AuthorizationPolicy, "{targetRefs: [], rules: [{from: [{}], to: [{headers: [{}]}]}]}"),
     (Kind::WorkloadEntry, "{ports: [{port: 1}]}"),

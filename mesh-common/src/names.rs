@@ -25,6 +25,7 @@ pub const EXPR_CALLER_IDENTITY: &str = "connection.uri_san_peer_certificate";
 /// How many callers or values of a header one limit tells apart; all beyond share a bucket.
 pub const LIMIT_KEYS: u32 = 10_000;
 pub const FILTER_FAULT: &str = "envoy.filters.http.fault";
+pub const FILTER_CORS: &str = "envoy.filters.http.cors";
 /// Client feature of nodes that understand [`crate::proto::extensions::Fault`].
 pub const FEATURE_FAULT: &str = "mesh.extensions.v1.Fault";
 /// It understands [`PeakEwma`](crate::proto::extensions::PeakEwma).

@@ -24,6 +24,7 @@ fn route(path: PathMatch, headers: Vec<HeaderMatch>) -> Arc<Route> {
         action: Action::Direct { status: StatusCode::OK, body: Default::default() },
         request_headers: HeaderMutation::default(),
         response_headers: HeaderMutation::default(),
+        cors: None,
         fault: None,
     })
 }

@@ -20,6 +20,7 @@ use crate::control::Address;
 use crate::forward::Forward;
 use crate::intercept;
 use crate::listen::{Bind, Settings};
+use crate::overload::{OverloadLimits, limit_of_cgroup};
 use crate::registry::Port;
 use crate::registry::health::Check;
 use crate::telemetry::AccessLog;
@@ -130,6 +131,13 @@ pub struct RunArgs {
     /// Sessions of datagrams at most; each needs a file descriptor
     #[arg(long, value_name = "NUMBER", default_value_t = Settings::default().max_udp_sessions)]
     max_udp_sessions: usize,
+    /// Bytes of memory that the proxy may hold: with nine tenths of them it refuses new requests [default: what its control
+    /// group may hold, if that is limited]
+    #[arg(long, value_name = "BYTES")]
+    max_memory: Option<u64>,
+    /// How late the proxy's tasks may run on average, in milliseconds, before it refuses new requests; 0: however late
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
+    max_lag: u64,
     /// What /app-health/CONTAINER/WHICH on the ready port asks of the application, as JSON
     #[arg(long, value_name = "JSON", env = "MESH_PROBES", hide = true)]
     probes: Option<String>,
@@ -305,6 +313,10 @@ impl RunArgs {
                 max_connections: self.max_connections,
                 max_udp_sessions: self.max_udp_sessions,
                 drain_timeout: Duration::from_secs(self.drain_timeout),
+                overload: OverloadLimits {
+                    memory: self.max_memory.or_else(limit_of_cgroup).filter(|bytes| *bytes > 0),
+                    lag: Some(Duration::from_millis(self.max_lag)).filter(|lag| !lag.is_zero()),
+                },
                 ..Settings::default()
             },
             access_log: self.access_log,

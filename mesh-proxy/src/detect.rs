@@ -11,6 +11,10 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+mod learned;
+
+pub use learned::Learned;
+
 use crate::config::{ChainMatch, FilterChain, Listener, Transport};
 
 /// The longest beginning that is looked at. A request line or client hello that goes on after it counts as what it

@@ -47,6 +47,8 @@ pub enum Kind {
     Fault,
     /// More requests than the application takes.
     RateLimited,
+    /// The proxy itself is short of memory or processor time.
+    Overloaded,
     /// A policy forbids it.
     Denied,
     /// A configuration that is not here yet, from a control plane that does not answer.
@@ -94,6 +96,7 @@ impl Kind {
             | Self::Overflow
             | Self::Fault
             | Self::RateLimited
+            | Self::Overloaded
             | Self::Denied
             | Self::Configuration => Side::Proxy,
             _ => Side::Upstream,
@@ -105,6 +108,7 @@ impl Kind {
             Self::UpstreamConnect | Self::UpstreamTls | Self::UpstreamResetBeforeRequest | Self::UpstreamRefused => {
                 Retry::Safe
             }
+            Self::Overloaded => Retry::Safe,
             Self::UpstreamReset | Self::PerTryTimeout => Retry::IfIdempotent,
             _ => Retry::Never,
         }
@@ -127,6 +131,7 @@ impl Kind {
             Self::DownstreamProtocol => "DPE",
             Self::Fault => "FI",
             Self::RateLimited => "RL",
+            Self::Overloaded => "OM",
             Self::Denied => "UAEX",
             Self::Configuration => "NFCF",
         }
@@ -182,6 +187,7 @@ impl fmt::Display for Kind {
             Self::DownstreamProtocol => "the request is not valid",
             Self::Fault => "fault injected",
             Self::RateLimited => "too many requests",
+            Self::Overloaded => "the proxy has too much to do",
             Self::Denied => "not allowed",
             Self::Configuration => "no configuration for this destination yet",
         })

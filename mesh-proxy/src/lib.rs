@@ -26,6 +26,7 @@ pub mod limit;
 pub mod listen;
 mod mirror;
 pub mod outbound;
+pub mod overload;
 pub mod path;
 pub mod probe;
 pub mod registry;

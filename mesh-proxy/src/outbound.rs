@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mesh_common::names::{is_virtual, outbound_listener};
 use tokio::net::{TcpListener, TcpStream};
@@ -92,7 +92,10 @@ async fn pick(
 ) -> Result<Path, Error> {
     let port = downstream.original_destination.port();
     let detected = if detect::is_needed(listener, port) {
-        detect::peek(stream, ctx.settings.detect_timeout, ctx.settings.handshake_timeout)
+        // Who says something at once is heard in any case.
+        let learned = ctx.learned.speaks_first(downstream.original_destination);
+        let silence = if learned { Duration::ZERO } else { ctx.settings.detect_timeout };
+        detect::peek(stream, silence, ctx.settings.handshake_timeout)
             .await
             .map_err(|error| Error::because(Kind::Downstream, error))?
     } else {

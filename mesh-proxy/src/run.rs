@@ -21,6 +21,7 @@ use mesh_proxy::limit::RateLimits;
 use mesh_proxy::listen::{
     Connections, Context, InFlight, Phase, everywhere, inherited_udp, inherited_unix_datagrams, tcp_listener,
 };
+use mesh_proxy::overload::{self, Overload};
 use mesh_proxy::probe::Prober;
 use mesh_proxy::registry::depart::{Departing, Departure};
 use mesh_proxy::registry::{self, Workload, health};
@@ -123,6 +124,8 @@ impl Proxy {
 
         let store = Store::new(Instant::now());
         follow_control_plane(&bootstrap, &identity.namespace, &tls, &store, &telemetry);
+        let overload = Arc::new(Overload::default());
+        overload::watch(&overload, bootstrap.settings.overload, &telemetry, data);
         let (phase, phases) = watch::channel(Phase::Serving);
         let ctx = Arc::new(Context {
             upstreams: Upstreams::new(store.clone(), tls.clone()),
@@ -133,6 +136,8 @@ impl Proxy {
             phase: phases,
             in_flight: InFlight::default(),
             rate_limits: RateLimits::default(),
+            overload: overload.clone(),
+            learned: Default::default(),
         });
         let inbound = Connections::new(bootstrap.settings.max_connections);
         let outbound = inbound.beside();

@@ -22,8 +22,9 @@ const TEMPLATES: [(&str, &str); 7] = [
     ("webhooks.yaml", include_str!("../../../deploy/chart/templates/webhooks.yaml")),
 ];
 
-const CRDS: [&str; 6] = [
+const CRDS: [&str; 7] = [
     include_str!("../../../deploy/crds/meshctl.dev_authorizationpolicies.yaml"),
+    include_str!("../../../deploy/crds/meshctl.dev_directresponses.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_faultinjections.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_meshconfigs.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_peerauthentications.yaml"),

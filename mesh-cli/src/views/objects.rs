@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 use mesh_common::resource::{
-    AuthorizationAction, AuthorizationPolicy, FaultInjection, Kind, Object, PeerAuthentication, ReferenceGrant,
-    Service, TargetRef, TrafficPolicy,
+    AuthorizationAction, AuthorizationPolicy, DirectResponse, FaultInjection, Kind, Object, PeerAuthentication,
+    ReferenceGrant, Service, TargetRef, TrafficPolicy,
 };
 use serde_json::Value;
 
@@ -27,6 +27,7 @@ pub fn table(kind: Kind, objects: &[Stored], namespaces: bool, now: Timestamp) -
         Kind::Service => (&["PORTS", "SELECTOR"], |o| of(o, service)),
         Kind::TrafficPolicy => (&["TARGET", "SETTINGS"], |o| of(o, traffic_policy)),
         Kind::FaultInjection => (&["CALLS OF", "BY", "EFFECT", "PERCENT", "EXPIRES"], |o| of(o, fault)),
+        Kind::DirectResponse => (&["STATUS CODE", "CONTENT TYPE", "BODY"], |o| of(o, direct_response)),
         Kind::PeerAuthentication => (&["TARGET", "MODE", "PORTS"], |o| of(o, peer_authentication)),
         Kind::AuthorizationPolicy => (&["TARGET", "ACTION", "RULES"], |o| of(o, authorization_policy)),
         Kind::WorkloadEntry => (&["SERVICE", "VERSION", "ADDRESSES", "PORTS", "HEALTHY"], |o| of(o, workload)),
@@ -96,6 +97,7 @@ pub fn summary(object: &Object) -> String {
         Object::FaultInjection(f) => {
             faults::views(f, Timestamp::MIN).iter().map(faults::in_words).collect::<Vec<_>>().join("; ")
         }
+        Object::DirectResponse(r) => texts(direct_response(r)),
         Object::PeerAuthentication(p) => texts(peer_authentication(p)),
         Object::AuthorizationPolicy(p) => texts(authorization_policy(p)),
         Object::WorkloadEntry(w) => texts(workload(w).into_iter().take(3).collect()),
@@ -161,6 +163,7 @@ of_object!(
     Service,
     TrafficPolicy,
     FaultInjection,
+    DirectResponse,
     PeerAuthentication,
     AuthorizationPolicy,
     WorkloadEntry,
@@ -253,6 +256,14 @@ fn fault(fault: &FaultInjection) -> Vec<Cell> {
         join(views.iter().map(|v| format!("{} %", v.percent)).collect()).into(),
         fault.spec.expires_at.clone().unwrap_or_else(|| "never".to_owned()).into(),
     ]
+}
+
+fn direct_response(response: &DirectResponse) -> Vec<Cell> {
+    let spec = &response.spec;
+    let body = spec.body.as_deref().unwrap_or_default();
+    let content_type = spec.content_type.as_deref().unwrap_or(if body.is_empty() { "" } else { "text/plain" });
+    let bytes = if body.is_empty() { String::new() } else { format!("{} bytes", body.len()) };
+    vec![spec.status.to_string().into(), content_type.into(), bytes.into()]
 }
 
 fn peer_authentication(policy: &PeerAuthentication) -> Vec<Cell> {
@@ -360,6 +371,7 @@ spec:
         for yaml in [
             "{apiVersion: meshctl.dev/v1alpha1, kind: TrafficPolicy, metadata: {name: x}, spec: {timeouts: {request: 2s}, retries: {attempts: 3}}}",
             "{apiVersion: meshctl.dev/v1alpha1, kind: PeerAuthentication, metadata: {name: x}, spec: {mode: PERMISSIVE}}",
+            "{apiVersion: meshctl.dev/v1alpha1, kind: DirectResponse, metadata: {name: x}, spec: {status: 503, body: later}}",
             "{apiVersion: meshctl.dev/v1alpha1, kind: WorkloadEntry, metadata: {name: x}, spec: {service: db, addresses: [10.0.0.1], ports: [{port: 5432}]}}",
         ] {
             let stored = stored(yaml, Value::Null);

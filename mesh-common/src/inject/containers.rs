@@ -148,6 +148,7 @@ fn proxy(config: &InjectConfig, options: &Options, probes: &Probes) -> Result<Va
         format!("--log={}", options.log),
         format!("--access-log={}", options.access_log),
     ];
+    args.extend(options.max_lag.map(|lag| format!("--max-lag={lag}")));
     args.extend(options.version.as_ref().map(|version| format!("--version={version}")));
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
     let mut env = vec![field("POD_NAME", "metadata.name"), field("POD_IP", "status.podIP")];

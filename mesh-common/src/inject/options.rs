@@ -7,10 +7,11 @@ use serde_json::Value;
 use super::record::ANNOTATION_INJECTED;
 use super::{InjectConfig, InjectError, object};
 use crate::names::kubernetes::{LABEL_INJECTION, LABEL_PROXY};
+use crate::resource::Duration;
 
 pub const ANNOTATION_PREFIX: &str = "meshctl.dev/";
 
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "exclude-inbound-ports",
     "exclude-outbound-ports",
     "exclude-outbound-cidrs",
@@ -18,6 +19,7 @@ const NAMES: [&str; 9] = [
     "proxy-memory",
     "proxy-cpu-limit",
     "proxy-memory-limit",
+    "proxy-max-lag",
     "log-level",
     "access-log",
 ];
@@ -32,6 +34,8 @@ pub(super) struct Options {
     pub(super) memory: String,
     pub(super) cpu_limit: Option<String>,
     pub(super) memory_limit: Option<String>,
+    /// Milliseconds.
+    pub(super) max_lag: Option<u128>,
     pub(super) log: String,
     pub(super) access_log: String,
     /// From the usual labels, for metrics.
@@ -54,6 +58,7 @@ impl Options {
             memory: annotations.request("proxy-memory", &config.memory, memory_limit.as_deref())?,
             cpu_limit,
             memory_limit,
+            max_lag: annotations.duration("proxy-max-lag")?.map(|lag| lag.as_millis()),
             log: annotations.log(&config.log)?,
             access_log: annotations.access_log(&config.access_log)?,
             version: version(pod),
@@ -138,6 +143,12 @@ impl<'a> Annotations<'a> {
             })
         };
         self.parts(name).map(port).collect()
+    }
+
+    fn duration(&self, name: &str) -> Result<Option<std::time::Duration>, InjectError> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        let duration = text.parse::<Duration>().map_err(|e| error(name, format!("{e}")))?;
+        Ok(Some(duration.get()))
     }
 
     pub(super) fn cidrs(&self, name: &str) -> Result<Vec<String>, InjectError> {

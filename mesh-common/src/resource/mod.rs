@@ -4,6 +4,7 @@
 //! errors with file, line, column and field path.
 
 mod authorization_policy;
+mod direct_response;
 mod duration;
 mod endpoint_health;
 mod fault;
@@ -28,6 +29,7 @@ mod workload_entry;
 use serde::{Deserialize, Serialize};
 
 pub use authorization_policy::*;
+pub use direct_response::*;
 pub use duration::{Duration, DurationError};
 pub use endpoint_health::*;
 pub use fault::*;
@@ -81,6 +83,7 @@ pub type UdpRoute = Resource<UdpRouteSpec>;
 pub type ReferenceGrant = Resource<ReferenceGrantSpec>;
 pub type TrafficPolicy = Resource<TrafficPolicySpec>;
 pub type FaultInjection = Resource<FaultInjectionSpec>;
+pub type DirectResponse = Resource<DirectResponseSpec>;
 pub type PeerAuthentication = Resource<PeerAuthenticationSpec>;
 pub type AuthorizationPolicy = Resource<AuthorizationPolicySpec>;
 pub type WorkloadEntry = Resource<WorkloadEntrySpec>;
@@ -98,6 +101,7 @@ pub enum Object {
     ReferenceGrant(ReferenceGrant),
     TrafficPolicy(TrafficPolicy),
     FaultInjection(FaultInjection),
+    DirectResponse(DirectResponse),
     PeerAuthentication(PeerAuthentication),
     AuthorizationPolicy(AuthorizationPolicy),
     WorkloadEntry(WorkloadEntry),
@@ -117,6 +121,7 @@ macro_rules! each {
             Object::ReferenceGrant($resource) => $body,
             Object::TrafficPolicy($resource) => $body,
             Object::FaultInjection($resource) => $body,
+            Object::DirectResponse($resource) => $body,
             Object::PeerAuthentication($resource) => $body,
             Object::AuthorizationPolicy($resource) => $body,
             Object::WorkloadEntry($resource) => $body,
@@ -145,6 +150,7 @@ into_object! {
     ReferenceGrant(ReferenceGrantSpec),
     TrafficPolicy(TrafficPolicySpec),
     FaultInjection(FaultInjectionSpec),
+    DirectResponse(DirectResponseSpec),
     PeerAuthentication(PeerAuthenticationSpec),
     AuthorizationPolicy(AuthorizationPolicySpec),
     WorkloadEntry(WorkloadEntrySpec),
@@ -174,6 +180,7 @@ impl Object {
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
             Self::TrafficPolicy(_) => Kind::TrafficPolicy,
             Self::FaultInjection(_) => Kind::FaultInjection,
+            Self::DirectResponse(_) => Kind::DirectResponse,
             Self::PeerAuthentication(_) => Kind::PeerAuthentication,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::WorkloadEntry(_) => Kind::WorkloadEntry,

@@ -188,6 +188,19 @@ pub struct Retries {
     /// The longest `Retry-After` that a retry waits for. Default 10s; zero: the header is not looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_retry_after: Option<Duration>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<Hedge>,
+}
+
+/// Another try is sent while the first is under way, and the first answer wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Hedge {
+    /// When nobody has answered in that time; zero: never.
+    pub after: Duration,
+    /// Also requests whose method does not say that they may be sent twice, such as all of gRPC. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub any_method: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]

@@ -23,10 +23,28 @@ pub(super) fn own_any<T: prost::Message + prost::Name>(message: &T) -> pb::Any {
     pb::Any { type_url: format!("type.googleapis.com/{}", T::full_name()), value: message.encode_to_vec() }
 }
 
-/// A map with one key: more would have no stable encoding.
+/// A map with one key; see [`ordered`] for more.
 pub(super) fn one<V>(key: &str, value: V) -> HashMap<String, V> {
     HashMap::from([(key.to_owned(), value)])
 }
+
+/// A map whose encoding is always the same: a map is written in the order in which it is walked, which differs from one
+/// map to the next and stays with a map's copies.
+pub(super) fn ordered<V>(entries: Vec<(&str, V)>) -> HashMap<String, V> {
+    let mut map: HashMap<String, V> = entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    // Of few keys, soon some map has this order; that none of so many has it does not happen.
+    for _ in 0..ORDERS {
+        if map.keys().is_sorted() {
+            break;
+        }
+        // A new hasher for each.
+        map = map.into_iter().collect();
+    }
+    map
+}
+
+/// How many maps are made at most; each has the right order with a chance of one in two where there are two keys.
+const ORDERS: usize = 256;
 
 pub(super) fn duration(duration: Duration) -> Option<pb::Duration> {
     // Durations come from at most 5-digit numbers of hours, so both fit.

@@ -1,6 +1,5 @@
 //! Faults, for the callers that they concern: our own message where it is understood, Envoy's (delay and abort) elsewhere.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::listener::v3::{Filter, filter};
@@ -15,16 +14,16 @@ use mesh_common::proto::extensions as own;
 use mesh_common::resource::{MatchType, NamedMatch};
 
 use super::Scope;
-use super::build::{any, duration, fraction, one, own_any};
+use super::build::{any, duration, fraction, own_any};
 use super::matching::header;
 use crate::model::{FaultKind, FaultRule};
 
 /// A route's configuration of the fault filter. `grpc`: its requests are gRPC.
-pub(super) fn of_route<'a>(
+pub(super) fn of_filter<'a>(
     scope: &Scope,
     rules: impl Iterator<Item = &'a Arc<FaultRule>>,
     grpc: bool,
-) -> HashMap<String, Any> {
+) -> Option<(&'static str, Any)> {
     let rules = concerning(scope, rules);
     let config = if rules.is_empty() {
         None
@@ -33,7 +32,7 @@ pub(super) fn of_route<'a>(
     } else {
         envoy(&rules, grpc).map(any)
     };
-    config.map(|config| one(names::FILTER_FAULT, config)).unwrap_or_default()
+    config.map(|config| (names::FILTER_FAULT, config))
 }
 
 /// A filter in front of a TCP proxy.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::config::listener::v3::{Filter, filter};
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use envoy_types::pb::envoy::extensions::filters::http::cors::v3::Cors;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
@@ -56,6 +57,13 @@ pub(super) fn bare_manager(routes: Routes, filters: Vec<HttpFilter>) -> HttpConn
 /// What routes need that may have faults.
 pub(super) fn faults() -> Vec<HttpFilter> {
     vec![filter(names::FILTER_FAULT, any(HttpFault::default()))]
+}
+
+/// What all routes of a proxy need that may have a CORS policy or faults. A preflight asks what may be asked, so it comes
+/// before what happens to requests.
+pub(super) fn of_routes() -> Vec<HttpFilter> {
+    let cors = filter(names::FILTER_CORS, any(Cors::default()));
+    [cors].into_iter().chain(faults()).collect()
 }
 
 pub(super) fn filter(name: &str, config: Any) -> HttpFilter {

@@ -136,7 +136,7 @@ fn listening(base: Listener, filters: Filters) -> Listener {
 fn of_port(model: &Model, scope: &Scope, service: &Service, port: &Port) -> Filters {
     let name = names::service_port(&service.name.name, &service.name.namespace, port.number);
     let routes = port.routes_for(&scope.namespace);
-    let http = || http::manager(Routes::Named(name.clone()), CodecType::Auto, http::faults(), paths(scope));
+    let http = || http::manager(Routes::Named(name.clone()), CodecType::Auto, http::of_routes(), paths(scope));
     let to = |backends: &[Backend]| {
         let clusters: Vec<_> = backends.iter().map(|to| (stream_cluster(model, to), to.weight)).collect();
         let ports = backends.iter().filter_map(|to| model.port(&to.service, to.port));
@@ -169,7 +169,7 @@ fn direct(scope: &Scope, service: &Service, port: &Port, at: SocketAddr) -> Filt
     let cluster = names::direct_cluster(at);
     let http = || {
         let config = route::to_cluster(scope, service, port, &cluster);
-        http::manager(Routes::Inline(Box::new(config)), CodecType::Auto, http::faults(), paths(scope))
+        http::manager(Routes::Inline(Box::new(config)), CodecType::Auto, http::of_routes(), paths(scope))
     };
     let streams = |to: String| Some(streams(scope, port, &cluster, &[(to, 1)], false));
     match port.protocol {

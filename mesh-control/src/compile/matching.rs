@@ -4,7 +4,7 @@ use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecif
 use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
 use envoy_types::pb::envoy::config::route::v3::route_match::{ConnectMatcher, GrpcRouteMatchOptions, PathSpecifier};
 use envoy_types::pb::envoy::config::route::v3::{HeaderMatcher, QueryParameterMatcher, RouteMatch as PbMatch};
-use mesh_common::resource::NamedMatch;
+use mesh_common::resource::{MatchType, NamedMatch};
 
 use super::ClientKind;
 use super::build::{exact, regex, string_match};
@@ -66,6 +66,18 @@ pub(super) fn header(matched: &NamedMatch) -> HeaderMatcher {
         ))),
         ..HeaderMatcher::default()
     }
+}
+
+/// Requests with one of these methods only.
+pub(super) fn with_methods(matched: &PbMatch, methods: &[&str]) -> PbMatch {
+    let any = string_match(Some(MatchType::RegularExpression), &methods.join("|"));
+    let method = HeaderMatcher {
+        name: ":method".to_owned(),
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(any)),
+        ..HeaderMatcher::default()
+    };
+    let headers = matched.headers.iter().cloned().chain([method]).collect();
+    PbMatch { headers, ..matched.clone() }
 }
 
 fn header_match(name: &str, value: &str) -> HeaderMatcher {

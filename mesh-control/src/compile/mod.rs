@@ -1,15 +1,17 @@
 //! From the model to xDS resources, for one kind of asker: a pure function, so that equal askers share equal bytes.
 //!
-//! In: a [`Model`] and a [`Scope`]. Out: resources as `docs/reference/xds.md` describes them. No message has a map with
-//! two keys, because those would have no stable encoding.
+//! In: a [`Model`] and a [`Scope`]. Out: resources as `docs/reference/xds.md` describes them. A map with two keys
+//! would have no stable encoding, so it is made by [`build::ordered`].
 
 mod authorization;
 mod balancing;
 mod build;
 mod cluster;
+mod cors;
 mod endpoint_health;
 mod endpoints;
 mod fault;
+mod hedge;
 mod http;
 mod inbound;
 mod limit;

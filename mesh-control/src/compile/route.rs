@@ -21,10 +21,10 @@ use envoy_types::pb::envoy::config::route::v3::{
 use envoy_types::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use mesh_common::names;
-use mesh_common::resource::{HttpPathModifier, PathModifierType, RequestRedirectFilter};
+use mesh_common::resource::{Header, HeaderFilter, HttpPathModifier, PathModifierType, RequestRedirectFilter};
 
-use super::build::{any, duration, fraction, header_changes, regex, uint32};
-use super::{ClientKind, Scope, balancing, fault, matching};
+use super::build::{any, duration, fraction, header_changes, ordered, regex, uint32};
+use super::{ClientKind, Scope, balancing, cors, fault, hedge, matching};
 use crate::model::{
     Action, Backend, Forward, Mirror, Model, PathMatch, PathRewrite, Policy, Port, Protocol, Route, Service,
 };
@@ -79,21 +79,29 @@ fn straight(scope: &Scope, service: &Service, port: &Port, cluster: &str) -> Vec
             hash_policy: balancing::hash_policies(scope, [&port.policy].into_iter()),
             ..action(scope, &port.policy, grpc)
         })),
-        typed_per_filter_config: fault::of_route(scope, port.faults.iter(), grpc),
+        typed_per_filter_config: ordered(fault::of_filter(scope, port.faults.iter(), grpc).into_iter().collect()),
         ..PbRoute::default()
     };
     let connect = (scope.client != ClientKind::Grpc).then(|| route(matching::connect()));
-    [route(prefix("/"))].into_iter().chain(connect).collect()
+    let all = hedge::apart(scope, &port.policy, None, route(prefix("/")));
+    all.into_iter().chain(connect).collect()
 }
 
 fn of_route(model: &Model, scope: &Scope, port: &Port, route: &Route) -> Vec<PbRoute> {
-    let Some(matched) = matching::route(&route.matches, scope.client) else { return Vec::new() };
+    let preflights = cors::preflights(route).and_then(|matches| matching::route(&matches, scope.client));
+    let requests = matching::route(&route.matches, scope.client);
+    requests.into_iter().chain(preflights).flat_map(|matched| matched_by(matched, model, scope, port, route)).collect()
+}
+
+fn matched_by(matched: PbMatch, model: &Model, scope: &Scope, port: &Port, route: &Route) -> Vec<PbRoute> {
     let grpc = route.matches.grpc || port.protocol == Protocol::Grpc;
     let faults = port.faults.iter().chain(&route.faults);
     let made = PbRoute {
         name: route.name.clone(),
         r#match: Some(matched),
-        typed_per_filter_config: fault::of_route(scope, faults, grpc),
+        typed_per_filter_config: ordered(
+            fault::of_filter(scope, faults, grpc).into_iter().chain(cors::of_filter(scope, route)).collect(),
+        ),
         request_headers_to_add: header_changes(&route.request_headers),
         request_headers_to_remove: route.request_headers.remove.clone(),
         response_headers_to_add: header_changes(&route.response_headers),
@@ -103,17 +111,35 @@ fn of_route(model: &Model, scope: &Scope, port: &Port, route: &Route) -> Vec<PbR
     match &route.action {
         Action::Forward(to) => {
             let action = forward(model, scope, to, &route.matches.path, action(scope, &route.policy, grpc));
-            vec![PbRoute { action: Some(route::Action::Route(action)), ..made }]
+            let made = PbRoute { action: Some(route::Action::Route(action)), ..made };
+            hedge::apart(scope, &route.policy, route.matches.method, made)
         }
         Action::Redirect(filter) => redirects(made, filter, &route.matches.path),
-        Action::Fail => {
-            let text = "no backend of this route exists".to_owned();
-            let body =
-                DataSource { specifier: Some(data_source::Specifier::InlineString(text)), ..DataSource::default() };
-            let direct = DirectResponseAction { status: 500, body: Some(body), ..DirectResponseAction::default() };
-            vec![PbRoute { action: Some(route::Action::DirectResponse(direct)), ..made }]
+        Action::Direct(response) => {
+            let body = response.body.as_deref().unwrap_or_default();
+            let mut made = PbRoute { action: Some(direct(response.status, body)), ..made };
+            if !body.is_empty() {
+                let content_type = response.content_type.clone().unwrap_or_else(|| "text/plain".to_owned());
+                let header = Header { name: "content-type".to_owned(), value: content_type };
+                let first = header_changes(&HeaderFilter { set: vec![header], ..HeaderFilter::default() });
+                made.response_headers_to_add.splice(0..0, first);
+            }
+            vec![made]
         }
+        Action::Fail => vec![PbRoute { action: Some(direct(500, "no backend of this route exists")), ..made }],
     }
+}
+
+fn direct(status: u16, body: &str) -> route::Action {
+    let body = (!body.is_empty()).then(|| DataSource {
+        specifier: Some(data_source::Specifier::InlineString(body.to_owned())),
+        ..DataSource::default()
+    });
+    route::Action::DirectResponse(DirectResponseAction {
+        status: u32::from(status),
+        body,
+        ..DirectResponseAction::default()
+    })
 }
 
 /// Timeouts and retries.

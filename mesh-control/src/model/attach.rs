@@ -4,14 +4,16 @@ mod datagrams;
 mod streams;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use mesh_common::resource::{
-    BackendObjectReference, BackendRef, GrpcRoute, GrpcRouteFilter, GrpcRouteRule, HeaderFilter, HttpRoute,
-    HttpRouteFilter, HttpRouteRule, Key, Kind, Metadata, ParentReference, PathModifierType, ReferenceGrant,
-    RequestMirrorFilter,
+    BackendObjectReference, BackendRef, CorsFilter, GrpcRoute, GrpcRouteFilter, GrpcRouteRule, HeaderFilter, HttpRoute,
+    HttpRouteFilter, HttpRouteRule, Key, Kind, LocalObjectReference, Metadata, ParentReference, PathModifierType,
+    ReferenceGrant, RequestMirrorFilter,
 };
 
 use super::fault::Faults;
+use super::objects::Sorted;
 use super::policy::Policies;
 use super::route::{Age, Precedence};
 use super::{
@@ -26,7 +28,7 @@ pub(super) struct Attacher<'a> {
     pub services: &'a BTreeMap<Name, Service>,
     pub policies: &'a Policies<'a>,
     pub faults: &'a Faults,
-    grants: &'a [&'a ReferenceGrant],
+    objects: &'a Sorted<'a>,
     pub statuses: &'a mut BTreeMap<Key, Status>,
     http: BTreeMap<Place, Vec<(Precedence, Key, Route)>>,
     tls: BTreeMap<Place, Vec<(Key, TlsStreams)>>,
@@ -50,6 +52,7 @@ struct Rule<'a> {
     action: Action,
     request_headers: HeaderFilter,
     response_headers: HeaderFilter,
+    cors: Option<Arc<CorsFilter>>,
     http: Option<&'a HttpRouteRule>,
 }
 
@@ -58,12 +61,12 @@ impl<'a> Attacher<'a> {
         services: &'a BTreeMap<Name, Service>,
         policies: &'a Policies<'a>,
         faults: &'a Faults,
-        grants: &'a [&'a ReferenceGrant],
+        objects: &'a Sorted<'a>,
         statuses: &'a mut BTreeMap<Key, Status>,
     ) -> Self {
         let (http, tls) = (BTreeMap::new(), BTreeMap::new());
         let (tcp, udp) = (BTreeMap::new(), BTreeMap::new());
-        Self { services, policies, faults, grants, statuses, http, tls, tcp, udp }
+        Self { services, policies, faults, objects, statuses, http, tls, tcp, udp }
     }
 
     pub fn http_route(&mut self, route: &HttpRoute) {
@@ -72,7 +75,7 @@ impl<'a> Attacher<'a> {
         let whole = [HttpRouteRule::default()];
         let rules = if route.spec.rules.is_empty() { &whole[..] } else { &route.spec.rules };
         for parent in &route.spec.parent_refs {
-            let mut refs = Refs::new(self.services, self.grants, &key, parent);
+            let mut refs = Refs::new(self.services, self.objects, &key, parent);
             let rules: Vec<_> = rules.iter().enumerate().map(|(i, rule)| http_rule(rule, i, &age, &mut refs)).collect();
             self.attach_http(&key, parent, &rules, refs);
         }
@@ -85,7 +88,7 @@ impl<'a> Attacher<'a> {
         let whole = [GrpcRouteRule::default()];
         let rules = if route.spec.rules.is_empty() { &whole[..] } else { &route.spec.rules };
         for parent in &route.spec.parent_refs {
-            let mut refs = Refs::new(self.services, self.grants, &key, parent);
+            let mut refs = Refs::new(self.services, self.objects, &key, parent);
             let rules: Vec<_> = rules.iter().enumerate().map(|(i, rule)| grpc_rule(rule, i, &age, &mut refs)).collect();
             self.attach_http(&key, parent, &rules, refs);
         }
@@ -128,6 +131,7 @@ impl<'a> Attacher<'a> {
                 action: rule.action.clone(),
                 request_headers: rule.request_headers.clone(),
                 response_headers: rule.response_headers.clone(),
+                cors: rule.cors.clone(),
                 policy: policy.clone(),
                 faults: self.faults.of(key, rule.name),
             };
@@ -236,9 +240,14 @@ fn http_rule<'a>(rule: &'a HttpRouteRule, index: usize, age: &Age, refs: &mut Re
     Rule {
         name: rule.name.as_deref(),
         matches: matches.into_iter().enumerate().map(with_precedence).collect(),
-        action: redirect.map_or_else(|| forward_or_fail(forward), Action::Redirect),
+        action: match (redirect, rule.filters.iter().find_map(|f| f.extension_ref.as_ref())) {
+            (Some(redirect), _) => Action::Redirect(redirect),
+            (None, Some(reference)) => refs.direct_response(reference),
+            (None, None) => forward_or_fail(forward),
+        },
         request_headers: headers(|f| f.request_header_modifier.as_ref()).unwrap_or_default(),
         response_headers: headers(|f| f.response_header_modifier.as_ref()).unwrap_or_default(),
+        cors: rule.filters.iter().find_map(|f| f.cors.clone()).map(Arc::new),
         http: Some(rule),
     }
 }
@@ -266,6 +275,7 @@ fn grpc_rule<'a>(rule: &'a GrpcRouteRule, index: usize, age: &Age, refs: &mut Re
         action: forward_or_fail(Forward { backends, mirrors, ..Forward::default() }),
         request_headers: headers(|f| f.request_header_modifier.as_ref()).unwrap_or_default(),
         response_headers: headers(|f| f.response_header_modifier.as_ref()).unwrap_or_default(),
+        cors: None,
         http: None,
     }
 }
@@ -286,7 +296,7 @@ enum Carries {
 /// Resolves references to backends, and remembers what was wrong with them.
 struct Refs<'a> {
     services: &'a BTreeMap<Name, Service>,
-    grants: &'a [&'a ReferenceGrant],
+    objects: &'a Sorted<'a>,
     route: &'a Key,
     parent_namespace: &'a str,
     carries: Carries,
@@ -296,12 +306,12 @@ struct Refs<'a> {
 impl<'a> Refs<'a> {
     fn new(
         services: &'a BTreeMap<Name, Service>,
-        grants: &'a [&'a ReferenceGrant],
+        objects: &'a Sorted<'a>,
         route: &'a Key,
         parent: &'a ParentReference,
     ) -> Self {
         let parent_namespace = parent.namespace.as_deref().unwrap_or(&route.namespace);
-        Self { services, grants, route, parent_namespace, carries: Carries::Requests, problem: None }
+        Self { services, objects, route, parent_namespace, carries: Carries::Requests, problem: None }
     }
 
     fn condition(self) -> Condition {
@@ -324,6 +334,17 @@ impl<'a> Refs<'a> {
             backends.push(Backend { service, port, weight, found, request_headers, response_headers });
         }
         backends
+    }
+
+    /// A filter that can't be found is not left out: what it was for would happen to no request.
+    fn direct_response(&mut self, reference: &LocalObjectReference) -> Action {
+        let Some(found) = self.objects.direct_responses.get(&Name::new(&self.route.namespace, &reference.name)) else {
+            let (namespace, name) = (&self.route.namespace, &reference.name);
+            let message = format!("there is no {} {namespace}/{name}, so requests get 500", reference.kind);
+            self.problem.get_or_insert(("FilterNotFound", message));
+            return Action::Fail;
+        };
+        Action::Direct(Arc::new(found.spec.clone()))
     }
 
     /// A mirror to nowhere is left out: it changes nothing for the request itself.
@@ -353,7 +374,7 @@ impl<'a> Refs<'a> {
 
     fn granted(&self, name: &Name, reference: &BackendObjectReference) -> bool {
         let of_backend = |grant: &&&ReferenceGrant| grant.metadata.namespace_or_default() == name.namespace;
-        self.grants.iter().filter(of_backend).any(|grant| grant.allows(self.route, reference))
+        self.objects.reference_grants.iter().filter(of_backend).any(|grant| grant.allows(self.route, reference))
     }
 
     fn check(&self, name: &Name, reference: &BackendObjectReference) -> Option<(&'static str, String)> {

@@ -138,7 +138,7 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
         }
     }
 
-    let mut attacher = Attacher::new(&services, &policies, &faults, &sorted.reference_grants, &mut statuses);
+    let mut attacher = Attacher::new(&services, &policies, &faults, &sorted, &mut statuses);
     sorted.http_routes.iter().for_each(|route| attacher.http_route(route));
     sorted.grpc_routes.iter().for_each(|route| attacher.grpc_route(route));
     sorted.tcp_routes.iter().for_each(|route| attacher.tcp_route(route));

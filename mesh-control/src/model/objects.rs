@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_common::resource::{
-    AuthorizationPolicy, FaultInjection, GrpcRoute, HttpRoute, Key, Kind, MeshConfig, Object, PeerAuthentication,
-    ReferenceGrant, Retries, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute, WorkloadEntry,
+    AuthorizationPolicy, DirectResponse, FaultInjection, GrpcRoute, HttpRoute, Key, Kind, MeshConfig, Object,
+    PeerAuthentication, ReferenceGrant, Retries, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute, WorkloadEntry,
 };
 
 use super::policy::service_name;
@@ -21,6 +21,7 @@ pub(super) struct Sorted<'a> {
     pub reference_grants: Vec<&'a ReferenceGrant>,
     pub traffic_policies: Vec<&'a TrafficPolicy>,
     pub fault_injections: Vec<&'a FaultInjection>,
+    pub direct_responses: BTreeMap<Name, &'a DirectResponse>,
     pub peer_authentications: Vec<&'a PeerAuthentication>,
     pub authorization_policies: Vec<&'a AuthorizationPolicy>,
     pub workload_entries: Vec<&'a WorkloadEntry>,
@@ -41,6 +42,10 @@ impl<'a> Sorted<'a> {
                 Object::ReferenceGrant(object) => sorted.reference_grants.push(object),
                 Object::TrafficPolicy(object) => sorted.traffic_policies.push(object),
                 Object::FaultInjection(object) => sorted.fault_injections.push(object),
+                Object::DirectResponse(object) => {
+                    let name = Name::new(object.metadata.namespace_or_default(), &object.metadata.name);
+                    sorted.direct_responses.insert(name, object);
+                }
                 Object::PeerAuthentication(object) => sorted.peer_authentications.push(object),
                 Object::AuthorizationPolicy(object) => sorted.authorization_policies.push(object),
                 Object::WorkloadEntry(object) => sorted.workload_entries.push(object),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mesh_common::resource::{
-    HashKey, HealthCheck, Key, Kind, LoadBalancerPolicy, LocalityPreference, MESH_NAMESPACE, OutlierDetection,
+    HashKey, HealthCheck, Hedge, Key, Kind, LoadBalancerPolicy, LocalityPreference, MESH_NAMESPACE, OutlierDetection,
     RequestLimit, Retries, SlowStart, TargetRef, TrafficPolicy, TrafficPolicySpec,
 };
 
@@ -33,6 +33,7 @@ pub struct Policy {
     pub request_limit: Option<RequestLimit>,
     pub max_retries: Option<u32>,
     max_retry_after: Option<Duration>,
+    hedge: Option<Hedge>,
     outlier_detection: Option<OutlierDetection>,
     health_check: Option<HealthCheck>,
 }
@@ -103,6 +104,11 @@ impl Policy {
         self.max_retry_after.unwrap_or(Duration::from_secs(10))
     }
 
+    /// For requests that may be sent twice, as far as anybody knows.
+    pub fn hedge(&self) -> Option<Hedge> {
+        self.hedge.filter(|hedge| !hedge.after.is_zero() && self.retries() > 0)
+    }
+
     pub fn outlier_detection(&self) -> Option<&OutlierDetection> {
         self.outlier_detection.as_ref().filter(|it| it.is_on())
     }
@@ -169,6 +175,7 @@ impl Policy {
     fn overlay_retries(&mut self, retries: &Retries) {
         self.attempts = retries.attempts.or(self.attempts);
         self.max_retry_after = retries.max_retry_after.map(|d| d.get()).or(self.max_retry_after);
+        self.hedge = retries.hedge.or(self.hedge);
         self.on = retries.on.clone().or(self.on.take());
         self.per_try = retries.per_try_timeout.map(|d| d.get()).or(self.per_try);
         if let Some(backoff) = retries.backoff {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use mesh_common::resource::{
-    GrpcMethodMatch, GrpcRouteMatch, HeaderFilter, HttpRouteMatch, MatchType, Metadata, NamedMatch, PathMatchType,
-    RequestRedirectFilter,
+    CorsFilter, DirectResponseSpec, GrpcMethodMatch, GrpcRouteMatch, HeaderFilter, HttpRouteMatch, MatchType, Metadata,
+    NamedMatch, PathMatchType, RequestRedirectFilter,
 };
 
 use super::policy::Policy;
@@ -49,6 +49,7 @@ pub struct Route {
     pub action: Action,
     pub request_headers: HeaderFilter,
     pub response_headers: HeaderFilter,
+    pub cors: Option<Arc<CorsFilter>>,
     pub policy: Policy,
     pub faults: Vec<Arc<FaultRule>>,
 }
@@ -76,6 +77,8 @@ pub enum PathMatch {
 pub enum Action {
     Forward(Box<Forward>),
     Redirect(RequestRedirectFilter),
+    /// The proxy answers.
+    Direct(Arc<DirectResponseSpec>),
     /// None of the backends exists: 500, as Gateway API wants it.
     Fail,
 }

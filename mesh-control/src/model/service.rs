@@ -57,6 +57,10 @@ impl Endpoint {
     }
 }
 
+/// Protocols in which the server speaks first, with the ports that IANA gave them.
+const SERVER_FIRST: [(&str, &[u16]); 6] =
+    [("ftp", &[21]), ("ssh", &[22]), ("smtp", &[25, 587]), ("pop3", &[110]), ("imap", &[143]), ("mysql", &[3306])];
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Http,
@@ -81,8 +85,14 @@ impl Protocol {
             "http2" | "h2c" | "kubernetes.io/h2c" => Self::Http2,
             "grpc" => Self::Grpc,
             "tcp" | "tls" | "https" | "kubernetes.io/wss" | "mongo" | "mysql" | "postgres" | "redis" => Self::Tcp,
+            _ if SERVER_FIRST.iter().any(|(name, _)| text.eq_ignore_ascii_case(name)) => Self::Tcp,
             _ => return None,
         })
+    }
+
+    /// What is spoken at a port of which nobody says anything: where a server speaks first, nothing would come that tells.
+    fn of_number(port: u16) -> Self {
+        if SERVER_FIRST.iter().any(|(_, ports)| ports.contains(&port)) { Self::Tcp } else { Self::Detect }
     }
 
     /// From a port's name, by the field's habit: `http`, `grpc-web`, `tcp-db`.
@@ -251,7 +261,8 @@ fn declared_protocol(port: &ServicePort, endpoints: &[Endpoint]) -> Protocol {
     };
     let of_workload = || endpoints.iter().find_map(|e| e.workload.port(false, e.port)).map(|p| p.protocol);
     let own = port.app_protocol.as_deref().and_then(Protocol::parse);
-    own.or_else(|| Protocol::from_name(&port.name)).or(target).or_else(of_workload).unwrap_or(Protocol::Detect)
+    let said = own.or_else(|| Protocol::from_name(&port.name)).or(target).or_else(of_workload);
+    said.filter(|said| *said != Protocol::Detect).unwrap_or_else(|| Protocol::of_number(port.port))
 }
 
 /// The ports of a service that nobody declared are those of its workloads.
@@ -280,6 +291,9 @@ fn from_workloads(name: Name, members: &[&Arc<Workload>], statuses: &mut BTreeMa
             }
             known.endpoints.extend(endpoint(workload, port.number));
         }
+    }
+    for port in service.ports.values_mut().filter(|port| port.protocol == Protocol::Detect) {
+        port.protocol = Protocol::of_number(port.number);
     }
     service
 }

@@ -40,6 +40,8 @@ fn admin_with(drain: Option<Drain>) -> (Arc<Admin>, Readiness, watch::Sender<Pha
         phase,
         in_flight: InFlight::default(),
         rate_limits: RateLimits::default(),
+        overload: Default::default(),
+        learned: Default::default(),
     };
     let readiness = Readiness::waiting_for("a certificate");
     (Arc::new(Admin::new(Arc::new(ctx), readiness.clone(), None, drain)), readiness, sender)

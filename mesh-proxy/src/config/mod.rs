@@ -4,6 +4,7 @@
 
 mod authorization;
 mod cluster;
+mod cors;
 pub mod decode;
 mod endpoint_health;
 mod limit;
@@ -12,6 +13,7 @@ mod route;
 
 pub use authorization::*;
 pub use cluster::*;
+pub use cors::*;
 pub use endpoint_health::*;
 pub use limit::*;
 pub use listener::*;

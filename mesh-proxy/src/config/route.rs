@@ -4,6 +4,7 @@ use std::time::Duration;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
+use super::Cors;
 use crate::fault::Share;
 
 /// A route configuration.
@@ -31,6 +32,7 @@ pub struct Route {
     pub action: Action,
     pub request_headers: HeaderMutation,
     pub response_headers: HeaderMutation,
+    pub cors: Option<Arc<Cors>>,
     pub fault: Option<Arc<Fault>>,
 }
 
@@ -166,6 +168,8 @@ pub struct RetryPolicy {
     pub on: RetryOn,
     /// Zero: none.
     pub per_try_timeout: Duration,
+    /// A try that has taken that long goes on, beside the next one.
+    pub hedges: bool,
     pub backoff_base: Duration,
     pub backoff_max: Duration,
     /// The longest `Retry-After` that a retry waits for. Zero: the header is not looked at.

@@ -63,6 +63,11 @@ impl Deadline {
         (self.per_try, self.last) = (Duration::ZERO, now);
     }
 
+    /// How long the client still waits, if it said so.
+    pub(crate) fn client_waits(&self, now: Instant) -> Option<Duration> {
+        Some(self.client?.saturating_duration_since(now))
+    }
+
     /// What has run out by now.
     pub(crate) fn passed(&self, upload: Option<&Upload>, now: Instant) -> Option<Kind> {
         self.next(upload).filter(|(at, _)| *at <= now).map(|(_, kind)| kind)

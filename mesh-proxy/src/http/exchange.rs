@@ -47,6 +47,8 @@ pub(crate) struct Exchange {
     /// Bytes from downstream after an upgrade.
     pub(crate) tunnelled: u64,
     pub(crate) error: Option<Error>,
+    /// The origin whose scripts may read the response, by the route's CORS policy.
+    pub(crate) origin: Option<HeaderValue>,
     /// What the limit on requests has left.
     pub(crate) quota: Option<Quota>,
     /// The response was handed over to its end.
@@ -95,6 +97,7 @@ impl Exchange {
             response_bytes: 0,
             tunnelled: 0,
             error: None,
+            origin: None,
             quota: None,
             complete: false,
         })

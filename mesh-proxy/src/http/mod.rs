@@ -4,18 +4,20 @@
 //! the next piece is read when the last one has been taken.
 
 mod connection;
+mod cors;
 mod deadline;
 mod drain;
 mod exchange;
 mod gathered;
 mod head;
+mod hedge;
 mod io;
 mod pipeline;
 mod reply;
 mod request_body;
 mod response_body;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod timer;
 mod unused;
 mod upgrade;

@@ -10,12 +10,13 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 use super::connection::Connection;
+use super::cors::{self, Met};
 use super::deadline::Deadline;
 use super::exchange::Exchange;
-use super::head::{Head, apply, concerns_connection, remove_hop_by_hop};
+use super::head::{Head, apply, concerns_connection, remove_hop_by_hop, tell_time_left};
 use super::request_body::{Gate, RequestBody, Upload};
 use super::response_body::{Content, ResponseBody};
-use super::{reply, upgrade};
+use super::{hedge, reply, upgrade};
 use crate::authorization::{self, Subject};
 use crate::config::{
     Action, Authorization, Fault, Forward, HttpManager, RetryPolicy, Route, RouteSource, RouteTable, WeightedCluster,
@@ -29,7 +30,7 @@ use crate::upstream::{Failed, Held, Outcome, Target, UpstreamBody, Version, View
 use crate::{mirror, retry, route};
 
 /// Why there is no response.
-enum Ended {
+pub(super) enum Ended {
     Error(Error),
     /// An injected abort.
     Abort(StatusCode, u32),
@@ -50,7 +51,7 @@ pub(super) async fn handle(
 ) -> Result<Response<ResponseBody>, h2::Error> {
     let mut exchange = Exchange::begin(conn, request);
     let grpc = exchange.head.grpc;
-    let response = match respond(&mut exchange).await {
+    let mut response = match respond(&mut exchange).await {
         Ok(response) => response,
         Err(Ended::Error(error)) if hands_back(&exchange, &error) => {
             exchange.error = Some(error);
@@ -74,6 +75,9 @@ pub(super) async fn handle(
             return Err(h2::Reason::INTERNAL_ERROR.into());
         }
     };
+    if let Some(cors) = exchange.route.as_ref().and_then(|route| route.cors.as_deref()) {
+        cors::mark(cors, exchange.origin.as_ref(), response.headers_mut());
+    }
     exchange.answered(response.status(), response.headers());
     let last = exchange.conn.signals.is_leaving();
     let quota = exchange.quota;
@@ -94,12 +98,15 @@ fn hands_back(exchange: &Exchange, error: &Error) -> bool {
     downstream.direction == Direction::Inbound
         && downstream.security() == Security::MutualTls
         && exchange.head.version == http::Version::HTTP_2
-        && error.kind.side() == Side::Upstream
+        && (error.kind.side() == Side::Upstream || error.kind == Kind::Overloaded)
         && error.kind.retry() == Retry::Safe
 }
 
 async fn respond(exchange: &mut Exchange) -> Result<Response<Content>, Ended> {
     exchange.head.check()?;
+    if let Some(scarce) = exchange.conn.ctx.overload.scarce() {
+        return Err(Error::because(Kind::Overloaded, scarce.as_str()).into());
+    }
     let gone = || Error::because(Kind::Denied, "connections like this one are not taken any more");
     let manager = exchange.manager.clone().ok_or_else(gone)?;
     authorize(&manager.authorization, &exchange.conn, &exchange.head)?;
@@ -107,11 +114,21 @@ async fn respond(exchange: &mut Exchange) -> Result<Response<Content>, Ended> {
     exchange.route = Some(route.clone());
     exchange.deadline = deadline(exchange, &route);
     limit(exchange, &manager)?;
+    if let Some(cors) = &route.cors {
+        match cors::meet(cors, &exchange.head) {
+            Met::Allowed(origin) => exchange.origin = Some(origin),
+            Met::Preflight(response, origin) => {
+                exchange.origin = origin;
+                return Ok(response);
+            }
+            Met::Other => (),
+        }
+    }
     if let Some(fault) = &route.fault {
         inject(fault, exchange).await?;
     }
     let mut response = match &route.action {
-        Action::Direct { status, body } => reply::plain(*status, body.clone()),
+        Action::Direct { status, body } => reply::direct(*status, body.clone(), exchange.head.method == Method::HEAD),
         Action::Redirect(redirect) => reply::redirect(redirect, &route.matches.path, &exchange.head),
         Action::Forward(action) => forward(exchange, &route, action).await?,
     };
@@ -194,7 +211,11 @@ async fn forward(exchange: &mut Exchange, route: &Route, forward: &Forward) -> R
         [] => Keyed::default(),
         hash => hash::of_request(hash, &exchange.head.headers, exchange.conn.downstream.peer.ip()),
     };
-    let mut response = tries(exchange, &forward.retry, &view, key).await?;
+    let mut response = if hedge::is_wanted(exchange, &forward.retry) {
+        Box::pin(hedge::tries(exchange, &forward.retry, &view, key)).await?
+    } else {
+        tries(exchange, &forward.retry, &view, key).await?
+    };
     if let Some(upload) = &exchange.upload {
         upload.settle();
     }
@@ -243,10 +264,12 @@ async fn tries(
     view: &Arc<View>,
     key: Option<u64>,
 ) -> Result<Response<UpstreamBody>, Ended> {
-    let mut tries = Tries { left: policy.retries, tried: Vec::new(), renewed: false, held: None };
+    let mut tries = Tries::new(policy);
+    // Of a policy that hedges, that is when another try begins and not when one ends.
+    let per_try = if policy.hedges { Duration::ZERO } else { policy.per_try_timeout };
     loop {
         let now = Instant::now();
-        exchange.deadline.begin_try(policy.per_try_timeout, now);
+        exchange.deadline.begin_try(per_try, now);
         if let Some(kind) = exchange.deadline.passed(exchange.upload.as_ref(), now) {
             return Err(kind.into());
         }
@@ -267,7 +290,7 @@ async fn tries(
 
 /// What follows a try. Taken apart as soon as it is made.
 #[allow(clippy::large_enum_variant)]
-enum Next {
+pub(super) enum Next {
     Done(Result<Response<UpstreamBody>, Ended>),
     /// Another one that is not a retry.
     AtOnce,
@@ -282,9 +305,9 @@ fn is_patient(exchange: &Exchange, policy: &RetryPolicy, asked: Option<Duration>
 }
 
 /// What a request has left to try.
-struct Tries {
+pub(super) struct Tries {
     left: u32,
-    tried: Vec<SocketAddr>,
+    pub(super) tried: Vec<SocketAddr>,
     /// Was sent again once because the pool's connection had been closed.
     renewed: bool,
     /// The retry's share of the cluster's budget.
@@ -292,8 +315,40 @@ struct Tries {
 }
 
 impl Tries {
+    pub(super) fn new(policy: &RetryPolicy) -> Self {
+        Self { left: policy.retries, tried: Vec::new(), renewed: false, held: None }
+    }
+
+    /// Takes note of what came of a try that nothing follows from.
+    pub(super) fn observe(
+        &self,
+        exchange: &mut Exchange,
+        outcome: Result<Response<UpstreamBody>, Failed>,
+        began: Instant,
+    ) {
+        let now = Instant::now();
+        if let Some(target) = &exchange.target {
+            target.took(now.saturating_duration_since(began), outcome.is_ok(), now);
+        }
+        match outcome {
+            Ok(response) => exchange.observe_head(response.status(), response.headers(), now),
+            Err(failed) => {
+                if let Some(outcome) = Outcome::of_error(failed.error.kind) {
+                    exchange.observe(outcome, || now);
+                }
+            }
+        }
+    }
+
+    /// Takes a retry beside the tries that are under way. It is given back when what is returned is dropped.
+    pub(super) fn take_another(&mut self, view: &View) -> Option<Held> {
+        let held = (self.left > 0).then(|| view.usage.retry(&view.cluster.limits)).flatten()?;
+        self.left -= 1;
+        Some(held)
+    }
+
     /// Takes note of what came of a try that `began` then, and says what follows.
-    fn next(
+    pub(super) fn next(
         &mut self,
         exchange: &mut Exchange,
         policy: &RetryPolicy,
@@ -370,7 +425,7 @@ async fn try_once(exchange: &mut Exchange, keep: bool) -> Result<Response<Upstre
         return Err(Error::new(Kind::NoHealthyUpstream).into());
     };
     let version = head.version_for(target);
-    let request = request(head, upload.as_ref(), target, version, keep)?;
+    let request = request(head, deadline, upload.as_ref(), target, version, keep)?;
     match deadline.limit(upload.as_ref(), target.send(request, version)).await {
         Ok(outcome) => outcome,
         Err(kind) => Err(Error::new(kind).into()),
@@ -379,22 +434,41 @@ async fn try_once(exchange: &mut Exchange, keep: bool) -> Result<Response<Upstre
 
 fn request(
     head: &mut Head,
+    deadline: &Deadline,
     upload: Option<&Upload>,
     target: &Target,
     version: Version,
     keep: bool,
 ) -> Result<Request<RequestBody>, Error> {
-    let Some(upload) = upload else { return head.request(RequestBody::empty(), target, version, keep) };
+    let Some(upload) = upload else {
+        return make_request(head, deadline, RequestBody::empty(), target, version, keep);
+    };
     if !head.expects {
-        return head.request(upload.body(None), target, version, keep);
+        return make_request(head, deadline, upload.body(None), target, version, keep);
     }
     let gate = Arc::new(Gate::new());
-    let mut request = head.request(upload.body(Some(gate.clone())), target, version, keep)?;
+    let mut request = make_request(head, deadline, upload.body(Some(gate.clone())), target, version, keep)?;
     hyper::ext::on_informational(&mut request, move |response| {
         if response.status() == StatusCode::CONTINUE {
             gate.open();
         }
     });
+    Ok(request)
+}
+
+/// The request of one try, which is told how long its client still waits.
+pub(super) fn make_request(
+    head: &mut Head,
+    deadline: &Deadline,
+    body: RequestBody,
+    target: &Target,
+    version: Version,
+    keep: bool,
+) -> Result<Request<RequestBody>, Error> {
+    let mut request = head.request(body, target, version, keep)?;
+    if let Some(left) = deadline.client_waits(Instant::now()) {
+        tell_time_left(request.headers_mut(), left);
+    }
     Ok(request)
 }
 

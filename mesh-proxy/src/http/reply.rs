@@ -4,12 +4,12 @@ use std::fmt::Write;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 
 use super::head::{Head, replace_prefix};
 use super::response_body::Content;
 use crate::config::{PathMatch, Redirect, RedirectPath};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 
 /// An error in the form that the client understands: an HTTP status, or the status of gRPC. What the operating system
 /// or TLS said stays here.
@@ -35,16 +35,37 @@ pub(crate) fn plain(status: StatusCode, body: Bytes) -> Response<Content> {
     response
 }
 
+/// The answer of a route. `head`: only the head of it was asked for.
+pub(crate) fn direct(status: StatusCode, body: Bytes, head: bool) -> Response<Content> {
+    let mut response = plain(status, body);
+    if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        // RFC 9110, 8.6: the one has none, and of the other it would be that of another response.
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
+    if head { response.map(|_| Content::Empty) } else { response }
+}
+
 /// A response without messages ("trailers only").
 fn grpc_status(status: u32, message: &str) -> Response<Content> {
     let mut response = Response::new(Content::Empty);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    put_grpc_status(headers, status, message);
+    response
+}
+
+/// The end of a response that has begun.
+pub(crate) fn grpc_trailers(kind: Kind) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    put_grpc_status(&mut trailers, kind.grpc_status(), &kind.to_string());
+    trailers
+}
+
+fn put_grpc_status(headers: &mut HeaderMap, status: u32, message: &str) {
     headers.insert("grpc-status", status.into());
     if let Ok(message) = HeaderValue::try_from(percent_encoded(message)) {
         headers.insert("grpc-message", message);
     }
-    response
 }
 
 fn percent_encoded(message: &str) -> String {

@@ -117,6 +117,14 @@ impl Upload {
         !state.failed && (state.bytes == 0 && state.ended.is_none() || state.kept.is_some())
     }
 
+    /// All of it once more, beside the try that reads it, if it has come to its end and is kept.
+    pub(crate) fn whole(&self) -> Option<RequestBody> {
+        let state = self.state();
+        let kept = state.kept.as_ref().filter(|_| state.ended.is_some())?;
+        let left = state.kept_bytes as u64;
+        Some(RequestBody(Source::Kept { chunks: kept.clone().into_iter(), left }))
+    }
+
     /// No other try will come.
     pub(crate) fn settle(&self) {
         self.state().kept = None;
@@ -211,6 +219,11 @@ enum Source {
     Upload(Box<Reader>),
     /// A mirror's copy, and the length that the original announced.
     Tap(mpsc::Receiver<Tapped>, Option<u64>),
+    /// A copy of all that came. `left`: bytes of it.
+    Kept {
+        chunks: std::vec::IntoIter<Chunk>,
+        left: u64,
+    },
     /// Of a request of the proxy's own.
     Full(Bytes),
 }
@@ -296,6 +309,13 @@ impl Body for RequestBody {
                 Some(piece) => piece.map(Ok),
                 None => Some(Err(BodyError::Unwanted)),
             },
+            Source::Kept { chunks, left } => {
+                let chunk = chunks.next();
+                if let Some(Chunk::Data(data)) = &chunk {
+                    *left -= data.len() as u64;
+                }
+                chunk.map(Ok)
+            }
             Source::Full(bytes) if bytes.is_empty() => None,
             Source::Full(bytes) => Some(Ok(Chunk::Data(std::mem::take(bytes)))),
         };
@@ -307,6 +327,7 @@ impl Body for RequestBody {
             Source::Empty => true,
             Source::Upload(reader) => reader.ended,
             Source::Tap(..) => false,
+            Source::Kept { chunks, .. } => chunks.as_slice().is_empty(),
             Source::Full(bytes) => bytes.is_empty(),
         }
     }
@@ -316,6 +337,7 @@ impl Body for RequestBody {
             Source::Empty => Some(0),
             Source::Upload(reader) => reader.upload.state().length.map(|length| length.saturating_sub(reader.sent)),
             Source::Tap(_, length) => *length,
+            Source::Kept { left, .. } => Some(*left),
             Source::Full(bytes) => Some(bytes.len() as u64),
         };
         exact.map_or_else(SizeHint::default, SizeHint::with_exact)

@@ -9,6 +9,7 @@ use h2::Reason;
 use http_body::{Body, Frame, SizeHint};
 
 use super::exchange::Exchange;
+use super::reply;
 use crate::error::{Error, Kind};
 use crate::upstream::{Outcome, UpstreamBody};
 
@@ -42,6 +43,16 @@ impl ResponseBody {
 }
 
 impl Streaming {
+    /// Ends a gRPC response with the status that says why. A reset would look as if it had been cancelled.
+    fn too_late<T>(&mut self, kind: Kind) -> Poll<Option<Result<Frame<Bytes>, T>>> {
+        let trailers = reply::grpc_trailers(kind);
+        self.exchange.trailers(&trailers);
+        self.exchange.error = Some(kind.into());
+        // What comes from upstream ends with this.
+        self.content = Content::Empty;
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+
     /// Ends the response at the next poll. hyper would throw away what it has not written yet, be it the head, so it gets
     /// the opportunity to write it first.
     fn broken<T>(&mut self, error: Error, reason: Reason, cx: &Context<'_>) -> Poll<T> {
@@ -89,6 +100,9 @@ impl Body for ResponseBody {
         };
         let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
             let kind = ready!(exchange.deadline.poll(exchange.upload.as_ref(), cx));
+            if exchange.head.grpc {
+                return this.too_late(kind);
+            }
             return this.broken(kind.into(), Reason::CANCEL, cx);
         };
         match frame {

@@ -114,6 +114,8 @@ fn context_with(tls: Tls, store: Store) -> Arc<Context> {
         phase: watch::channel(Phase::Serving).1,
         in_flight: InFlight::default(),
         rate_limits: RateLimits::default(),
+        overload: Default::default(),
+        learned: Default::default(),
     })
 }
 
@@ -320,6 +322,8 @@ fn an_application_is_called_where_it_listens() {
             phase,
             in_flight: InFlight::default(),
             rate_limits: RateLimits::default(),
+            overload: Default::default(),
+            learned: Default::default(),
         });
         let proxy = listen::tcp_listener(listen::everywhere(15006)).unwrap();
         tokio::spawn(serve(proxy, Connections::new(100), ctx.clone()));

@@ -16,7 +16,9 @@ use mesh_common::names::port;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use crate::detect::Learned;
 use crate::limit::RateLimits;
+use crate::overload::{Overload, OverloadLimits};
 use crate::snapshot::Store;
 use crate::telemetry::Telemetry;
 use crate::tls::Tls;
@@ -106,12 +108,13 @@ pub struct Settings {
     /// Sessions of datagrams at the same time; the datagrams of those beyond it are dropped.
     pub max_udp_sessions: usize,
     /// How long a client may take to say something that tells its protocol. A port whose protocol the mesh does not
-    /// know and whose client waits for the server to speak first loses this much time once per connection.
+    /// know and whose client waits for the server to speak first loses this much time at the first connection.
     pub detect_timeout: Duration,
     /// How long a TLS handshake may take.
     pub handshake_timeout: Duration,
     /// How long connections may go on after the proxy was told to end.
     pub drain_timeout: Duration,
+    pub overload: OverloadLimits,
 }
 
 impl Default for Settings {
@@ -124,6 +127,7 @@ impl Default for Settings {
             detect_timeout: Duration::from_millis(500),
             handshake_timeout: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(5),
+            overload: OverloadLimits::default(),
         }
     }
 }
@@ -141,6 +145,10 @@ pub struct Context {
     /// What peers have going with the application.
     pub in_flight: InFlight,
     pub rate_limits: RateLimits,
+    /// Whether the proxy itself has too much to do.
+    pub overload: Arc<Overload>,
+    /// Where servers speak first.
+    pub learned: Learned,
 }
 
 impl Context {

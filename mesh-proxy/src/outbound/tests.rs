@@ -7,7 +7,9 @@ use tokio::net::UdpSocket;
 use tokio::sync::watch;
 
 use super::*;
-use crate::config::{Endpoint, Endpoints, FilterChain, Name};
+use crate::config::{
+    Authorization, ChainMatch, Endpoint, Endpoints, FilterChain, Name, UpstreamHttp, WeightedClusters,
+};
 use crate::dns::{Dns, DnsSockets, Resolvers};
 use crate::intercept;
 use crate::limit::RateLimits;
@@ -18,16 +20,22 @@ use crate::tls::Tls;
 use crate::upstream::Upstreams;
 
 fn context(resources: impl IntoIterator<Item = Resource>) -> Arc<Context> {
+    patient(Duration::ZERO, resources)
+}
+
+fn patient(detect_timeout: Duration, resources: impl IntoIterator<Item = Resource>) -> Arc<Context> {
     let (store, tls) = (Store::of(resources), Tls::default());
     Arc::new(Context {
         upstreams: Upstreams::new(store.clone(), tls.clone()),
         store,
         tls,
         telemetry: Telemetry::new(TelemetryOptions::default()).unwrap(),
-        settings: Settings { detect_timeout: Duration::ZERO, ..Settings::default() },
+        settings: Settings { detect_timeout, ..Settings::default() },
         phase: watch::channel(Phase::Serving).1,
         in_flight: InFlight::default(),
         rate_limits: RateLimits::default(),
+        overload: Default::default(),
+        learned: Default::default(),
     })
 }
 
@@ -118,6 +126,88 @@ async fn a_listener_without_a_chain_for_it_refuses() {
     let ctx = listener(Vec::<FilterChain>::new());
     assert!(is_reset(client("10.0.0.1:80", &ctx).await).await);
     recorded(&ctx, "NR").await;
+}
+
+const GREETING: &[u8] = b"220 mail.example.com ESMTP\r\n";
+
+/// A server that greets who connects, and says what it hears.
+async fn greeter() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let _ = stream.write_all(GREETING).await;
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    address
+}
+
+/// A port whose protocol is declared, or one where HTTP is told from the rest.
+fn to_server(server: SocketAddr, declared: bool, detect_timeout: Duration) -> Arc<Context> {
+    let tcp = NetworkFilter::Tcp(Arc::new(TcpProxy {
+        stat_prefix: "mail".into(),
+        authorization: Authorization::default(),
+        clusters: WeightedClusters::single("mail"),
+        idle_timeout: Duration::ZERO,
+        fault: None,
+        hash_source: false,
+    }));
+    let chain = |protocols: &[&str], filter: NetworkFilter| FilterChain {
+        matches: ChainMatch {
+            destination_port: None,
+            transport: None,
+            server_names: vec![],
+            application_protocols: protocols.iter().map(|it| (*it).to_owned()).collect(),
+        },
+        tls: None,
+        filter,
+    };
+    let http = chain(&["http/1.1", "h2c"], tcp.clone());
+    let chains = if declared { vec![] } else { vec![http] };
+    let listener = Listener { name: "10.0.0.1:25".into(), chains, default_chain: Some(chain(&[], tcp)) };
+    let endpoints = Endpoints { name: "mail".into(), endpoints: vec![Arc::new(Endpoint::at(server))] };
+    let cluster = crate::http::tests::cluster("mail", UpstreamHttp::Http1);
+    patient(
+        detect_timeout,
+        [
+            Resource::Listener(Arc::new(listener)),
+            Resource::Cluster(Arc::new(cluster)),
+            Resource::Endpoints(Arc::new(endpoints)),
+        ],
+    )
+}
+
+async fn greeted(ctx: &Arc<Context>) -> Duration {
+    let mut client = client("10.0.0.1:25", ctx).await;
+    let began = Instant::now();
+    let mut greeting = vec![0; GREETING.len()];
+    tokio::time::timeout(Duration::from_secs(10), client.read_exact(&mut greeting)).await.unwrap().unwrap();
+    assert_eq!(greeting, GREETING);
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn who_waits_for_the_server_waits_once_and_never_where_the_port_is_declared() {
+    let patience = Duration::from_secs(1);
+    let server = greeter().await;
+    let declared = to_server(server, true, patience);
+    assert!(greeted(&declared).await < patience);
+    let undeclared = to_server(server, false, patience);
+    assert!(greeted(&undeclared).await >= patience);
+    for _ in 0..3 {
+        let took = greeted(&undeclared).await;
+        assert!(took < patience, "{took:?}");
+    }
+    // Where the client speaks first after all, the next one is listened to again.
+    let learned = &undeclared.learned;
+    let destination = "10.0.0.1:25".parse().unwrap();
+    assert!(learned.speaks_first(destination));
+    learned.saw(destination, false);
+    assert!(greeted(&undeclared).await >= patience);
 }
 
 /// In a namespace of its own, with the rules that the mesh writes: what the kernel says of redirected connections, on

@@ -15,6 +15,7 @@ fn route(name: &str, matches: RouteMatch) -> Arc<Route> {
         action: Action::Direct { status: http::StatusCode::OK, body: bytes::Bytes::new() },
         request_headers: HeaderMutation::default(),
         response_headers: HeaderMutation::default(),
+        cors: None,
         fault: None,
     })
 }

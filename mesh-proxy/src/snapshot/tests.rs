@@ -33,6 +33,7 @@ fn table(name: &str, cluster: &str) -> Resource {
             retries: 0,
             on: RetryOn::default(),
             per_try_timeout: Duration::ZERO,
+            hedges: false,
             backoff_base: Duration::from_millis(25),
             backoff_max: Duration::from_millis(250),
             retry_after_max: Duration::ZERO,
@@ -54,6 +55,7 @@ fn table(name: &str, cluster: &str) -> Resource {
         action: Action::Forward(Box::new(forward)),
         request_headers: HeaderMutation::default(),
         response_headers: HeaderMutation::default(),
+        cors: None,
         fault: None,
     };
     let host = VirtualHost { name: String::new(), domains: vec!["*".into()], routes: vec![Arc::new(route)] };

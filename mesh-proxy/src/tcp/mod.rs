@@ -13,6 +13,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::authorization::{self, Subject, Verdict};
 use crate::config::{Endpoint, Fault, FaultKind, FaultRule, NetworkFilter, TcpProxy};
+use crate::detect::Learned;
 use crate::error::{Error, Kind, Side};
 use crate::hash;
 use crate::http::DownstreamIo;
@@ -37,6 +38,9 @@ pub(crate) async fn proxy<IO: DownstreamIo>(
     ctx: &Context,
 ) {
     let began = Instant::now();
+    if let Some(scarce) = ctx.overload.scarce() {
+        return refuse(io, downstream, "", began, &Error::because(Kind::Overloaded, scarce.as_str()), ctx);
+    }
     if let Err(error) = verdict(downstream, filter).enforce(&ctx.telemetry) {
         return refuse(io, downstream, "", began, &error, ctx);
     }
@@ -180,7 +184,13 @@ async fn carry<IO: DownstreamIo>(
         sent_bytes: 0,
         detail: None,
     };
-    let mut counted = Counted { metrics: ctx.telemetry.tcp_opened(&record), received: 0, sent: 0 };
+    let learns = downstream.direction == Direction::Outbound && cluster != CLUSTER_PASSTHROUGH;
+    let mut counted = Counted {
+        metrics: ctx.telemetry.tcp_opened(&record),
+        received: 0,
+        sent: 0,
+        learned: learns.then_some((&ctx.learned, downstream.original_destination)),
+    };
     let carried = async {
         let result = copy::copy(&mut io, &mut upstream.io, idle, &mut counted).await;
         result.err().map(|broken| match broken {
@@ -209,19 +219,31 @@ async fn carry<IO: DownstreamIo>(
     }
 }
 
-struct Counted {
+struct Counted<'a> {
     metrics: StreamMetrics,
     received: u64,
     sent: u64,
+    /// Is told who speaks first.
+    learned: Option<(&'a Learned, SocketAddr)>,
 }
 
-impl Count for Counted {
+impl Counted<'_> {
+    fn begun(&mut self, server_first: bool) {
+        if let Some((learned, destination)) = self.learned.take() {
+            learned.saw(destination, server_first);
+        }
+    }
+}
+
+impl Count for Counted<'_> {
     fn received(&mut self, bytes: u64) {
+        self.begun(false);
         self.received += bytes;
         self.metrics.received(bytes);
     }
 
     fn sent(&mut self, bytes: u64) {
+        self.begun(true);
         self.sent += bytes;
         self.metrics.sent(bytes);
     }

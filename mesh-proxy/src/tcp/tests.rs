@@ -22,6 +22,8 @@ fn context() -> Context {
         phase: watch::channel(Phase::Serving).1,
         in_flight: InFlight::default(),
         rate_limits: RateLimits::default(),
+        overload: Default::default(),
+        learned: Default::default(),
     }
 }
 

@@ -17,6 +17,7 @@ use super::series::{Budget, Cost, Destination, Key, Plan, Table};
 use super::udp::{self, UdpMetrics};
 use super::{LocalWorkload, RequestRecord, TcpRecord};
 use crate::listen::{Direction, Downstream};
+use crate::overload::Scarce;
 use crate::upstream::HealthReport;
 
 const REQUESTS: &str = "mesh_requests_total";
@@ -31,6 +32,7 @@ const OVERFLOW: &str = "mesh_proxy_metrics_overflow_total";
 const BUILD: &str = "mesh_proxy_build_info";
 const ACTIVE: &str = "mesh_proxy_connections_active";
 const XDS: &str = "mesh_proxy_xds_connected";
+const OVERLOADED: &str = "mesh_proxy_overloaded";
 const EXPIRY: &str = "mesh_proxy_certificate_expiry_timestamp_seconds";
 const LOG_DROPPED: &str = "mesh_proxy_access_log_dropped_total";
 const DNS: &str = "mesh_proxy_dns_queries_total";
@@ -265,6 +267,10 @@ impl Metrics {
         }
         gauge(&self.recorder, EJECTED, vec![]).set(report.ejected as f64);
         gauge(&self.recorder, FAILING, vec![]).set(report.failing as f64);
+    }
+
+    pub(super) fn overloaded(&self, what: Scarce, is_so: bool) {
+        gauge(&self.recorder, OVERLOADED, vec![Label::new("resource", what.as_str())]).set(f64::from(u8::from(is_so)));
     }
 
     pub(super) fn xds_connected(&self, connected: bool) {
@@ -534,6 +540,7 @@ fn describe(recorder: &PrometheusRecorder) {
         (udp::ACTIVE, "Sessions of datagrams that are open."),
         (EJECTED, "Endpoints that are ejected."),
         (FAILING, "Endpoints that fail their health checks."),
+        (OVERLOADED, "1 while new requests are refused because the proxy is short of this."),
         (XDS, "1 while the proxy is connected to a control plane."),
         (EXPIRY, "End of validity of the proxy's certificate, in Unix seconds."),
     ];

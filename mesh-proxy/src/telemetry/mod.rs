@@ -143,6 +143,10 @@ impl Telemetry {
         self.inner.metrics.upstream_health(report);
     }
 
+    pub fn overloaded(&self, what: crate::overload::Scarce, is_so: bool) {
+        self.inner.metrics.overloaded(what, is_so);
+    }
+
     pub fn xds_connected(&self, connected: bool) {
         self.inner.metrics.xds_connected(connected);
     }

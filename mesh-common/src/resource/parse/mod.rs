@@ -209,6 +209,7 @@ impl Reader {
             Kind::ReferenceGrant => self.typed(kind, node).map(Object::ReferenceGrant),
             Kind::TrafficPolicy => self.typed(kind, node).map(Object::TrafficPolicy),
             Kind::FaultInjection => self.typed(kind, node).map(Object::FaultInjection),
+            Kind::DirectResponse => self.typed(kind, node).map(Object::DirectResponse),
             Kind::PeerAuthentication => self.typed(kind, node).map(Object::PeerAuthentication),
             Kind::AuthorizationPolicy => self.typed(kind, node).map(Object::AuthorizationPolicy),
             Kind::WorkloadEntry => self.typed(kind, node).map(Object::WorkloadEntry),

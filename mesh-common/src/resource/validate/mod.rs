@@ -2,6 +2,8 @@
 //! objects that want different things) is a condition, found by the model.
 
 mod authorization;
+mod cors;
+mod direct_response;
 mod endpoint_health;
 mod fields;
 mod limits;
@@ -46,6 +48,7 @@ pub fn validate(object: &Object) -> Vec<FieldError> {
         Object::ReferenceGrant(grant) => routes::grant(&grant.spec, &mut errors),
         Object::TrafficPolicy(policy) => policies::traffic(&policy.spec, &mut errors),
         Object::FaultInjection(fault) => policies::fault(&fault.spec, &mut errors),
+        Object::DirectResponse(response) => direct_response::check(&response.spec, &mut errors),
         Object::PeerAuthentication(policy) => policies::peer(&policy.spec, &mut errors),
         Object::AuthorizationPolicy(policy) => authorization::policy(&policy.spec, &mut errors),
         Object::MeshConfig(config) => policies::mesh(&config.spec, &mut errors),

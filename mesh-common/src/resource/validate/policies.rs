@@ -19,6 +19,8 @@ pub(super) fn traffic(spec: &TrafficPolicySpec, errors: &mut Errors) {
         }
         let twice = timeouts.per_try.is_some() && spec.retries.as_ref().is_some_and(|r| r.per_try_timeout.is_some());
         errors.add_if(twice, "spec.retries.perTryTimeout", "this is set already, as `timeouts.perTry`");
+        let hedge = timeouts.per_try.is_some() && spec.retries.as_ref().is_some_and(|r| r.hedge.is_some());
+        errors.add_if(hedge, "spec.retries.hedge", NO_PER_TRY);
     }
     if let Some(value) = &spec.retries {
         retries(errors, "spec.retries", value);
@@ -45,6 +47,8 @@ pub(super) fn traffic(spec: &TrafficPolicySpec, errors: &mut Errors) {
     }
 }
 
+const NO_PER_TRY: &str = "a try that is hedged goes on, so there is no timeout of a try beside `hedge`";
+
 fn retries(errors: &mut Errors, path: &str, retries: &Retries) {
     let many = retries.attempts.is_some_and(|n| n > 100);
     errors.add_if(many, format!("{path}.attempts"), "at most 100 retries are allowed");
@@ -55,6 +59,8 @@ fn retries(errors: &mut Errors, path: &str, retries: &Retries) {
         errors.add_if(!known, format!("{path}.on[{i}]"), message);
     }
     not_zero(errors, &format!("{path}.perTryTimeout"), retries.per_try_timeout);
+    let both = retries.hedge.is_some() && retries.per_try_timeout.is_some();
+    errors.add_if(both, format!("{path}.hedge"), NO_PER_TRY);
     if let Some(backoff) = &retries.backoff {
         not_zero(errors, &format!("{path}.backoff.base"), Some(backoff.base));
         let shorter = backoff.max.is_some_and(|max| max < backoff.base);

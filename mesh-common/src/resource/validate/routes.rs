@@ -3,12 +3,12 @@ use std::net::IpAddr;
 
 use super::super::{
     BackendRef, GATEWAY_GROUP, GrpcFilterType, GrpcMethodMatch, GrpcRouteFilter, GrpcRouteSpec, HttpFilterType,
-    HttpPathMatch, HttpPathModifier, HttpRouteFilter, HttpRouteRule, HttpRouteSpec, MatchType, ParentReference,
-    PathMatchType, PathModifierType, ReferenceGrantSpec, RequestMirrorFilter, RequestRedirectFilter,
+    HttpPathMatch, HttpPathModifier, HttpRouteFilter, HttpRouteRule, HttpRouteSpec, MESH_GROUP, MatchType,
+    ParentReference, PathMatchType, PathModifierType, ReferenceGrantSpec, RequestMirrorFilter, RequestRedirectFilter,
     SessionPersistence, TcpRouteSpec, TlsRouteSpec, UdpRouteSpec, UrlRewriteFilter,
 };
-use super::Errors;
 use super::fields::{at_most, header_filter, header_matches, hostname, not_zero, query_matches, regex};
+use super::{Errors, cors};
 
 const MAX_RULES: usize = 16;
 const MAX_MATCHES: usize = 64;
@@ -41,6 +41,12 @@ fn http_rule(errors: &mut Errors, path: &str, rule: &HttpRouteRule) {
     errors.add_if(redirect && rewrite, format!("{path}.filters"), "a rule redirects or rewrites, not both");
     let both = redirect && !rule.backend_refs.is_empty();
     errors.add_if(both, format!("{path}.backendRefs"), "a rule that redirects has no backends");
+    let direct = rule.filters.iter().any(|f| f.filter_type == HttpFilterType::ExtensionRef);
+    let elsewhere = direct && (redirect || rewrite || rule.filters.iter().any(|f| f.request_mirror.is_some()));
+    let message = "a rule that answers itself neither redirects, rewrites nor mirrors";
+    errors.add_if(elsewhere, format!("{path}.filters"), message);
+    let both = direct && !rule.backend_refs.is_empty();
+    errors.add_if(both, format!("{path}.backendRefs"), "a rule that answers itself has no backends");
     prefix_rewrites(errors, path, rule);
     backends(errors, path, &rule.backend_refs);
     for (i, backend) in rule.backend_refs.iter().enumerate() {
@@ -285,8 +291,12 @@ fn http_filters(errors: &mut Errors, path: &str, filters: &[HttpRouteFilter]) {
         let again = filter.filter_type != Type::RequestMirror
             && filters[..i].iter().any(|f| f.filter_type == filter.filter_type);
         errors.add_if(again, format!("{path}.type"), "a filter of this type is there already");
-        let unsupported = matches!(filter.filter_type, Type::Cors | Type::ExtensionRef);
-        errors.add_if(unsupported, format!("{path}.type"), "filters of this type are not supported yet");
+        if let Some(reference) = &filter.extension_ref {
+            let known = reference.group == MESH_GROUP && reference.kind == "DirectResponse";
+            let message = format!("only a DirectResponse of the group {MESH_GROUP} can be named here");
+            errors.add_if(!known, format!("{path}.extensionRef.kind"), message);
+            errors.add_if(reference.name.is_empty(), format!("{path}.extensionRef.name"), "the name is needed");
+        }
         for (field, headers) in [
             ("requestHeaderModifier", &filter.request_header_modifier),
             ("responseHeaderModifier", &filter.response_header_modifier),
@@ -303,6 +313,9 @@ fn http_filters(errors: &mut Errors, path: &str, filters: &[HttpRouteFilter]) {
         }
         if let Some(filter) = &filter.url_rewrite {
             rewrite(errors, &format!("{path}.urlRewrite"), filter);
+        }
+        if let Some(filter) = &filter.cors {
+            cors::filter(errors, &format!("{path}.cors"), filter);
         }
     }
 }

@@ -41,7 +41,21 @@ fn refuses_wrong_rules_by_path() {
             "matches: [{queryParams: [{name: a, value: '[', type: RegularExpression}]}]",
             "matches[0].queryParams[0].value",
         ),
-        ("filters: [{type: CORS, cors: {}}]", "filters[0].type"),
+        ("filters: [{type: CORS}]", "filters[0].cors"),
+        ("filters: [{type: CORS, cors: {allowOrigins: ['https://a/b']}}]", "filters[0].cors.allowOrigins[0]"),
+        ("filters: [{type: CORS, cors: {allowOrigins: ['https://a', '*']}}]", "filters[0].cors.allowOrigins[1]"),
+        (
+            "filters: [{type: CORS, cors: {allowOrigins: ['https://a', 'HTTPS://A']}}]",
+            "filters[0].cors.allowOrigins[1]",
+        ),
+        ("filters: [{type: CORS, cors: {allowMethods: [get]}}]", "filters[0].cors.allowMethods[0]"),
+        ("filters: [{type: CORS, cors: {allowHeaders: ['a b']}}]", "filters[0].cors.allowHeaders[0]"),
+        ("filters: [{type: CORS, cors: {maxAge: 0}}]", "filters[0].cors.maxAge"),
+        ("filters: [{type: ExtensionRef, extensionRef: {group: x, kind: Y, name: z}}]", "filters[0].extensionRef.kind"),
+        (
+            "filters: [{type: ExtensionRef, extensionRef: {group: meshctl.dev, kind: DirectResponse, name: a}}]\nbackendRefs: [{name: a, port: 1}]",
+            "backendRefs",
+        ),
         ("filters: [{type: RequestMirror}]", "filters[0].requestMirror"),
         ("filters: [{type: URLRewrite, urlRewrite: {hostname: A}}]", "filters[0].urlRewrite.hostname"),
         (
@@ -87,6 +101,11 @@ fn a_route_for_a_gateway_is_refused_with_what_to_write() {
 fn policies() {
     let header = "apiVersion: meshctl.dev/v1alpha1\nmetadata: {name: p}\n";
     for (body, path) in [
+        ("kind: DirectResponse\nspec: {status: 99}", "spec.status"),
+        ("kind: DirectResponse\nspec: {status: 204, body: a}", "spec.body"),
+        ("kind: DirectResponse\nspec: {status: 200, body: a, contentType: text}", "spec.contentType"),
+        ("kind: DirectResponse\nspec: {status: 200, contentType: text/plain}", "spec.contentType"),
+        ("kind: TrafficPolicy\nspec: {timeouts: {perTry: 1s}, retries: {hedge: {after: 1s}}}", "spec.retries.hedge"),
         ("kind: FaultInjection\nspec: {targetRefs: [], faults: [{percent: 1, reset: {}}]}", "spec.targetRefs"),
         (
             "kind: FaultInjection\nspec: {targetRefs: [{kind: Service, name: a}], faults: [{percent: 101, reset: {}}]}",

@@ -17,6 +17,8 @@ pub(super) fn full() -> String {
         "  - {matches: [{path: {type: Exact, value: /x}, method: GET, headers: [{name: a, value: b}], queryParams: [{name: q, value: '.*', type: RegularExpression}]}, {method: CONNECT}], filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: a, value: '%'}], add: [{name: c, value: d}], remove: [e]}}, {type: URLRewrite, urlRewrite: {hostname: h, path: {type: ReplaceFullPath, replaceFullPath: /y}}}, {type: RequestMirror, requestMirror: {backendRef: {name: reviews-v2, port: 9080}, percent: 10}}], backendRefs: [{name: reviews-v1, port: 9080, weight: 90}, {name: reviews-v2, port: 9080, weight: 10}], timeouts: {request: 5s, backendRequest: 1s}, retry: {codes: [503], attempts: 3}}
   - {matches: [{path: {value: /strip}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}], backendRefs: [{name: reviews, port: 9080}]}
   - {matches: [{path: {value: /gone}}], filters: [{type: RequestRedirect, requestRedirect: {scheme: https, hostname: h, port: 8443, path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]}
+  - {matches: [{path: {value: /answer}}], filters: [{type: ExtensionRef, extensionRef: {group: meshctl.dev, kind: DirectResponse, name: later}}, {type: CORS, cors: {allowOrigins: ['*']}}]}
+  - {matches: [{path: {value: /shared}, method: PUT}], filters: [{type: CORS, cors: {allowOrigins: ['https://a.example.com', 'https://*.example.com:8443', 'http://*'], allowCredentials: true, allowMethods: ['*'], allowHeaders: [x-a], exposeHeaders: [x-b, x-c], maxAge: 60}}], backendRefs: [{name: reviews, port: 9080}]}
   - {matches: [{path: {type: RegularExpression, value: '/a[0-9]+'}}], backendRefs: [{name: nobody, port: 1}]}
   - {backendRefs: [{name: reviews, port: 9080}]}",
     );
@@ -50,6 +52,11 @@ spec:
   parentRefs: [{group: '', kind: Service, name: misc}]
   hostnames: [zero.example.org]
   rules: [{backendRefs: [{name: db, port: 5432, weight: 0}]}]
+---
+apiVersion: meshctl.dev/v1alpha1
+kind: DirectResponse
+metadata: {name: later}
+spec: {status: 503, body: 'later, 100%', contentType: text/html}
 ---
 apiVersion: meshctl.dev/v1alpha1
 kind: FaultInjection

@@ -73,7 +73,7 @@ fn bootstrap(model: &Model, scope: &Scope) -> Bootstrap {
                 let filter = manager(
                     Routes::Inline(Box::new(decode(&any))),
                     CodecType::Auto,
-                    crate::compile::http::faults(),
+                    crate::compile::http::of_routes(),
                     crate::compile::http::Paths::Own,
                 );
                 resources.listeners.push(Listener {

@@ -1,11 +1,14 @@
 //! What rules become: weights, filters, timeouts, retries.
 
 use envoy_types::pb::envoy::config::core::v3::HeaderValueOption;
+use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::config::route::v3::redirect_action::PathRewriteSpecifier;
 use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, HostRewriteSpecifier};
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::{RedirectAction, header_matcher, query_parameter_matcher};
+use envoy_types::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy;
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use mesh_common::names;
 use mesh_common::resource::Kind;
 
 use super::*;
@@ -349,4 +352,175 @@ fn a_grpc_client_gets_only_what_it_knows() {
         forward(&routes[0]).max_stream_duration.as_ref().unwrap().max_stream_duration.as_ref().unwrap().seconds,
         3
     );
+}
+
+const CORS: &str = "filters: [{type: CORS, cors: {allowOrigins: ['https://A.example.com', 'https://*.example.com', 'https://*:8443'], allowCredentials: true, allowMethods: ['*'], allowHeaders: [x-a, x-b]}}]";
+
+fn cors(route: &PbRoute) -> CorsPolicy {
+    let any = &route.typed_per_filter_config[names::FILTER_CORS];
+    assert_eq!(any.type_url, "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy");
+    CorsPolicy::decode(any.value.as_slice()).unwrap()
+}
+
+#[test]
+fn a_cors_filter_is_envoy_s() {
+    let policy = cors(&only(&to_v1(CORS)));
+    let patterns: Vec<_> = policy.allow_origin_string_match.into_iter().map(|m| m.match_pattern.unwrap()).collect();
+    let texts: Vec<_> = patterns
+        .iter()
+        .map(|pattern| match pattern {
+            MatchPattern::Exact(text) => text.as_str(),
+            MatchPattern::SafeRegex(regex) => regex.regex.as_str(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let any = r"https://([^/:]+|\[[0-9a-f:.]+\]):8443";
+    assert_eq!(texts, ["https://a.example.com", r"https://[^/:]+\.example\.com", any]);
+    assert_eq!((policy.allow_methods.as_str(), policy.allow_headers.as_str()), ("*", "x-a, x-b"));
+    assert_eq!((policy.expose_headers.as_str(), policy.max_age.as_str()), ("", "5"));
+    assert!(policy.allow_credentials.unwrap().value && !policy.forward_not_matching_preflights.unwrap().value);
+    let for_envoy = reviews(&shop(&http_route("r", &to_v1(CORS))), &scope(ClientKind::Envoy));
+    assert!(cors(&for_envoy[0]).allow_methods.starts_with("GET, HEAD, POST"));
+    let for_grpc = reviews(&shop(&http_route("r", &to_v1(CORS))), &scope(ClientKind::Grpc));
+    assert!(for_grpc[0].typed_per_filter_config.is_empty());
+}
+
+/// A preflight has another method than the request that it asks about.
+#[test]
+fn preflights_find_the_route_of_their_request() {
+    let rule = to_v1(&format!("matches: [{{path: {{value: /a}}, method: PUT}}], {CORS}"));
+    let routes = reviews(&shop(&http_route("r", &rule)), &mesh());
+    let headers = |route: &PbRoute| {
+        let headers = route.r#match.as_ref().unwrap().headers.iter();
+        headers.map(|h| (h.name.clone(), h.header_match_specifier.clone())).collect::<Vec<_>>()
+    };
+    let exact = |name: &str, value: &str| {
+        let specifier = header_matcher::HeaderMatchSpecifier::StringMatch(super::super::build::exact(value));
+        (name.to_owned(), Some(specifier))
+    };
+    assert_eq!(headers(&routes[0]), [exact(":method", "PUT")]);
+    assert_eq!(headers(&routes[1]), [exact("access-control-request-method", "PUT"), exact(":method", "OPTIONS")]);
+    assert_eq!(cors(&routes[0]), cors(&routes[1]));
+    assert_eq!(routes.len(), 2);
+}
+
+#[test]
+fn two_filters_of_a_route_are_always_written_the_same() {
+    let fault = "apiVersion: meshctl.dev/v1alpha1\nkind: FaultInjection\nmetadata: {name: f}\nspec: {targetRefs: [{kind: Service, name: reviews}], faults: [{percent: 1, reset: {}}]}\n---\n";
+    let text = format!("{fault}{}", http_route("r", &to_v1(CORS)));
+    let bytes = || reviews(&shop(&text), &mesh())[0].encode_to_vec();
+    assert_eq!(reviews(&shop(&text), &mesh())[0].typed_per_filter_config.len(), 2);
+    let first = bytes();
+    assert!((0..64).all(|_| bytes() == first));
+}
+
+const ANSWER: &str = "  - {filters: [{type: ExtensionRef, extensionRef: {group: meshctl.dev, kind: DirectResponse, name: later}}, {type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: retry-after, value: '60'}]}}]}";
+
+#[test]
+fn a_direct_response_is_envoy_s() {
+    let answer = "apiVersion: meshctl.dev/v1alpha1\nkind: DirectResponse\nmetadata: {name: later}\nspec: {status: 503, body: '{}', contentType: application/json}\n---\n";
+    let routes = reviews(&shop(&format!("{answer}{}", http_route("r", ANSWER))), &mesh());
+    let Some(route::Action::DirectResponse(direct)) = &routes[0].action else { panic!("{routes:#?}") };
+    let body = direct.body.as_ref().unwrap().specifier.clone().unwrap();
+    assert_eq!((direct.status, body), (503, Specifier::InlineString("{}".to_owned())));
+    let headers = routes[0].response_headers_to_add.iter().map(|h| h.header.clone().unwrap());
+    let headers: Vec<_> = headers.map(|h| (h.key, h.value)).collect();
+    let expected = [("content-type", "application/json"), ("retry-after", "60")];
+    assert_eq!(headers, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+}
+
+#[test]
+fn an_answer_that_does_not_exist_is_500_and_a_condition() {
+    let model = shop(&http_route("r", ANSWER));
+    let routes = reviews(&model, &mesh());
+    assert!(matches!(&routes[0].action, Some(route::Action::DirectResponse(d)) if d.status == 500), "{routes:#?}");
+    let conditions = model.conditions(&Key::new(Kind::HttpRoute, "default", "r"));
+    assert!(conditions.iter().any(|c| !c.status && c.reason == "FilterNotFound"), "{conditions:#?}");
+}
+
+/// For each route, the methods that it matches and the time after which it hedges.
+fn hedges(rule: &str, hedge: &str, client: ClientKind) -> Vec<(String, Option<i32>)> {
+    let policy = format!(
+        "apiVersion: meshctl.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p}}\nspec: {{retries: {{hedge: {hedge}}}}}\n---\n"
+    );
+    let routes = reviews(&shop(&format!("{policy}{rule}")), &scope(client));
+    let methods = |route: &PbRoute| match route.r#match.as_ref().unwrap().headers.first() {
+        None => "all".to_owned(),
+        Some(header) => match header.header_match_specifier.as_ref().unwrap() {
+            header_matcher::HeaderMatchSpecifier::StringMatch(m) => match m.match_pattern.as_ref().unwrap() {
+                MatchPattern::SafeRegex(regex) => regex.regex.clone(),
+                MatchPattern::Exact(method) => method.clone(),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        },
+    };
+    let after = |route: &PbRoute| {
+        let action = forward(route);
+        let on = action.hedge_policy.as_ref().is_some_and(|it| it.hedge_on_per_try_timeout);
+        let per_try = action.retry_policy.as_ref().unwrap().per_try_timeout.as_ref();
+        assert_eq!(on, per_try.is_some());
+        per_try.map(|it| it.nanos / 1_000_000)
+    };
+    let connect = |route: &&PbRoute| {
+        !matches!(route.r#match.as_ref().unwrap().path_specifier, Some(PathSpecifier::ConnectMatcher(_)))
+    };
+    routes.iter().filter(connect).map(|route| (methods(route), after(route))).collect()
+}
+
+#[test]
+fn only_what_may_be_sent_twice_is_hedged() {
+    const IDEMPOTENT: &str = "GET|HEAD|OPTIONS|TRACE|PUT|DELETE";
+    let both = [(IDEMPOTENT.to_owned(), Some(50)), ("all".to_owned(), None)];
+    let rule = http_route("r", "  - {backendRefs: [{name: reviews-v1, port: 9080}]}");
+    for client in [ClientKind::Mesh, ClientKind::Envoy] {
+        assert_eq!(hedges(&rule, "{after: 50ms}", client), both);
+        assert_eq!(hedges("", "{after: 50ms}", client), both);
+    }
+    assert_eq!(hedges(&rule, "{after: 50ms, anyMethod: true}", ClientKind::Mesh), [("all".to_owned(), Some(50))]);
+    assert_eq!(hedges(&rule, "{after: 0s}", ClientKind::Mesh), [("all".to_owned(), None)]);
+    for (method, after) in [("PUT", Some(50)), ("POST", None)] {
+        let of_one =
+            format!("  - {{matches: [{{method: {method}}}], backendRefs: [{{name: reviews-v1, port: 9080}}]}}");
+        let found = hedges(&http_route("r", &of_one), "{after: 50ms}", ClientKind::Mesh);
+        assert_eq!(found, [(method.to_owned(), after)]);
+    }
+}
+
+/// From the mesh to a route's rule, each narrower scope takes the place of the wider ones.
+#[test]
+fn timeouts_and_retries_of_every_scope() {
+    let policy = |namespace: &str, name: &str, target: &str, n: u32| {
+        format!(
+            "apiVersion: meshctl.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{namespace: {namespace}, name: {name}}}\nspec: {{targetRefs: [{target}], timeouts: {{request: {n}0s, perTry: {n}s, idle: {n}00s}}, retries: {{attempts: {n}, on: ['50{n}'], backoff: {{base: {n}ms, max: {n}s}}, maxRetryAfter: {n}s}}}}\n---\n"
+        )
+    };
+    let config = "apiVersion: meshctl.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: default}\nspec: {retries: {attempts: 1, on: ['501'], perTryTimeout: 1s, backoff: {base: 1ms, max: 1s}, maxRetryAfter: 1s}}\n---\n";
+    let scopes = [
+        config.to_owned(),
+        policy("mesh-system", "mesh", "", 2),
+        policy("default", "namespace", "", 3),
+        policy("default", "service", "{kind: Service, name: reviews}", 4),
+        policy("default", "route", "{kind: HTTPRoute, name: r}", 5),
+        policy("default", "rule", "{kind: HTTPRoute, name: r, sectionName: a}", 6),
+    ];
+    for n in 1..=scopes.len() {
+        let route = http_route("r", "  - {name: a, backendRefs: [{name: reviews, port: 9080}]}");
+        let routes = reviews(&shop(&format!("{}{route}", scopes[..n].concat())), &mesh());
+        let action = forward(&routes[0]);
+        let seconds = |it: &Option<envoy_types::pb::google::protobuf::Duration>| it.as_ref().map_or(0, |it| it.seconds);
+        let n = n as i64;
+        if n > 1 {
+            assert_eq!((seconds(&action.timeout), seconds(&action.idle_timeout)), (n * 10, n * 100));
+        }
+        let retry = action.retry_policy.as_ref().unwrap();
+        assert_eq!((retry.num_retries.as_ref().unwrap().value, seconds(&retry.per_try_timeout)), (n as u32, n));
+        assert_eq!(retry.retriable_status_codes, [500 + n as u32]);
+        let back_off = retry.retry_back_off.as_ref().unwrap();
+        assert_eq!(
+            (back_off.base_interval.as_ref().unwrap().nanos, seconds(&back_off.max_interval)),
+            (n as i32 * 1_000_000, n)
+        );
+        assert_eq!(seconds(&retry.rate_limited_retry_back_off.as_ref().unwrap().max_interval), n);
+    }
 }

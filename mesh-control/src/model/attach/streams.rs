@@ -40,7 +40,7 @@ impl Attacher<'_> {
         backends: &[BackendRef<NoFilter>],
         attach: impl FnOnce(&mut Self, &Service, &[&Port], &[Backend]) -> Condition,
     ) {
-        let mut refs = Refs::new(self.services, self.grants, key, parent);
+        let mut refs = Refs::new(self.services, self.objects, key, parent);
         refs.carries = Carries::Streams;
         let backends = refs.backends(backends, |_| None);
         let resolved = refs.condition();

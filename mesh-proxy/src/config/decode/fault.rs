@@ -1,48 +1,20 @@
 //! Faults: our own, which know callers, resets and an end, and Envoy's delay and abort.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::route::v3::FilterConfig;
 use envoy_types::pb::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::fault_abort::ErrorType;
 use envoy_types::pb::google::protobuf::Any;
 use http::StatusCode;
-use mesh_common::names::FILTER_FAULT;
 use mesh_common::proto::extensions::{
     Fault as PbFault, FaultRule as PbRule, HeaderMatch as PbHeader, fault_rule, header_match,
 };
 
-use super::{At, Decoded, Rejected, duration, each, matching, parts_per_million, unless, unpack, unsupported_type};
+use super::{At, Decoded, Rejected, duration, each, matching, parts_per_million, unless, unpack};
 use crate::config::{Fault, FaultKind, FaultRule, HeaderMatch, StringMatch};
 use crate::fault::Share;
-
-/// The fault among the filter configurations of a route or a virtual host; all others are refused.
-pub(super) fn of_filters(configs: &HashMap<String, Any>) -> Decoded<Option<Arc<Fault>>> {
-    let mut found = None;
-    for (name, any) in configs {
-        let field = format!("typed_per_filter_config[{name:?}]");
-        let mut any = any.clone();
-        let mut optional = false;
-        if let Some(wrapper) = unpack::<FilterConfig>(&any) {
-            let wrapper = wrapper.at(&field)?;
-            if wrapper.disabled {
-                continue;
-            }
-            optional = wrapper.is_optional;
-            let Some(inner) = wrapper.config else { continue };
-            any = inner;
-        }
-        match fault(&any) {
-            Some(fault) if name == FILTER_FAULT => found = Some(Arc::new(fault.at(field)?)),
-            _ if optional => {}
-            _ => return Err(unsupported_type(&any)).at(field),
-        }
-    }
-    Ok(found)
-}
 
 /// `None` if it is of another type.
 pub(super) fn fault(any: &Any) -> Option<Decoded<Fault>> {

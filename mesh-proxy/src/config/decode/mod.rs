@@ -23,9 +23,11 @@ use crate::snapshot::{Resource, Type};
 
 mod authorization;
 mod cluster;
+mod cors;
 mod endpoint_health;
 mod endpoints;
 mod fault;
+mod filters;
 mod limit;
 mod listener;
 mod matching;

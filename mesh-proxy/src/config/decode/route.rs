@@ -12,15 +12,15 @@ use envoy_types::pb::envoy::config::route::v3::route::Action as PbAction;
 use envoy_types::pb::envoy::config::route::v3::route_action::RequestMirrorPolicy;
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::{
-    DirectResponseAction, RedirectAction, RetryPolicy as PbRetry, Route as PbRoute, RouteConfiguration,
+    DirectResponseAction, HedgePolicy, RedirectAction, RetryPolicy as PbRetry, Route as PbRoute, RouteConfiguration,
     RouteMatch as PbMatch, VirtualHost as PbHost,
 };
 use http::{Method, StatusCode};
 
-use super::{At, Decoded, Rejected, each, fault, matching, parts_per_million, unless};
+use super::filters::PerFilter;
+use super::{At, Decoded, Rejected, each, matching, parts_per_million, unless};
 use crate::config::{
-    Action, Fault, HeaderMutation, Mirror, PathMatch, Redirect, RedirectPath, Route, RouteMatch, RouteTable,
-    VirtualHost,
+    Action, HeaderMutation, Mirror, PathMatch, Redirect, RedirectPath, Route, RouteMatch, RouteTable, VirtualHost,
 };
 use crate::fault::Share;
 
@@ -42,9 +42,10 @@ pub(super) fn inline_table(pb: RouteConfiguration) -> Decoded<RouteTable> {
         request_headers: matching::mutation("request", pb.request_headers_to_add, pb.request_headers_to_remove)?,
         response_headers: matching::mutation("response", pb.response_headers_to_add, pb.response_headers_to_remove)?,
         specific_wins: pb.most_specific_header_mutations_wins,
-        fault: fault::of_filters(&pb.typed_per_filter_config)?,
+        filters: PerFilter::of(&pb.typed_per_filter_config)?,
         mirrors: each("request_mirror_policies", pb.request_mirror_policies, mirror)?,
         retry: None,
+        hedge: None,
     };
     let virtual_hosts = each("virtual_hosts", pb.virtual_hosts, |host| virtual_host(host, &scope))?;
     let mut seen = HashSet::new();
@@ -62,9 +63,10 @@ struct Scope {
     request_headers: HeaderMutation,
     response_headers: HeaderMutation,
     specific_wins: bool,
-    fault: Option<Arc<Fault>>,
+    filters: PerFilter,
     mirrors: Vec<Mirror>,
     retry: Option<PbRetry>,
+    hedge: Option<HedgePolicy>,
 }
 
 impl Scope {
@@ -80,7 +82,6 @@ fn virtual_host(pb: PbHost, outer: &Scope) -> Decoded<VirtualHost> {
     unless(!pb.rate_limits.is_empty(), "rate_limits", "is not supported")?;
     #[allow(deprecated)]
     unless(pb.cors.is_some(), "cors", "is not supported")?;
-    unless(pb.hedge_policy.is_some(), "hedge_policy", "is not supported")?;
     unless(pb.retry_policy_typed_config.is_some(), "retry_policy_typed_config", "is not supported")?;
     unless(!pb.route_specifiers.is_empty(), "route_specifiers", "is not supported")?;
     unless(pb.domains.is_empty(), "domains", "must not be empty")?;
@@ -91,9 +92,10 @@ fn virtual_host(pb: PbHost, outer: &Scope) -> Decoded<VirtualHost> {
         request_headers: outer.merged(&outer.request_headers, request),
         response_headers: outer.merged(&outer.response_headers, response),
         specific_wins: outer.specific_wins,
-        fault: fault::of_filters(&pb.typed_per_filter_config)?.or_else(|| outer.fault.clone()),
+        filters: PerFilter::of(&pb.typed_per_filter_config)?.or(&outer.filters),
         mirrors: if mirrors.is_empty() { outer.mirrors.clone() } else { mirrors },
         retry: pb.retry_policy,
+        hedge: pb.hedge_policy,
     };
     let domains = each("domains", pb.domains, |it| domain(&it))?;
     let routes = each("routes", pb.routes, |it| Ok(Arc::new(route(it, &scope)?)))?;
@@ -114,7 +116,7 @@ fn route(pb: PbRoute, scope: &Scope) -> Decoded<Route> {
     let matches = route_match(pb.r#match.ok_or_else(|| Rejected::field("match", "is needed"))?).at("match")?;
     let request = matching::mutation("request", pb.request_headers_to_add, pb.request_headers_to_remove)?;
     let response = matching::mutation("response", pb.response_headers_to_add, pb.response_headers_to_remove)?;
-    let own_fault = fault::of_filters(&pb.typed_per_filter_config)?;
+    let filters = PerFilter::of(&pb.typed_per_filter_config)?.or(&scope.filters);
     let action = match pb.action {
         Some(PbAction::Route(pb)) => Action::Forward(Box::new(forward::forward(pb, &matches.path, scope).at("route")?)),
         Some(PbAction::Redirect(pb)) => Action::Redirect(redirect(pb).at("redirect")?),
@@ -131,7 +133,8 @@ fn route(pb: PbRoute, scope: &Scope) -> Decoded<Route> {
         action,
         request_headers: scope.merged(&scope.request_headers, request),
         response_headers: scope.merged(&scope.response_headers, response),
-        fault: own_fault.or_else(|| scope.fault.clone()),
+        cors: filters.cors,
+        fault: filters.fault,
     })
 }
 

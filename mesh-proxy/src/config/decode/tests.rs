@@ -23,11 +23,12 @@ use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use envoy_types::pb::envoy::config::route::v3::{
-    HeaderMatcher, RateLimit, RetryPolicy as PbRetry, Route as PbRoute, RouteAction, RouteMatch as PbMatch,
-    VirtualHost as PbHost, WeightedCluster as PbWeighted,
+    HeaderMatcher, HedgePolicy, RateLimit, RetryPolicy as PbRetry, Route as PbRoute, RouteAction,
+    RouteMatch as PbMatch, VirtualHost as PbHost, WeightedCluster as PbWeighted,
 };
 use envoy_types::pb::envoy::extensions::common::ratelimit::v3::LocalRateLimitDescriptor;
 use envoy_types::pb::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
+use envoy_types::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
@@ -453,6 +454,61 @@ fn faults_of_routes() {
     assert_eq!(fault.rules[1].kind, FaultKind::Abort { http: http::StatusCode::OK, grpc: 5 });
     let reason = decode_fault(vec![rule(42, 0)]).unwrap_err();
     assert!(reason.field.ends_with("rules[0].abort.http_status"), "{reason}");
+}
+
+#[test]
+fn cors_policies() {
+    let decoded = |pb: CorsPolicy| {
+        let any = Any {
+            type_url: "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy".into(),
+            value: pb.encode_to_vec(),
+        };
+        let mut route = route_to("a");
+        route.typed_per_filter_config.insert("envoy.filters.http.cors".into(), any);
+        decode(Type::Routes, &table_of(vec![route]).encode_to_vec())
+    };
+    let origin =
+        |text: &str| StringMatcher { match_pattern: Some(MatchPattern::Exact(text.into())), ..Default::default() };
+    let pb = CorsPolicy {
+        allow_origin_string_match: vec![origin("https://a"), origin("*")],
+        allow_methods: "*".into(),
+        allow_headers: "a, b".into(),
+        ..Default::default()
+    };
+    let Resource::Routes(table) = decoded(pb).unwrap() else { panic!() };
+    let cors = table.virtual_hosts[0].routes[0].cors.clone().unwrap();
+    assert!(cors.any_origin && !cors.credentials && cors.forwards_others);
+    assert!(matches!((&cors.methods, &cors.headers), (CorsList::All, CorsList::These(these)) if these == "a, b"));
+    assert_eq!((&cors.exposed, &cors.max_age), (&None, &None));
+    for pb in [
+        CorsPolicy { allow_methods: "a\nb".into(), ..Default::default() },
+        CorsPolicy { allow_private_network_access: Some(BoolValue { value: true }), ..Default::default() },
+        CorsPolicy { allow_origin_string_match: vec![StringMatcher::default()], ..Default::default() },
+    ] {
+        let reason = decoded(pb).unwrap_err();
+        assert!(reason.field.contains("typed_per_filter_config[\"envoy.filters.http.cors\"]"), "{reason}");
+    }
+}
+
+#[test]
+fn hedging_is_that_of_tries_which_take_too_long() {
+    let decoded = |hedge: HedgePolicy| {
+        let mut action = to_cluster("a");
+        let per_try_timeout = Some(PbDuration { seconds: 1, nanos: 0 });
+        action.retry_policy = Some(PbRetry { per_try_timeout, ..Default::default() });
+        action.hedge_policy = Some(hedge);
+        let route = PbRoute { action: Some(PbAction::Route(action)), ..route_to("a") };
+        decode(Type::Routes, &table_of(vec![route]).encode_to_vec())
+    };
+    for on in [true, false] {
+        let pb = HedgePolicy { hedge_on_per_try_timeout: on, ..Default::default() };
+        let Resource::Routes(table) = decoded(pb).unwrap() else { panic!() };
+        let Action::Forward(forward) = &table.virtual_hosts[0].routes[0].action else { panic!() };
+        assert_eq!((forward.retry.hedges, forward.retry.per_try_timeout.as_secs()), (on, 1));
+    }
+    let more = HedgePolicy { initial_requests: Some(UInt32Value { value: 2 }), ..Default::default() };
+    let reason = decoded(more).unwrap_err().to_string();
+    assert!(reason.contains("route.hedge_policy.initial_requests"), "{reason}");
 }
 
 #[test]

@@ -30,6 +30,16 @@ pub(super) fn grpc_timeout(text: &str) -> Option<Duration> {
     })
 }
 
+/// The same for a time that is left: rounded down, because who gets it later has less, but never to nothing.
+pub(super) fn time_left(left: Duration) -> HeaderValue {
+    const MOST: u128 = 99_999_999;
+    let units = [(left.as_micros(), 'u'), (left.as_millis(), 'm'), (left.as_secs().into(), 'S')];
+    let fitting = units.into_iter().find(|(amount, _)| *amount <= MOST);
+    let (amount, unit) = fitting.unwrap_or((u128::from(left.as_secs() / 3600).min(MOST), 'H'));
+    let text = format!("{}{unit}", amount.max(1));
+    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("1u"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,6 +51,21 @@ mod tests {
         assert_eq!(grpc_timeout("99999999n"), Some(Duration::from_nanos(99_999_999)));
         for bad in ["", "S", "1", "123456789S", "-1S", "1x", "1é"] {
             assert_eq!(grpc_timeout(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_left() {
+        for (left, text) in [
+            (Duration::ZERO, "1u"),
+            (Duration::from_nanos(1_999), "1u"),
+            (Duration::from_millis(250), "250000u"),
+            (Duration::from_secs(100), "100000m"),
+            (Duration::from_secs(99_999_999), "99999999S"),
+            (Duration::from_secs(100_000_000), "27777H"),
+        ] {
+            assert_eq!(time_left(left), text);
+            assert!(grpc_timeout(text).unwrap() <= left.max(Duration::from_micros(1)));
         }
     }
 }

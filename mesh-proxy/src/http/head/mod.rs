@@ -7,7 +7,7 @@ mod outgoing;
 mod rewrite;
 mod target;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::header::{EXPECT, HOST, HeaderName, HeaderValue};
 use http::request::Parts;
@@ -101,13 +101,14 @@ impl Head {
     pub(crate) fn new(parts: Parts, downstream: &Downstream) -> Self {
         let Parts { method, mut uri, version, mut headers, mut extensions, .. } = parts;
         let seen = Seen::of(&headers);
-        let http2 = version == http::Version::HTTP_2;
+        // Nothing else has upgrades and expectations: of HTTP/1.0 they are ignored (RFC 9110, 7.8 and 10.1.1).
+        let http11 = version == http::Version::HTTP_11;
         let misnamed = misnamed(version, &seen);
         drop_user(&mut uri);
         let pathless = target::make_canonical(&mut uri, &method).err();
         let mut upgrade = None;
         let mut upgrade_to = None;
-        if seen.upgrade && seen.connection && !http2 {
+        if seen.upgrade && seen.connection && http11 {
             upgrade_to = connection::upgrades_to(&headers);
         }
         if upgrade_to.is_some() || method == Method::CONNECT {
@@ -117,7 +118,7 @@ impl Head {
         let mut expects = false;
         if seen.expect {
             expects =
-                !http2 && headers.get(EXPECT).is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+                http11 && headers.get(EXPECT).is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(b"100-continue"));
             headers.remove(EXPECT);
         }
         if seen.of_connection {
@@ -221,6 +222,11 @@ impl Head {
         }
         start.checked_add(grpc::grpc_timeout(self.headers.get(GRPC_TIMEOUT)?.to_str().ok()?)?)
     }
+}
+
+/// Tells the server how long a gRPC client still waits.
+pub(crate) fn tell_time_left(headers: &mut HeaderMap, left: Duration) {
+    headers.insert(GRPC_TIMEOUT, grpc::time_left(left));
 }
 
 fn misnamed(version: http::Version, seen: &Seen) -> Option<&'static str> {

@@ -162,3 +162,27 @@ async fn a_mirror_gets_a_copy_and_delays_nothing() {
         assert_eq!((host.as_str(), copy.unwrap()), ("app.test-shadow", Bytes::from(body)));
     }
 }
+
+#[tokio::test]
+async fn a_mirror_gets_exactly_its_share() {
+    let app = App::named("ok").await;
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    let shadow = App::http1(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async { reply("") }
+    })
+    .await;
+    let mut mirrored = forward(&[("app", 1)]);
+    mirrored.mirrors = vec![Mirror { cluster: "shadow".into(), parts_per_million: 125_000, share: Share::default() }];
+    let proxy = Proxy::with(to(mirrored), UpstreamHttp::Http1, &[app.address]).await;
+    proxy.put(Resource::Cluster(Arc::new(cluster("shadow", UpstreamHttp::Http1)))).await;
+    proxy.put(Resource::Endpoints(endpoints("shadow", vec![endpoint(shadow.address)]))).await;
+    let mut client = proxy.http1().await;
+    for _ in 0..400 {
+        assert_eq!(client.get("/").await.text(), "ok");
+    }
+    until("50 copies", || count.load(Ordering::SeqCst) == 50).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(count.load(Ordering::SeqCst), 50);
+}

@@ -1,15 +1,21 @@
 //! The whole data path over loopback sockets: clients, proxies and applications that are real but for their purpose.
 
 mod balancing;
+mod cors;
+mod direct;
 mod draining;
 mod expect;
 mod faults;
+mod grpc;
 mod health;
+mod hedging;
 mod http1;
+mod http10;
 mod http2;
 mod informational;
 mod lifecycle;
 mod limits;
+mod overload;
 mod rates;
 mod retries;
 mod timeouts;
@@ -23,7 +29,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
@@ -182,7 +188,7 @@ fn endpoints(name: &str, all: Vec<Endpoint>) -> Arc<Endpoints> {
     Arc::new(Endpoints { name: name.to_owned(), endpoints: all.into_iter().map(Arc::new).collect() })
 }
 
-fn cluster(name: &str, http: UpstreamHttp) -> Cluster {
+pub(crate) fn cluster(name: &str, http: UpstreamHttp) -> Cluster {
     Cluster {
         name: name.to_owned(),
         discovery: Discovery::Eds(name.to_owned()),
@@ -218,6 +224,7 @@ fn forward(clusters: &[(&str, u32)]) -> Forward {
             retries: 0,
             on: RetryOn::default(),
             per_try_timeout: Duration::ZERO,
+            hedges: false,
             backoff_base: Duration::from_millis(1),
             backoff_max: Duration::from_millis(10),
             retry_after_max: Duration::ZERO,
@@ -242,6 +249,7 @@ fn route(action: Action) -> Route {
         action,
         request_headers: HeaderMutation::default(),
         response_headers: HeaderMutation::default(),
+        cors: None,
         fault: None,
     }
 }
@@ -323,6 +331,8 @@ impl Proxy {
             phase,
             in_flight: InFlight::default(),
             rate_limits: RateLimits::default(),
+            overload: Default::default(),
+            learned: Default::default(),
         });
         let manager = Arc::new(HttpManager {
             stat_prefix: "test".to_owned(),

@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::config::route::v3::route_action::{
     ClusterSpecifier, HashPolicy as PbHash, HostRewriteSpecifier,
 };
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
-use envoy_types::pb::envoy::config::route::v3::{RetryPolicy as PbRetry, RouteAction};
+use envoy_types::pb::envoy::config::route::v3::{HedgePolicy, RetryPolicy as PbRetry, RouteAction};
 use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
 
@@ -31,7 +31,7 @@ pub(super) fn forward(pb: RouteAction, path: &PathMatch, scope: &Scope) -> Decod
     #[allow(deprecated)]
     unless(pb.cors.is_some(), "cors", "is not supported")?;
     unless(pb.internal_redirect_policy.is_some(), "internal_redirect_policy", "is not supported")?;
-    unless(pb.hedge_policy.is_some(), "hedge_policy", "is not supported")?;
+    let hedges = pb.hedge_policy.as_ref().or(scope.hedge.as_ref()).map(hedge_policy).transpose().at("hedge_policy")?;
     unless(pb.retry_policy_typed_config.is_some(), "retry_policy_typed_config", "is not supported")?;
     let stream = pb.max_stream_duration.as_ref().and_then(|it| it.max_stream_duration.as_ref());
     let timeout = match (&pb.timeout, stream) {
@@ -55,7 +55,7 @@ pub(super) fn forward(pb: RouteAction, path: &PathMatch, scope: &Scope) -> Decod
         timeout,
         idle_timeout: pb.idle_timeout.as_ref().map(duration).transpose().at("idle_timeout")?,
         retry: match pb.retry_policy.as_ref().or(scope.retry.as_ref()) {
-            Some(pb) => retry(pb).at("retry_policy")?,
+            Some(pb) => RetryPolicy { hedges: hedges.unwrap_or(false), ..retry(pb).at("retry_policy")? },
             None => never(),
         },
         rewrite_host,
@@ -170,10 +170,20 @@ fn never() -> RetryPolicy {
         retries: 0,
         on: RetryOn::default(),
         per_try_timeout: Duration::ZERO,
+        hedges: false,
         backoff_base: BACKOFF,
         backoff_max: BACKOFF * 10,
         retry_after_max: Duration::ZERO,
     }
+}
+
+/// Whether a try goes on that has taken its time.
+pub(super) fn hedge_policy(pb: &HedgePolicy) -> Decoded<bool> {
+    let initial = pb.initial_requests.as_ref().is_some_and(|it| it.value != 1);
+    unless(initial, "initial_requests", "other than 1 is not supported")?;
+    let chance = pb.additional_request_chance.as_ref().is_some_and(|it| it.numerator != 0);
+    unless(chance, "additional_request_chance", "is not supported")?;
+    Ok(pb.hedge_on_per_try_timeout)
 }
 
 fn retry(pb: &PbRetry) -> Decoded<RetryPolicy> {
@@ -217,6 +227,7 @@ fn retry(pb: &PbRetry) -> Decoded<RetryPolicy> {
         retries: pb.num_retries.as_ref().map_or(1, |it| it.value),
         on,
         per_try_timeout: duration_or("per_try_timeout", &pb.per_try_timeout, Duration::ZERO)?,
+        hedges: false,
         backoff_base,
         backoff_max,
         retry_after_max,
