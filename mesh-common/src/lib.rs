@@ -7,7 +7,9 @@
 mod fuzzing;
 pub mod identity;
 pub mod inject;
+pub mod metrics;
 pub mod names;
+pub mod process;
 pub mod proto;
 pub mod resource;
 pub mod telemetry;
