@@ -268,6 +268,8 @@ impl Metrics {
 
     pub(super) fn render(&self, access_log_dropped: u64) -> String {
         counter(&self.recorder, LOG_DROPPED, vec![]).absolute(access_log_dropped);
+        // There before the first one, so that its rate is known when it comes.
+        counter(&self.recorder, OVERFLOW, vec![]).increment(0);
         process(&self.recorder);
         self.handle.render()
     }
