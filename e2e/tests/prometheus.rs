@@ -159,9 +159,10 @@ impl Prometheus {
     fn start(mesh: &Mesh, targets: &[&str]) -> Self {
         let address = local_port();
         let file = mesh.logs().join("prometheus.yml");
+        let rules = ["recording.yaml", "alerting.yaml"].map(|name| dashboards::rules().join(name));
         let config = serde_json::json!({
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
-            "rule_files": ["recording.yaml", "alerting.yaml"].map(|name| dashboards::rules().join(name)),
+            "rule_files": rules,
             "scrape_configs": [{"job_name": "mesh", "static_configs": [{"targets": targets}]}],
         });
         std::fs::write(&file, config.to_string()).unwrap();
