@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod cluster;
+pub mod dashboards;
 pub mod lan;
 pub mod mesh;
 pub mod process;

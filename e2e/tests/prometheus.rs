@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::io::Write;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use mesh_common::metrics;
+use mesh_e2e::dashboards;
 use mesh_e2e::mesh::{Mesh, User, free_port};
 use mesh_e2e::process::{Process, eventually};
 
@@ -83,6 +86,64 @@ fn prometheus_sees_the_load_that_was_sent() {
     prometheus.becomes("count(mesh_control_xds_pushes_total{type=~\"LDS|RDS|CDS|EDS\"} > 0)", 4.0);
     // No series has a label whose values a client chooses.
     prometheus.becomes("count({__name__=~\"mesh_.*\", path!=\"\"}) or vector(0)", 0.0);
+    prometheus.becomes("sum by (state) (mesh_control_proxies{state=\"synced\"})", 3.0);
+    prometheus.becomes("max(mesh_control_oldest_push_seconds)", 0.0);
+    // Somebody who speaks no TLS knocks at the door of the proxies.
+    let mut stranger = std::net::TcpStream::connect(("127.0.0.1", mesh.ports()[0])).unwrap();
+    stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    prometheus.becomes("sum(mesh_control_connections_refused_total)", 1.0);
+    only_known_metrics(&prometheus);
+    every_panel_has_series(&prometheus);
+    every_rule_works(&prometheus);
+}
+
+/// The reference, from which the names come, has every metric that is there.
+fn only_known_metrics(prometheus: &Prometheus) {
+    let known: Vec<&str> = metrics::of_proxy().chain(metrics::of_control()).map(|metric| metric.name).collect();
+    let found = prometheus.ask("group by (__name__) ({__name__=~\"mesh_.*|process_.*\"})").unwrap();
+    assert!(found.len() > 30, "{found:?}");
+    for series in found {
+        let name = series["metric"]["__name__"].as_str().unwrap();
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|it| name.strip_suffix(it)).unwrap_or(name);
+        assert!(known.contains(&name) || known.contains(&base), "{name} is not in mesh-common/src/metrics.rs");
+    }
+}
+
+/// Panels that stay empty as long as nothing of their kind has happened.
+const EMPTY: [&str; 1] = ["Rejections by type"];
+
+fn every_panel_has_series(prometheus: &Prometheus) {
+    for dashboard in dashboards::all().unwrap() {
+        for panel in dashboard.panels.iter().filter(|panel| !EMPTY.contains(&panel.title.as_str())) {
+            for query in panel.queries_for_all() {
+                let check = || {
+                    let found = prometheus.ask(&query)?;
+                    ensure!(!found.is_empty(), "{}: {}: {query} gives no series", dashboard.name, panel.title);
+                    Ok(())
+                };
+                eventually(Duration::from_secs(10), check).unwrap();
+            }
+        }
+    }
+}
+
+/// Each was evaluated without an error, and those about errors see the ones that the load made.
+fn every_rule_works(prometheus: &Prometheus) {
+    let url = prometheus.url.replace("/query", "/rules");
+    let check = || {
+        let output = Command::new("curl").args(["-sS", "-m", "5", &url]).output()?;
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).context("Prometheus gave no JSON")?;
+        let groups = answer["data"]["groups"].as_array().context("there are no groups")?;
+        let rules: Vec<_> = groups.iter().flat_map(|group| group["rules"].as_array().into_iter().flatten()).collect();
+        ensure!(rules.len() == 20, "{} rules are there", rules.len());
+        for rule in rules {
+            ensure!(rule["health"] == "ok", "{rule}");
+        }
+        let empty = "mesh:service_failures:ratio_rate5m{destination_service=\"empty.default.svc.cluster.local\"}";
+        ensure!(!prometheus.ask(empty)?.is_empty(), "{empty} is not recorded");
+        Ok(())
+    };
+    eventually(Duration::from_secs(90), check).unwrap();
 }
 
 fn local_port() -> String {
@@ -98,8 +159,10 @@ impl Prometheus {
     fn start(mesh: &Mesh, targets: &[&str]) -> Self {
         let address = local_port();
         let file = mesh.logs().join("prometheus.yml");
+        let rules = ["recording.yaml", "alerting.yaml"].map(|name| dashboards::rules().join(name));
         let config = serde_json::json!({
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+            "rule_files": rules,
             "scrape_configs": [{"job_name": "mesh", "static_configs": [{"targets": targets}]}],
         });
         std::fs::write(&file, config.to_string()).unwrap();
@@ -112,12 +175,17 @@ impl Prometheus {
     }
 
     fn query(&self, query: &str) -> anyhow::Result<f64> {
+        let series = self.ask(query)?;
+        let value = series.first().and_then(|series| series["value"][1].as_str());
+        Ok(value.with_context(|| format!("{query} gives no series"))?.parse()?)
+    }
+
+    fn ask(&self, query: &str) -> anyhow::Result<Vec<serde_json::Value>> {
         let argument = format!("query={query}");
         let output =
             Command::new("curl").args(["-sS", "-m", "5", "-G", "--data-urlencode", &argument, &self.url]).output()?;
         let answer: serde_json::Value = serde_json::from_slice(&output.stdout).context("Prometheus gave no JSON")?;
-        let value = answer["data"]["result"][0]["value"][1].as_str();
-        Ok(value.with_context(|| format!("{query}: {answer}"))?.parse()?)
+        Ok(answer["data"]["result"].as_array().with_context(|| format!("{query}: {answer}"))?.clone())
     }
 
     fn becomes(&self, query: &str, want: f64) {

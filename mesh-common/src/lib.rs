@@ -1,13 +1,15 @@
 //! What the three programs share: protobuf types, identities, resource kinds, the names of xDS resources, TLS by SPIFFE
 //! identity, and telemetry setup.
 //!
-//! In: text (YAML, tokens, certificates). Out: validated values without any platform's types. No I/O beyond logging.
+//! In: text (YAML, tokens, certificates). Out: validated values without any platform's types. No I/O beyond logging and what `process` reads of the process itself.
 
 #[cfg(test)]
 mod fuzzing;
 pub mod identity;
 pub mod inject;
+pub mod metrics;
 pub mod names;
+pub mod process;
 pub mod proto;
 pub mod resource;
 pub mod telemetry;

@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_common::metrics as list;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -21,21 +22,21 @@ const CONNECTIONS: usize = 256;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_HEAD_BYTES: usize = 16 << 10;
 /// Seconds; from a local change to a slow disk or a far proxy.
-const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const BUCKETS: [f64; 16] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 /// Makes the process collect metrics; call it once, before anything is counted.
 pub fn install_metrics() -> Result<PrometheusHandle, BuildError> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS)?
         .install_recorder()?;
-    metrics::describe_gauge!("mesh_control_connections", "Open connections of each listener.");
-    metrics::describe_counter!("mesh_control_connections_refused_total", "Connections closed before they were served.");
-    metrics::describe_counter!("mesh_control_certificates_issued_total", "Workload certificates signed.");
-    metrics::describe_gauge!("mesh_control_workloads", "Workloads registered by their proxies.");
-    metrics::describe_gauge!("mesh_build_info", "Always 1; its labels say which program this is.");
-    metrics::describe_gauge!("process_resident_memory_bytes", "Resident memory.");
-    metrics::describe_counter!("process_cpu_seconds_total", "CPU time used, user and system.");
-    metrics::describe_gauge!("process_open_fds", "Open file descriptors.");
+    for metric in list::of_control() {
+        match metric.kind {
+            list::Kind::Counter => metrics::describe_counter!(metric.name, metric.text),
+            list::Kind::Gauge => metrics::describe_gauge!(metric.name, metric.text),
+            list::Kind::Histogram => metrics::describe_histogram!(metric.name, metric.text),
+        }
+    }
     metrics::gauge!("mesh_build_info", "component" => "mesh-control", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)
 }
@@ -107,25 +108,21 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     response
 }
 
-/// The process's own use of the machine, under the names that Prometheus clients agree on.
+/// The process's own use of the machine.
+#[allow(clippy::cast_precision_loss)]
 fn process_metrics() {
-    if let Ok(status) = std::fs::read_to_string("/proc/self/status") {
-        let kibibytes =
-            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
-        if let Some(kibibytes) = kibibytes {
-            let kibibytes: u32 = kibibytes;
-            metrics::gauge!("process_resident_memory_bytes").set(f64::from(kibibytes) * 1024.0);
-        }
+    let usage = mesh_common::process::usage();
+    if let Some(bytes) = usage.resident_bytes {
+        metrics::gauge!("process_resident_memory_bytes").set(bytes as f64);
     }
-    if let Ok(stat) = std::fs::read_to_string("/proc/self/stat") {
-        // Fields 14 and 15; the second field may hold spaces, and ends with the last parenthesis. In ticks, which Linux
-        // shows to programs as hundredths of a second on every architecture.
-        let fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').skip(11).take(2));
-        let ticks: u64 = fields.into_iter().flatten().filter_map(|field| field.parse::<u64>().ok()).sum();
-        metrics::counter!("process_cpu_seconds_total").absolute(ticks / 100);
+    if let Some(seconds) = usage.cpu_seconds {
+        metrics::counter!("process_cpu_seconds_total").absolute(seconds);
     }
-    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
-        metrics::gauge!("process_open_fds").set(open.count() as f64);
+    if let Some(open) = usage.open_files {
+        metrics::gauge!("process_open_fds").set(open as f64);
+    }
+    if let Some(seconds) = usage.start_time {
+        metrics::gauge!("process_start_time_seconds").set(seconds as f64);
     }
 }
 

@@ -12,11 +12,12 @@ const VALUES: &str = include_str!("../../../deploy/chart/values.yaml");
 
 /// In the order in which they are written: what is referred to comes first, and the webhooks last, so that nothing depends
 /// on a control plane before it is asked for.
-const TEMPLATES: [(&str, &str); 7] = [
+const TEMPLATES: [(&str, &str); 8] = [
     ("serviceaccount.yaml", include_str!("../../../deploy/chart/templates/serviceaccount.yaml")),
     ("rbac.yaml", include_str!("../../../deploy/chart/templates/rbac.yaml")),
     ("service.yaml", include_str!("../../../deploy/chart/templates/service.yaml")),
     ("poddisruptionbudget.yaml", include_str!("../../../deploy/chart/templates/poddisruptionbudget.yaml")),
+    ("podmonitor.yaml", include_str!("../../../deploy/chart/templates/podmonitor.yaml")),
     ("cni.yaml", include_str!("../../../deploy/chart/templates/cni.yaml")),
     ("deployment.yaml", include_str!("../../../deploy/chart/templates/deployment.yaml")),
     ("webhooks.yaml", include_str!("../../../deploy/chart/templates/webhooks.yaml")),
@@ -179,7 +180,8 @@ mod tests {
     fn every_setting_is_used() {
         let all: String = TEMPLATES.iter().map(|(_, text)| *text).collect();
         for name in defaults().unwrap().names() {
-            assert!(all.contains(&format!("{{{{ .Values.{name} }}}}")), "{name} has no effect");
+            let used = [format!("{{{{ .Values.{name} }}}}"), format!("{{{{- if .Values.{name} }}}}")];
+            assert!(used.iter().any(|used| all.contains(used)), "{name} has no effect");
         }
     }
 
@@ -198,12 +200,29 @@ mod tests {
         assert_eq!(pod["containers"][0]["args"][0], "cni-install");
     }
 
+    #[test]
+    fn monitors_are_there_when_they_are_wanted() {
+        let monitors = |values: &Values| -> Vec<Manifest> {
+            render(values).unwrap().into_iter().filter(|m| m.kind() == "PodMonitor").collect()
+        };
+        let mut values = defaults().unwrap();
+        assert_eq!(monitors(&values), []);
+        for setting in ["metrics.podMonitor.enabled=true", "metrics.podMonitor.interval=7s"] {
+            values.set(&setting.parse().unwrap()).unwrap();
+        }
+        let found = monitors(&values);
+        assert_eq!(found.iter().map(Manifest::name).collect::<Vec<_>>(), ["mesh-control", "mesh-proxy"]);
+        assert!(found.iter().all(|m| m.0["spec"]["podMetricsEndpoints"][0]["interval"] == "7s"));
+        assert_eq!(found[0].resource().plural, "podmonitors");
+    }
+
     /// The real Helm, when `MESH_HELM` names it, makes the same of the chart.
     #[test]
     fn helm_renders_the_same_objects() {
         let Some(helm) = std::env::var_os("MESH_HELM") else { return };
-        let cases: [&[&str]; 4] = [
+        let cases: [&[&str]; 5] = [
             &[],
+            &["metrics.podMonitor.enabled=true", "metrics.podMonitor.interval=10s"],
             &["cni.enabled=true"],
             &["control.replicas=1"],
             &["control.replicas=3", "image.tag=1.2.3", "proxy.log=debug", "cni.enabled=true", "cni.confDir=/etc/net"],

@@ -52,7 +52,12 @@ impl Manifest {
 
     pub async fn live(&self, cluster: &Cluster) -> Result<Option<DynamicObject>, Failure> {
         let api = cluster.dynamic(&self.resource(), self.namespace());
-        api.get_opt(self.name()).await.map_err(|error| self.failed("read", error))
+        match api.get(self.name()).await {
+            Ok(object) => Ok(Some(object)),
+            // Also where the cluster does not know the kind at all.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            Err(error) => Err(self.failed("read", error)),
+        }
     }
 
     /// Our fields get our values, whoever had set them before; fields of others stay.

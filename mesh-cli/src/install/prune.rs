@@ -24,7 +24,13 @@ pub async fn superfluous(cluster: &Cluster, values: &Values) -> Result<Vec<Manif
             continue;
         }
         let ours = ListParams::default().labels(&format!("{LABEL_PART_OF}=mesh"));
-        for object in cluster.dynamic(&resource, namespace).list_metadata(&ours).await?.items {
+        let listed = match cluster.dynamic(&resource, namespace).list_metadata(&ours).await {
+            Ok(listed) => listed.items,
+            // A kind of others that this cluster does not have, such as a PodMonitor.
+            Err(kube::Error::Api(status)) if status.code == 404 => continue,
+            Err(error) => return Err(error.into()),
+        };
+        for object in listed {
             let manifest = Manifest(json!({
                 "apiVersion": resource.api_version, "kind": resource.kind,
                 "metadata": {"name": object.metadata.name, "namespace": object.metadata.namespace},

@@ -234,6 +234,10 @@ impl Ca {
         self.root.certificate_pem()
     }
 
+    pub fn intermediate_not_after(&self) -> Timestamp {
+        self.intermediate.load().not_after
+    }
+
     pub fn root_not_after(&self) -> Timestamp {
         self.root.not_after
     }

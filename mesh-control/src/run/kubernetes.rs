@@ -96,6 +96,7 @@ async fn serve(
     tokio::spawn(snapshot::publish(source.objects.clone(), settings.clone(), publish, |_| ()));
     let auth = Authenticator::Reviewer(Reviewer::new(client.clone(), &args.trust_domain));
     let xds = Xds::new(snapshots.clone(), ca.clone(), auth.clone());
+    tokio::spawn(xds.clone().observe());
     let registry = RegistryService::new(Workloads::Discovered, auth.clone(), snapshots.clone(), xds.clone());
     let for_proxies = grpc()
         .add_service(xds.ads())

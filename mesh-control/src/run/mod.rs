@@ -68,6 +68,7 @@ async fn standalone(args: Args, log: LogFilter) -> anyhow::Result<()> {
     tokio::spawn(snapshot::publish(store.watch(), settings.clone(), publish, keep));
     let auth = Authenticator::Tokens(store.tokens());
     let xds = Xds::new(snapshots.clone(), ca.clone(), auth.clone());
+    tokio::spawn(xds.clone().observe());
     let registry = Registry::new(store.clone(), Instant::now());
 
     let for_proxies = || {

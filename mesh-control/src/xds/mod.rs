@@ -41,7 +41,7 @@ use crate::auth::{Authenticator, Caller, Proof, Transport};
 use crate::ca::Ca;
 use crate::snapshot::Snapshot;
 use node::Client;
-use registry::{Connection, Registration, Registry};
+use registry::{Connection, Registration, Registry, Standing};
 use session::{Limits, Session};
 use stream::Form;
 
@@ -51,6 +51,8 @@ const STREAMS: usize = 20_000;
 const QUEUE: usize = 8;
 /// Bytes of one request.
 const REQUEST_BYTES: usize = 4 << 20;
+/// How often the metrics of all streams together are made.
+const OBSERVE: Duration = Duration::from_secs(2);
 /// A waiter looks again at most this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
@@ -72,7 +74,6 @@ struct Shared {
 
 impl Xds {
     pub fn new(snapshots: watch::Receiver<Arc<Snapshot>>, ca: Arc<Ca>, auth: Authenticator) -> Self {
-        describe_metrics();
         let shared = Shared { snapshots, ca, auth, registry: Registry::new(), limits: Limits::default() };
         Self { shared: Arc::new(shared) }
     }
@@ -93,6 +94,28 @@ impl Xds {
     /// Open streams, ordered by node id.
     pub fn proxies(&self) -> Vec<Proxy> {
         self.shared.registry.proxies(Instant::now())
+    }
+
+    /// Tells in metrics how far the clients are, and how long the authority's certificates last, as long as it is polled.
+    #[allow(clippy::cast_precision_loss)]
+    pub async fn observe(self) {
+        let mut every = tokio::time::interval(OBSERVE);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            every.tick().await;
+            let Standing { synced, pending, rejected, oldest } =
+                self.shared.registry.standing(self.revision(), Instant::now());
+            for (state, count) in [("synced", synced), ("pending", pending), ("rejected", rejected)] {
+                metrics::gauge!("mesh_control_proxies", "state" => state).set(count as f64);
+            }
+            metrics::gauge!("mesh_control_oldest_push_seconds").set(oldest);
+            let ca = &self.shared.ca;
+            let ends = [("root", ca.root_not_after()), ("intermediate", ca.intermediate_not_after())];
+            for (certificate, end) in ends {
+                metrics::gauge!("mesh_control_ca_certificate_expiry_timestamp_seconds", "certificate" => certificate)
+                    .set(end.as_second() as f64);
+            }
+        }
     }
 
     /// The revision of the newest snapshot.
@@ -185,23 +208,6 @@ impl Xds {
 /// Whether there is anything to tell but the passing of time.
 fn differs(a: &WaitProgress, b: &WaitProgress) -> bool {
     (a.proxies, a.synced, &a.pending, &a.rejected) != (b.proxies, b.synced, &b.pending, &b.rejected)
-}
-
-fn describe_metrics() {
-    metrics::describe_gauge!("mesh_control_xds_streams", "Open discovery streams.");
-    metrics::describe_counter!("mesh_control_xds_pushes_total", "Discovery responses sent.");
-    metrics::describe_counter!("mesh_control_xds_nacks_total", "Discovery responses that a proxy rejected.");
-    metrics::describe_histogram!(
-        "mesh_control_push_duration_seconds",
-        metrics::Unit::Seconds,
-        "From the commit of a change to its acknowledgement by a proxy."
-    );
-    metrics::describe_histogram!(
-        "mesh_control_snapshot_build_seconds",
-        metrics::Unit::Seconds,
-        "Time to make a snapshot from the store's objects."
-    );
-    metrics::describe_gauge!("mesh_control_snapshot_revision", "Revision of the newest snapshot.");
 }
 
 #[tonic::async_trait]

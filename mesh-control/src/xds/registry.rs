@@ -76,6 +76,18 @@ fn count(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
+/// Clients by how far they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Standing {
+    pub synced: usize,
+    /// Something is not acknowledged.
+    pub pending: usize,
+    /// The last answer about some type was a refusal.
+    pub rejected: usize,
+    /// Seconds that the oldest response without an answer has been out.
+    pub oldest: f64,
+}
+
 /// The wall clock's time of a past moment.
 pub(super) fn unix_ms(at: Instant, now: Instant) -> i64 {
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -168,6 +180,24 @@ impl Registry {
         progress.elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
         let over = compiled && progress.synced + refused == progress.proxies;
         (progress, over)
+    }
+
+    /// How many clients have the newest snapshot.
+    pub fn standing(&self, revision: u64, now: Instant) -> Standing {
+        let mut standing = Standing::default();
+        for connection in self.connections() {
+            let session = connection.session();
+            let state = match session.tracks().iter().any(|track| track.nack().is_some()) {
+                true => &mut standing.rejected,
+                false if session.revision() >= Some(revision) => &mut standing.synced,
+                false => &mut standing.pending,
+            };
+            *state += 1;
+            let sent = session.tracks().iter().filter_map(Track::in_flight_since).min();
+            let out = sent.map_or(0.0, |sent| now.saturating_duration_since(sent).as_secs_f64());
+            standing.oldest = standing.oldest.max(out);
+        }
+        standing
     }
 
     /// Clients that have not acknowledged all changes to endpoints up to a revision.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mesh_common::names::UDP_PREFIX;
+use mesh_common::metrics as list;
 use metrics::{Counter, Gauge, Histogram, Label, Level, Metadata, Recorder, SharedString};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use metrics_util::MetricKindMask;
@@ -285,6 +286,9 @@ impl Metrics {
 
     pub(super) fn render(&self, access_log_dropped: u64) -> String {
         counter(&self.recorder, LOG_DROPPED, vec![]).absolute(access_log_dropped);
+        // There before the first one, so that its rate is known when it comes.
+        counter(&self.recorder, OVERFLOW, vec![]).increment(0);
+        process(&self.recorder);
         self.handle.render()
     }
 
@@ -516,40 +520,32 @@ fn gauge(recorder: &PrometheusRecorder, name: &'static str, labels: Vec<Label>) 
 }
 
 fn describe(recorder: &PrometheusRecorder) {
-    let counters = [
-        (REQUESTS, "HTTP requests that ended."),
-        (REQUEST_BYTES, "Bytes of request bodies."),
-        (RESPONSE_BYTES, "Bytes of response bodies."),
-        (OPENED, "Byte streams that reached their upstream."),
-        (CLOSED, "Byte streams that ended, with those that never reached an upstream."),
-        (SENT, "Bytes from upstream to downstream in byte streams."),
-        (RECEIVED, "Bytes from downstream to upstream in byte streams."),
-        (OVERFLOW, "Records counted under the label value `overflow` because there are too many series."),
-        (LOG_DROPPED, "Access log lines dropped because their reader is too slow."),
-        (DNS, "DNS queries, by what became of them."),
-        (WOULD_REFUSE, "Requests and byte streams that policies on trial (`dryRun`) would have refused."),
-        (EJECTIONS, "Ejections of endpoints for the requests that they failed."),
-        (CHECKS, "Health checks of endpoints."),
-    ];
-    for (name, text) in counters.into_iter().chain(udp::COUNTERS) {
-        recorder.describe_counter(name.into(), None, text.into());
+    for metric in list::of_proxy() {
+        let (name, text) = (metric.name.into(), metric.text.into());
+        match metric.kind {
+            list::Kind::Counter => recorder.describe_counter(name, None, text),
+            list::Kind::Gauge => recorder.describe_gauge(name, None, text),
+            list::Kind::Histogram => recorder.describe_histogram(name, None, text),
+        }
     }
+}
+
+/// The process's own use of the machine, for each scrape.
+#[allow(clippy::cast_precision_loss)]
+fn process(recorder: &PrometheusRecorder) {
+    let usage = mesh_common::process::usage();
+    if let Some(seconds) = usage.cpu_seconds {
+        counter(recorder, "process_cpu_seconds_total", vec![]).absolute(seconds);
+    }
+    let open = usage.open_files.map(|open| open as u64);
     let gauges = [
-        (BUILD, "Always 1, with the version of the proxy."),
-        (ACTIVE, "Downstream connections that are open."),
-        (udp::ACTIVE, "Sessions of datagrams that are open."),
-        (EJECTED, "Endpoints that are ejected."),
-        (FAILING, "Endpoints that fail their health checks."),
-        (OVERLOADED, "1 while new requests are refused because the proxy is short of this."),
-        (XDS, "1 while the proxy is connected to a control plane."),
-        (EXPIRY, "End of validity of the proxy's certificate, in Unix seconds."),
+        ("process_resident_memory_bytes", usage.resident_bytes),
+        ("process_open_fds", open),
+        ("process_start_time_seconds", usage.start_time),
     ];
-    for (name, text) in gauges {
-        recorder.describe_gauge(name.into(), None, text.into());
+    for (name, value) in gauges {
+        if let Some(value) = value {
+            gauge(recorder, name, vec![]).set(value as f64);
+        }
     }
-    recorder.describe_histogram(
-        DURATION.into(),
-        None,
-        "Time from a request's first byte to its response's last.".into(),
-    );
 }

@@ -258,3 +258,27 @@ fn access_log_lines() {
     assert_eq!(lines[1]["response_flags"], "UF");
     assert_eq!(lines[1]["protocol"], "TCP");
 }
+
+/// The reference and the dashboards are made from that list.
+#[test]
+fn all_metrics_are_in_the_list() {
+    let telemetry = telemetry(1000);
+    telemetry.dns(DnsResult::Mesh);
+    telemetry.would_refuse("default/a[0]");
+    telemetry.upstream_health(&crate::upstream::HealthReport::default());
+    let downstream = downstream(Direction::Outbound);
+    telemetry.tcp_opened(&stream(&downstream, "tcp:a.default.svc.cluster.local:1", ""));
+    telemetry.tcp_closed(&stream(&downstream, "tcp:a.default.svc.cluster.local:1", ""));
+    let known: Vec<String> =
+        mesh_common::metrics::of_proxy().map(|m| format!("# TYPE {} {}", m.name, m.kind.as_str())).collect();
+    let text = telemetry.render();
+    let types: Vec<&str> = text.lines().filter(|line| line.starts_with("# TYPE ")).collect();
+    assert!(types.len() > 12, "{text}");
+    for line in types {
+        assert!(known.iter().any(|it| it == line), "{line} is not in mesh-common/src/metrics.rs");
+    }
+    assert!(
+        text.contains("\nprocess_resident_memory_bytes ") && text.contains("\nmesh_proxy_metrics_overflow_total 0"),
+        "{text}"
+    );
+}

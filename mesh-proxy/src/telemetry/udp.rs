@@ -16,13 +16,6 @@ const DATAGRAMS: &str = "mesh_udp_datagrams_total";
 const BYTES: &str = "mesh_udp_bytes_total";
 const DROPPED: &str = "mesh_udp_datagrams_dropped_total";
 
-pub(super) const COUNTERS: [(&str, &str); 4] = [
-    (SESSIONS, "Sessions of datagrams that got an endpoint."),
-    (DATAGRAMS, "Datagrams passed on, by where to."),
-    (BYTES, "Bytes of datagrams passed on, by where to."),
-    (DROPPED, "Datagrams that went nowhere, by reason."),
-];
-
 /// Why a datagram goes nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UdpDrop {

@@ -13,7 +13,7 @@ impl Attacher<'_> {
         let key = key(Kind::UdpRoute, &route.metadata);
         let backends = route.spec.rules.first().map_or(&[][..], |rule| &rule.backend_refs);
         for parent in &route.spec.parent_refs {
-            let mut refs = Refs::new(self.services, self.grants, &key, parent);
+            let mut refs = Refs::new(self.services, self.objects, &key, parent);
             refs.carries = Carries::Datagrams;
             let backends = refs.backends(backends, |_| None);
             let resolved = refs.condition();
