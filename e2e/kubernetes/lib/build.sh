@@ -34,7 +34,9 @@ build_all() {
   go_build coredns ""
   local image=$repository/deploy/images/mesh-image
   "$image" build --name "$pause_image" --out "$tools/pause.tar" --entrypoint /pause "$tools/pause:/pause" >/dev/null
-  "$image" build --name "$coredns_image" --out "$tools/coredns.tar" --entrypoint /coredns "$tools/coredns:/coredns" >/dev/null
+  # As those who may use low ports, and in a pod no others are given that right.
+  "$image" build --name "$coredns_image" --user 0:0 --out "$tools/coredns.tar" --entrypoint /coredns \
+    "$tools/coredns:/coredns" >/dev/null
 }
 
 # What the conformance suite runs: itself, and the image of its pods.

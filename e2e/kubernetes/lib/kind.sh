@@ -4,14 +4,19 @@ name=${E2E_KIND_NAME:-mesh-e2e}
 
 cluster_kubeconfig() { echo "$run-kind/kubeconfig"; }
 kube() { kubectl --kubeconfig "$(cluster_kubeconfig)" "$@"; }
+# on_node COMMAND...: on the node that runs the control plane.
+on_node() { docker exec "$name-control-plane" "$@"; }
 
 cluster_up() {
   command -v kind >/dev/null || fail "kind is missing: go install sigs.k8s.io/kind@v0.33.0"
   cluster_down
   mkdir -p "$run-kind"
+  cp "$here/kind/audit.yaml" "$run-kind/"
+  sed "s|@AUDIT@|$run-kind/audit.yaml|" "$here/kind/cluster.yaml" >"$run-kind/cluster.yaml"
   local image=()
   [ -z "${E2E_KIND_IMAGE:-}" ] || image=(--image "$E2E_KIND_IMAGE")
-  kind create cluster --name "$name" "${image[@]}" --kubeconfig "$(cluster_kubeconfig)" --wait 180s >&2
+  kind create cluster --name "$name" "${image[@]}" --config "$run-kind/cluster.yaml" \
+    --kubeconfig "$(cluster_kubeconfig)" --wait 180s >&2
   await 120 "CoreDNS is ready" kube -n kube-system rollout status deployment/coredns --timeout=1s
   cluster_kubeconfig
 }
@@ -30,13 +35,20 @@ cluster_import() {
 
 cluster_cni() { echo "/opt/cni/bin /etc/cni/net.d"; }
 
-cluster_kill() { docker exec "$(kind get nodes --name "$name" | head -1)" ctr -n k8s.io tasks kill -s SIGKILL "$1"; }
+cluster_cni_files() { on_node sh -c 'cd /etc/cni/net.d && tail -v -n +1 *'; }
 
-cluster_audit() { true; }
+cluster_kill() { on_node ctr -n k8s.io tasks kill -s SIGKILL "$1"; }
+
+cluster_audit() { on_node cat /var/log/kubernetes/audit.log; }
 
 cluster_restart_apiserver() {
-  local node
-  node=$(kind get nodes --name "$name" | grep control-plane | head -1)
-  docker exec "$node" crictl stop "$(docker exec "$node" crictl ps -q --name kube-apiserver)" >&2
+  local container
+  container=$(on_node crictl ps -q --name kube-apiserver)
+  [ -n "$container" ] || fail "no API server runs on the node"
+  cluster_kill "$container"
+  # Its kubelet starts it again; until it has gone, it would still answer.
+  await 30 "the API server is gone" gone "$container"
   await 120 "the API server is ready" kube get --raw /readyz
 }
+
+gone() { [ -z "$(on_node crictl ps -q --id "$1")" ]; }

@@ -23,6 +23,8 @@ cluster_cni() { echo "${E2E_CNI:-/opt/cni/bin /etc/cni/net.d}"; }
 
 cluster_kill() { fail "not on a cluster that is not ours"; }
 
-cluster_audit() { true; }
+cluster_cni_files() { fail "not on a cluster that is not ours"; }
+
+cluster_audit() { fail "not on a cluster that is not ours"; }
 
 cluster_restart_apiserver() { fail "not on a cluster that is not ours"; }

@@ -71,6 +71,8 @@ cluster_restart_apiserver() {
 
 cluster_cni() { echo "$run/cni-bin $run/cni"; }
 
+cluster_cni_files() { (cd "$run/cni" && tail -v -n +1 -- *); }
+
 cluster_kill() { ctr_run tasks kill -s SIGKILL "$1"; }
 
 cluster_audit() { cat "$run/log/audit.log"; }

@@ -120,7 +120,17 @@ impl Cluster {
         Ok((bin.to_owned(), conf.to_owned()))
     }
 
-    /// What the mesh's service accounts have asked of the API server, where it writes that down.
+    /// The files of a node's network configuration, by name. Nobody may look at them in a cluster that was there before.
+    pub fn cni_files(&self) -> anyhow::Result<Vec<(String, Value)>> {
+        let printed = run(script("cluster").arg("cni-files"), None)?;
+        let file = |text: &str| {
+            let (name, content) = text.split_once(" <==\n").context("the name of a file expected")?;
+            Ok((name.to_owned(), serde_json::from_str(content).with_context(|| format!("{name} is no JSON"))?))
+        };
+        printed.split("==> ").skip(1).map(file).collect()
+    }
+
+    /// What the mesh's service accounts have asked of the API server. Only a cluster that was made for the test tells.
     pub fn audit(&self) -> anyhow::Result<Vec<Value>> {
         let printed = run(script("cluster").arg("audit"), None)?;
         printed.lines().map(|line| serde_json::from_str(line).context("no audit event")).collect()

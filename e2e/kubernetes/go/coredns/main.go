@@ -1,5 +1,5 @@
-// Command coredns is CoreDNS with the plugins that a cluster's Corefile names and no other, which builds in a fraction
-// of the time that all of them take.
+// Command coredns is CoreDNS with the plugins that a cluster's Corefile names, ours or kubeadm's, and no other, which
+// builds in a fraction of the time that all of them take.
 package main
 
 import (
@@ -8,13 +8,20 @@ import (
 
 	_ "github.com/coredns/coredns/plugin/cache"
 	_ "github.com/coredns/coredns/plugin/errors"
+	_ "github.com/coredns/coredns/plugin/forward"
 	_ "github.com/coredns/coredns/plugin/health"
 	_ "github.com/coredns/coredns/plugin/kubernetes"
+	_ "github.com/coredns/coredns/plugin/loadbalance"
+	_ "github.com/coredns/coredns/plugin/loop"
+	_ "github.com/coredns/coredns/plugin/metrics"
 	_ "github.com/coredns/coredns/plugin/ready"
+	_ "github.com/coredns/coredns/plugin/reload"
 )
 
 // In the order in which a request goes through them.
 func main() {
-	dnsserver.Directives = []string{"health", "ready", "errors", "cache", "kubernetes"}
+	dnsserver.Directives = []string{
+		"reload", "ready", "health", "prometheus", "errors", "loadbalance", "cache", "kubernetes", "loop", "forward",
+	}
 	coremain.Run()
 }
