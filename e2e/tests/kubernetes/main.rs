@@ -1,6 +1,7 @@
 //! The mesh in a real Kubernetes, brought up once: each file is a check of one thing, in namespaces of its own.
 //!
-//! `E2E_CLUSTER` says which cluster (see `e2e/kubernetes/cluster`); `E2E_CHECKS=canary,faults` runs only these checks.
+//! `E2E_CLUSTER` says which cluster (see `e2e/kubernetes/cluster`); `E2E_CHECKS=canary,faults` runs only these checks;
+//! `E2E_SLOWNESS=3` allows a pod to start three times as slowly.
 
 #![allow(clippy::unwrap_used)]
 
