@@ -38,7 +38,7 @@ fn all_exit_codes_are_documented() {
 
 /// An object of each kind that uses every nested structure. A field that does not exist is put into each of these, and the
 /// error lists those that do.
-const OBJECTS: [(Kind, &str); 13] = [
+const OBJECTS: [(Kind, &str); 14] = [
     (Kind::Service, "{ports: [{port: 80}]}"),
     (
         Kind::HttpRoute,

@@ -231,9 +231,13 @@ mod tests {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/metrics.md");
         let written = std::fs::read_to_string(&file).unwrap();
         let mut expected = written.clone();
-        for (name, metrics) in
-            [("requests", &REQUESTS[..]), ("udp", &UDP), ("proxy", &PROXY), ("control", &CONTROL), ("process", &PROCESS)]
-        {
+        for (name, metrics) in [
+            ("requests", &REQUESTS[..]),
+            ("udp", &UDP),
+            ("proxy", &PROXY),
+            ("control", &CONTROL),
+            ("process", &PROCESS),
+        ] {
             let begin = format!("<!-- {name}: made by `{WRITE}` -->\n");
             let (before, rest) = expected.split_once(&begin).unwrap_or_else(|| panic!("there is no {begin}"));
             let (_, after) = rest.split_once("<!-- end -->").expect("there is no end");

@@ -28,7 +28,7 @@ pub struct UnknownKind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Service,
         Self::HttpRoute,
         Self::GrpcRoute,

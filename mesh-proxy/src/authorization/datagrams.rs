@@ -149,7 +149,7 @@ mod tests {
     fn gate() -> impl Strategy<Value = Gate> {
         let policy = (prop::collection::vec(condition(), 1..3), prop::collection::vec(condition(), 1..3))
             .prop_map(|(permissions, principals)| Policy { name: "p".to_owned(), permissions, principals });
-        (any::<bool>(), prop::collection::vec(policy, 0..3)).prop_map(|(allow, policies)| {
+        (prop::bool::ANY, prop::collection::vec(policy, 0..3)).prop_map(|(allow, policies)| {
             let action = if allow { GateAction::Allow } else { GateAction::Deny };
             Gate { action, dry_run: false, policies }
         })
@@ -164,7 +164,7 @@ mod tests {
             gates in prop::collection::vec(gate(), 0..3),
             source in prop::sample::select(vec!["10.0.0.9", "10.1.0.1", "192.0.2.1"]),
             port in 0_u16..5,
-            v6 in any::<bool>(),
+            v6 in prop::bool::ANY,
             identity in prop::sample::select(vec![None, Some("spiffe://a"), Some("spiffe://b")]),
         ) {
             let authorization = Authorization { gates };

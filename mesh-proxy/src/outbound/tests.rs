@@ -168,7 +168,7 @@ fn to_server(server: SocketAddr, declared: bool, detect_timeout: Duration) -> Ar
     };
     let http = chain(&["http/1.1", "h2c"], tcp.clone());
     let chains = if declared { vec![] } else { vec![http] };
-    let listener = Listener { name: "10.0.0.1:25".into(), chains, default_chain: Some(chain(&[], tcp)) };
+    let listener = Listener { name: "10.0.0.1:25".into(), chains, default_chain: Some(chain(&[], tcp)), udp: None };
     let endpoints = Endpoints { name: "mail".into(), endpoints: vec![Arc::new(Endpoint::at(server))] };
     let cluster = crate::http::tests::cluster("mail", UpstreamHttp::Http1);
     patient(

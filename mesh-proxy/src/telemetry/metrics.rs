@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use mesh_common::names::UDP_PREFIX;
 use mesh_common::metrics as list;
+use mesh_common::names::UDP_PREFIX;
 use metrics::{Counter, Gauge, Histogram, Label, Level, Metadata, Recorder, SharedString};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use metrics_util::MetricKindMask;

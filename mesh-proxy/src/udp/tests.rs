@@ -29,6 +29,8 @@ fn context(resources: Vec<Resource>, max_udp_sessions: usize) -> Arc<Context> {
         phase: watch::channel(Phase::Serving).1,
         in_flight: InFlight::default(),
         rate_limits: RateLimits::default(),
+        learned: Default::default(),
+        overload: Default::default(),
     })
 }
 
