@@ -20,13 +20,16 @@ use crate::upstream::Upstreams;
 
 fn context(resources: Vec<Resource>, max_udp_sessions: usize) -> Arc<Context> {
     let (store, tls) = (Store::of(resources), Tls::default());
+    let (phase, phases) = watch::channel(Phase::Serving);
+    // Without anybody who could say so, the proxy is at its end.
+    std::mem::forget(phase);
     Arc::new(Context {
         upstreams: Upstreams::new(store.clone(), tls.clone()),
         store,
         tls,
         telemetry: Telemetry::new(TelemetryOptions::default()).unwrap(),
         settings: Settings { max_udp_sessions, ..Settings::default() },
-        phase: watch::channel(Phase::Serving).1,
+        phase: phases,
         in_flight: InFlight::default(),
         rate_limits: RateLimits::default(),
         learned: Default::default(),
