@@ -51,7 +51,10 @@ fn refuses_wrong_rules_by_path() {
         ("filters: [{type: CORS, cors: {allowMethods: [get]}}]", "filters[0].cors.allowMethods[0]"),
         ("filters: [{type: CORS, cors: {allowHeaders: ['a b']}}]", "filters[0].cors.allowHeaders[0]"),
         ("filters: [{type: CORS, cors: {maxAge: 0}}]", "filters[0].cors.maxAge"),
-        ("filters: [{type: ExtensionRef, extensionRef: {group: x, kind: Y, name: z}}]", "filters[0].extensionRef.kind"),
+        (
+            "filters: [{type: ExtensionRef, extensionRef: {group: x, kind: Other, name: z}}]",
+            "filters[0].extensionRef.kind",
+        ),
         (
             "filters: [{type: ExtensionRef, extensionRef: {group: meshctl.dev, kind: DirectResponse, name: a}}]\nbackendRefs: [{name: a, port: 1}]",
             "backendRefs",

@@ -408,7 +408,8 @@ fn preflights_find_the_route_of_their_request() {
 fn two_filters_of_a_route_are_always_written_the_same() {
     let fault = "apiVersion: meshctl.dev/v1alpha1\nkind: FaultInjection\nmetadata: {name: f}\nspec: {targetRefs: [{kind: Service, name: reviews}], faults: [{percent: 1, reset: {}}]}\n---\n";
     let text = format!("{fault}{}", http_route("r", &to_v1(CORS)));
-    let bytes = || reviews(&shop(&text), &mesh())[0].encode_to_vec();
+    let name = "reviews.default.svc.cluster.local:9080";
+    let bytes = || resource(&shop(&text), &mesh(), ResourceType::Route, name).unwrap().value;
     assert_eq!(reviews(&shop(&text), &mesh())[0].typed_per_filter_config.len(), 2);
     let first = bytes();
     assert!((0..64).all(|_| bytes() == first));

@@ -179,10 +179,10 @@ async fn a_mirror_gets_exactly_its_share() {
     proxy.put(Resource::Cluster(Arc::new(cluster("shadow", UpstreamHttp::Http1)))).await;
     proxy.put(Resource::Endpoints(endpoints("shadow", vec![endpoint(shadow.address)]))).await;
     let mut client = proxy.http1().await;
-    for _ in 0..400 {
+    for _ in 0..1000 {
         assert_eq!(client.get("/").await.text(), "ok");
     }
-    until("50 copies", || count.load(Ordering::SeqCst) == 50).await;
+    until("125 copies", || count.load(Ordering::SeqCst) == 125).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(count.load(Ordering::SeqCst), 50);
+    assert_eq!(count.load(Ordering::SeqCst), 125);
 }
