@@ -86,7 +86,7 @@ fn ports_of_declared_services_find_those_of_workloads() {
 
 #[test]
 fn conditions_of_what_cannot_be() {
-    let text = service("s", "selector: {app: nobody}, ports: [{name: a, port: 1, protocol: UDP}, {name: b, port: 2}]")
+    let text = service("s", "selector: {app: nobody}, ports: [{name: a, port: 1, protocol: SCTP}, {name: b, port: 2}]")
         + &service("x", "clusterIP: 10.9.9.9, ports: [{port: 80}]")
         + &service("y", "clusterIP: 10.9.9.9, ports: [{port: 80}]")
         + &entry("a", "w", "", "addresses: [10.0.0.1], ports: [{port: 80, protocol: http}]")

@@ -149,8 +149,10 @@ impl Session {
         let ctx = &self.shared.ctx;
         let upstream = ctx.upstreams.choose_udp(&choice.cluster, &self.downstream, key, &self.avoid).await?;
         let address = upstream.endpoint().address;
-        let socket = connected(address)
-            .map_err(|error| Error::because(Kind::UpstreamConnect, format_args!("{address}: {error}")))?;
+        let failed = |error| Error::because(Kind::UpstreamConnect, format_args!("{address}: {error}"));
+        let socket = connected(address).map_err(failed)?;
+        // It always is, but the runtime has to hear so from the kernel before it sends anything.
+        socket.writable().await.map_err(failed)?;
         let metrics = ctx.telemetry.udp_upstream(&self.downstream, upstream.endpoint(), upstream.cluster());
         Ok(Connected { upstream, socket, metrics, answered: false })
     }

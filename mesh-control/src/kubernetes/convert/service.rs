@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_those_of_tcp() {
+    fn ports_are_those_of_streams_and_datagrams() {
         let spec = convert(json!({
             "type": "ClusterIP", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10", "fd00:96::a"], "ipFamilyPolicy": "PreferDualStack",
             "selector": {"k8s-app": "kube-dns"}, "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
@@ -82,7 +82,8 @@ mod tests {
         }))
         .unwrap();
         let targets: Vec<_> = spec.ports.iter().map(|p| (p.port, p.target_port.clone().unwrap())).collect();
-        assert_eq!(targets, [(53, TargetPort::Name("dns-tcp".into())), (9153, TargetPort::Number(9154))]);
+        let expected = [TargetPort::Number(53), TargetPort::Name("dns-tcp".into()), TargetPort::Number(9154)];
+        assert_eq!(targets, [53, 53, 9153].into_iter().zip(expected).collect::<Vec<_>>());
         assert_eq!(spec.cluster_ips.len(), 2);
     }
 
