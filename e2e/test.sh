@@ -47,7 +47,6 @@ nft nftables
 prometheus prometheus
 haproxy haproxy
 wrk wrk
-h2load nghttp2-client
 python3 python3
 openssl openssl
 zsh zsh
