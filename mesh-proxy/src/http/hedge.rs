@@ -35,6 +35,7 @@ struct Tried {
     outcome: Result<Response<UpstreamBody>, Failed>,
 }
 
+#[allow(clippy::large_enum_variant)] // Taken apart as soon as it is made.
 enum Event {
     Tried(Tried),
     /// Nobody has answered in that time.

@@ -35,7 +35,7 @@ fn changes(barriers: &[Barrier]) -> Result<Vec<Change>, Error> {
     changes.push(chain(TABLE, INPUT, Some(Hook { hook: HOOK_INPUT, priority: PRIORITY_FILTER, kind: "filter" })));
     changes.push(rule(TABLE, INPUT, Expressions::new().transport(Transport::Udp).goto(DATAGRAMS)));
     changes.push(rule(TABLE, DATAGRAMS, Expressions::new().interface(loopback).accept()));
-    changes.push(rule(TABLE, DATAGRAMS, Expressions::new().is_reply().accept()));
+    changes.push(rule(TABLE, DATAGRAMS, Expressions::new().replies().accept()));
     for (index, barrier) in barriers.iter().enumerate() {
         if !barrier.lets_in {
             let matching = barrier.rules.iter().flat_map(expressions);

@@ -152,7 +152,7 @@ impl Expressions {
     }
 
     /// It answers what this machine has sent. Not so where connections are not tracked.
-    pub(super) fn is_reply(mut self) -> Self {
+    pub(super) fn replies(mut self) -> Self {
         const KEY_DIRECTION: u32 = 1;
         const REPLY: u8 = 1;
         self.module = "nft_ct";
