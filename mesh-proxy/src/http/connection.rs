@@ -15,7 +15,6 @@ use mesh_common::names::{ALPN_H2, ALPN_HTTP1};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::drain::{Drain, reached};
-use super::gathered::Gathered;
 use super::io::{DownstreamIo, Io, Signals};
 use super::pipeline::handle;
 use super::timer::{Timer, Timers};
@@ -189,12 +188,12 @@ async fn serve_http2<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, goaway
             .keep_alive_timeout(PING_INTERVAL)
             .serve_connection(io, service_fn(move |request| handle(conn.clone(), request)))
     );
-    Gathered::new(poll_fn(|cx| {
+    poll_fn(|cx| {
         if goaway.poll(cx).is_ready() {
             served.as_mut().graceful_shutdown();
         }
         served.as_mut().poll(cx)
-    }))
+    })
     .await
 }
 

@@ -4,7 +4,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// An HTTP/2 connection's own future, which lets the other tasks that are ready go first.
+/// An HTTP/2 client connection's own future, which lets the other tasks that are ready go first. A server's cannot wait like
+/// that: where a response's head and the end of its stream come together, h2 may send the reset alone.
 ///
 /// A request that puts frames onto a connection wakes the connection's task, and the scheduler runs the task that was woken
 /// last before any other. So each request would have a TLS record and a system call for itself, even where more requests are
