@@ -1,6 +1,6 @@
 //! Finds the route of a service among all objects.
 
-use mesh_common::resource::{BackendRef, Kind, Object, ParentReference};
+use mesh_common::resource::{BackendRef, GrpcRouteRule, HttpRouteRule, Kind, Object, ParentReference};
 
 use crate::routes::conditions::{describe_grpc, describe_http};
 
@@ -90,58 +90,30 @@ pub fn candidates<'a>(
 
 pub fn rules(object: &Object) -> Vec<RuleView> {
     match object {
-        Object::HttpRoute(route) => route
-            .spec
-            .rules
-            .iter()
-            .map(|rule| RuleView {
-                name: rule.name.clone(),
-                matches: alternatives(rule.matches.iter().map(describe_http)),
-                backends: rule.backend_refs.iter().map(backend).collect(),
-            })
-            .collect(),
-        Object::GrpcRoute(route) => route
-            .spec
-            .rules
-            .iter()
-            .map(|rule| RuleView {
-                name: rule.name.clone(),
-                matches: alternatives(rule.matches.iter().map(describe_grpc)),
-                backends: rule.backend_refs.iter().map(backend).collect(),
-            })
-            .collect(),
-        Object::TcpRoute(route) => route
-            .spec
-            .rules
-            .iter()
-            .map(|rule| RuleView {
-                name: rule.name.clone(),
-                matches: Vec::new(),
-                backends: rule.backend_refs.iter().map(backend).collect(),
-            })
-            .collect(),
-        Object::UdpRoute(route) => route
-            .spec
-            .rules
-            .iter()
-            .map(|rule| RuleView {
-                name: rule.name.clone(),
-                matches: Vec::new(),
-                backends: rule.backend_refs.iter().map(backend).collect(),
-            })
-            .collect(),
-        Object::TlsRoute(route) => route
-            .spec
-            .rules
-            .iter()
-            .map(|rule| RuleView {
-                name: rule.name.clone(),
-                matches: route.spec.hostnames.iter().map(|name| format!("server name {name}")).collect(),
-                backends: rule.backend_refs.iter().map(backend).collect(),
-            })
-            .collect(),
+        Object::HttpRoute(route) => {
+            let matches = |rule: &HttpRouteRule| alternatives(rule.matches.iter().map(describe_http));
+            route.spec.rules.iter().map(|rule| view(&rule.name, matches(rule), &rule.backend_refs)).collect()
+        }
+        Object::GrpcRoute(route) => {
+            let matches = |rule: &GrpcRouteRule| alternatives(rule.matches.iter().map(describe_grpc));
+            route.spec.rules.iter().map(|rule| view(&rule.name, matches(rule), &rule.backend_refs)).collect()
+        }
+        Object::TcpRoute(route) => {
+            route.spec.rules.iter().map(|rule| view(&rule.name, Vec::new(), &rule.backend_refs)).collect()
+        }
+        Object::UdpRoute(route) => {
+            route.spec.rules.iter().map(|rule| view(&rule.name, Vec::new(), &rule.backend_refs)).collect()
+        }
+        Object::TlsRoute(route) => {
+            let names = || route.spec.hostnames.iter().map(|name| format!("server name {name}")).collect();
+            route.spec.rules.iter().map(|rule| view(&rule.name, names(), &rule.backend_refs)).collect()
+        }
         _ => Vec::new(),
     }
+}
+
+fn view<F>(name: &Option<String>, matches: Vec<String>, backends: &[BackendRef<F>]) -> RuleView {
+    RuleView { name: name.clone(), matches, backends: backends.iter().map(backend).collect() }
 }
 
 fn backend<F>(backend: &BackendRef<F>) -> BackendView {
