@@ -234,15 +234,6 @@ impl Mesh {
         })
     }
 
-    /// Waits until the proxy beside a client of this service account has joined.
-    pub fn connected(&self, account: &str) -> anyhow::Result<()> {
-        let identity = format!("/sa/{account}\"");
-        eventually(Duration::from_secs(20), || {
-            ensure!(self.meshctl(&["proxy", "status", "-o", "json"])?.contains(&identity), "{account} has not joined");
-            Ok(())
-        })
-    }
-
     /// How many healthy workloads the control plane knows of a service's version.
     pub fn workloads(&self, service: &str, version: &str) -> anyhow::Result<usize> {
         let json: serde_json::Value = serde_json::from_str(&self.meshctl(&["get", "workloads", "-o", "json"])?)?;
@@ -267,6 +258,16 @@ impl Mesh {
 pub struct Load(pub Process);
 
 impl Load {
+    /// Waits until requests are answered, which a client that has only joined may be far from: its names are asked for
+    /// when they are first used.
+    pub fn flowing(&self) -> anyhow::Result<()> {
+        eventually(Duration::from_secs(20), || {
+            let flows = self.0.stderr().lines().any(|line| line == load::FLOWING);
+            ensure!(flows, "no request was answered:\n{}", self.0.tail());
+            Ok(())
+        })
+    }
+
     /// Waits until it has sent all that it was asked to.
     pub fn report(mut self) -> anyhow::Result<load::Report> {
         let status = self.0.wait(Duration::from_secs(120))?;

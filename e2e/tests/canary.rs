@@ -44,7 +44,7 @@ fn a_thousand_weight_changes_cost_nothing() {
     mesh.meshctl(&["route", "set-weight", "reviews", "v1=50", "v2=50"]).unwrap();
     mesh.wait().unwrap();
     let load = mesh.load("web", &["--url", "http://reviews:9080/", "--connections", "8", "--rate", "800"]).unwrap();
-    mesh.connected("web").unwrap();
+    load.flowing().unwrap();
     let proxy = load.0.child("mesh-proxy").unwrap();
     std::thread::sleep(Duration::from_secs(1));
     let before = connections(proxy);

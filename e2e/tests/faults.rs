@@ -102,7 +102,7 @@ fn a_fault_ends_after_its_time_without_a_control_plane() {
     let (mut mesh, _reviews) = shop(User::Same);
     let args = ["--url", "http://reviews:9080/", "--rate", "50", "--connections", "4"];
     let load = mesh.load("web", &args).unwrap();
-    mesh.connected("web").unwrap();
+    load.flowing().unwrap();
     mesh.meshctl(&["fault", "abort", "reviews", "--percent", "100", "--status", "503", "--for", "4s"]).unwrap();
     mesh.wait().unwrap();
     let begun = Instant::now();
@@ -122,7 +122,7 @@ fn a_delay_ends_after_its_time() {
     let (mesh, _reviews) = shop(User::Same);
     let args = ["--url", "http://reviews:9080/", "--rate", "50", "--connections", "20", "--slow", "150"];
     let load = mesh.load("web", &args).unwrap();
-    mesh.connected("web").unwrap();
+    load.flowing().unwrap();
     mesh.meshctl(&["fault", "delay", "reviews", "--percent", "100", "--delay", "200ms", "--for", "2s", "--wait"])
         .unwrap();
     eventually(Duration::from_secs(8), || {
@@ -144,8 +144,8 @@ fn a_reset_ends_after_its_time_without_a_control_plane_and_spares_other_callers(
     let (mut mesh, _reviews) = shop(User::Same);
     let args = ["--url", "http://reviews:9080/", "--rate", "50", "--connections", "4"];
     let [web, other] = ["web", "other"].map(|account| mesh.load(account, &args).unwrap());
-    mesh.connected("web").unwrap();
-    mesh.connected("other").unwrap();
+    web.flowing().unwrap();
+    other.flowing().unwrap();
     let fault = ["fault", "reset", "reviews", "--percent", "100", "--for", "3s", "--from", "web", "--wait"];
     mesh.meshctl(&fault).unwrap();
     let control = mesh.control.take().unwrap();

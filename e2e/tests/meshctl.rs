@@ -83,7 +83,7 @@ fn a_change_is_waited_for_and_seen_in_the_proxies() {
     let _v1 = mesh.echo("reviews", "v1").unwrap();
     let _v2 = mesh.echo("reviews", "v2").unwrap();
     let load = mesh.load("web", &["--url", "http://reviews:9080/", "--rate", "20"]).unwrap();
-    mesh.connected("web").unwrap();
+    load.flowing().unwrap();
     mesh.meshctl(&["route", "set-weight", "reviews", "v1=90", "v2=10"]).unwrap();
     let output = mesh.meshctl_output(&["wait", "--timeout", "10s"]).unwrap();
     let said = out(&output) + &code(output, 0);

@@ -101,7 +101,7 @@ fn killing_a_callers_proxy_ends_that_caller_alone() {
     let _reviews = mesh.echo("reviews", "v1").unwrap();
     let other = mesh.load("web", &LOAD).unwrap();
     let mut caller = mesh.load("shop", &LOAD).unwrap();
-    mesh.connected("shop").unwrap();
+    caller.flowing().unwrap();
     std::thread::sleep(Duration::from_secs(1));
     let application = caller.0.child("testapp").unwrap();
     caller.0.signal_child("mesh-proxy", Signal::SIGKILL).unwrap();
@@ -135,7 +135,7 @@ fn a_control_plane_that_hangs_for_long_is_taken_up_again() {
     mesh.meshctl(&["route", "set-weight", "reviews", "v1=100", "v2=0"]).unwrap();
     mesh.wait().unwrap();
     let load = mesh.load("web", &LOAD).unwrap();
-    mesh.connected("web").unwrap();
+    load.flowing().unwrap();
     std::thread::sleep(Duration::from_secs(1));
     let control = mesh.control.as_ref().unwrap();
     control.signal(Signal::SIGSTOP).unwrap();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -128,15 +128,19 @@ impl Report {
     }
 }
 
+/// What it says when the first good answer has come.
+pub const FLOWING: &str = "flowing";
+
 /// Runs until the requests are sent, the time is over, or `stop` says so.
 pub async fn run(args: Args, stop: watch::Receiver<bool>) -> anyhow::Result<Report> {
     let target = Arc::new(Target::new(&args).await?);
     let started = Instant::now();
     let deadline = (args.seconds > 0.0).then(|| started + Duration::from_secs_f64(args.seconds));
     let next = Arc::new(AtomicU64::new(0));
+    let flowing = Arc::new(AtomicBool::new(false));
     let mut workers = tokio::task::JoinSet::new();
     for _ in 0..args.connections {
-        let (target, next, stop) = (target.clone(), next.clone(), stop.clone());
+        let (target, next, stop, flowing) = (target.clone(), next.clone(), stop.clone(), flowing.clone());
         let (limit, at_least, rate) = (args.requests, args.at_least, args.rate);
         let precise = args.precise;
         workers.spawn(async move {
@@ -156,6 +160,10 @@ pub async fn run(args: Args, stop: watch::Receiver<bool>) -> anyhow::Result<Repo
                     target.line(due, &mut report).await;
                 } else {
                     target.one(&mut connection, due, &mut report).await;
+                }
+                let answered = report.good() > 0 || !report.by_version.is_empty();
+                if answered && !flowing.swap(true, Ordering::Relaxed) {
+                    eprintln!("{FLOWING}");
                 }
             }
         });
