@@ -43,6 +43,8 @@ pub enum Kind {
     Downstream,
     /// The downstream's bytes are not what the protocol allows.
     DownstreamProtocol,
+    /// The request's head has more headers than the proxy takes.
+    HeadTooLarge,
     /// An injected fault.
     Fault,
     /// More requests than the application takes.
@@ -90,7 +92,7 @@ impl From<Kind> for Error {
 impl Kind {
     pub fn side(self) -> Side {
         match self {
-            Self::Downstream | Self::DownstreamProtocol => Side::Downstream,
+            Self::Downstream | Self::DownstreamProtocol | Self::HeadTooLarge => Side::Downstream,
             Self::NoRoute
             | Self::NoCluster
             | Self::Overflow
@@ -128,7 +130,7 @@ impl Kind {
             Self::StreamIdle => "SI",
             Self::Overflow => "UO",
             Self::Downstream => "DC",
-            Self::DownstreamProtocol => "DPE",
+            Self::DownstreamProtocol | Self::HeadTooLarge => "DPE",
             Self::Fault => "FI",
             Self::RateLimited => "RL",
             Self::Overloaded => "OM",
@@ -147,6 +149,7 @@ impl Kind {
             Self::Timeout | Self::PerTryTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::StreamIdle => StatusCode::REQUEST_TIMEOUT,
             Self::Downstream | Self::DownstreamProtocol => StatusCode::BAD_REQUEST,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::Denied => StatusCode::FORBIDDEN,
             _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -161,6 +164,7 @@ impl Kind {
             // Not UNAVAILABLE, Envoy's default, which clients and proxies try again: that would make more of what is too much.
             Self::RateLimited => 8,
             Self::Denied => 7,
+            Self::HeadTooLarge => 8,
             Self::Downstream | Self::DownstreamProtocol => 13,
             _ => 14,
         }
@@ -185,6 +189,7 @@ impl fmt::Display for Kind {
             Self::Overflow => "too many requests for this upstream",
             Self::Downstream => "the client went away",
             Self::DownstreamProtocol => "the request is not valid",
+            Self::HeadTooLarge => "the request has too many headers",
             Self::Fault => "fault injected",
             Self::RateLimited => "too many requests",
             Self::Overloaded => "the proxy has too much to do",

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_common::names::{ALPN_H2, ALPN_HTTP1};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::drain::{Drain, reached};
+use super::framing::MAX_HEAD;
 use super::io::{DownstreamIo, Io, Signals};
 use super::pipeline::handle;
 use super::timer::{Timer, Timers};
@@ -31,8 +32,17 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 const MAX_FRAME: u32 = 64 << 10;
+/// As RFC 9113 (6.5.2) counts. h2 passes on none that is larger, and ends a connection at four times as much.
 const MAX_HEADERS: u32 = 64 << 10;
 const MAX_STREAMS: u32 = 1000;
+/// Header lines of an HTTP/1 request: what hyper has room for without an allocation. More are answered with 431.
+const MAX_FIELDS_HTTP1: usize = 100;
+/// What is read ahead of an HTTP/1 client, or of its response not yet taken by it.
+const BUFFER_HTTP1: usize = 128 << 10;
+/// Of streams that were reset while they waited to be looked at, and of resets that a client provoked by breaking the
+/// protocol. More ends the connection with ENHANCE_YOUR_CALM.
+const MAX_PENDING_RESETS: usize = 20;
+const MAX_PROVOKED_RESETS: usize = 1000;
 const SEND_BUFFER: usize = 512 << 10;
 /// A client that has not answered a ping for this long is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
@@ -149,7 +159,10 @@ async fn serve_http1<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, mut cl
             .timer(patience)
             // The time itself is up to `Patience`.
             .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(io, service_fn(move |request| handle(conn.clone(), request)))
+            .max_headers(MAX_FIELDS_HTTP1)
+            .max_header_size(MAX_HEAD)
+            .max_buf_size(BUFFER_HTTP1)
+            .serve_connection(TokioIo::new(io.framed()), service_fn(move |request| handle(conn.clone(), request)))
             .with_upgrades()
     );
     poll_fn(|cx| {
@@ -168,6 +181,7 @@ async fn serve_http1<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, mut cl
 
 async fn serve_http2<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, goaway: Phase) -> hyper::Result<()> {
     let (phase, holders) = (conn.ctx.phase.clone(), Arc::strong_count(&conn));
+    let (signals, peer) = (conn.signals.clone(), conn.downstream.peer);
     let is_unused = unused(conn.clone(), holders);
     let mut goaway = Drain::when(async move {
         tokio::select! {
@@ -184,17 +198,26 @@ async fn serve_http2<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, goaway
             .max_header_list_size(MAX_HEADERS)
             .max_concurrent_streams(MAX_STREAMS)
             .max_send_buf_size(SEND_BUFFER)
+            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+            .max_local_error_reset_streams(MAX_PROVOKED_RESETS)
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_INTERVAL)
-            .serve_connection(io, service_fn(move |request| handle(conn.clone(), request)))
+            .serve_connection(TokioIo::new(io), service_fn(move |request| handle(conn.clone(), request)))
     );
-    poll_fn(|cx| {
+    let served = poll_fn(|cx| {
         if goaway.poll(cx).is_ready() {
             served.as_mut().graceful_shutdown();
         }
         served.as_mut().poll(cx)
-    })
-    .await
+    });
+    tokio::select! {
+        served = served => served,
+        // Not in peace: for that the client would have to do its part.
+        () = signals.load.abused() => {
+            tracing::debug!(%peer, "a client took nearly all of its requests back, and its connection ends");
+            Ok(())
+        }
+    }
 }
 
 /// Whether the client speaks HTTP/2, and what was read to find out.

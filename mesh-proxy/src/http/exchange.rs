@@ -75,7 +75,12 @@ impl Exchange {
         }
         conn.signals.serving();
         let (parts, body) = request.into_parts();
-        let head = Head::new(parts, &conn.downstream);
+        let mut head = Head::new(parts, &conn.downstream);
+        if head.version == http::Version::HTTP_2 {
+            head.one_too_many = !conn.signals.load.hold(head.size);
+        } else {
+            head.flaw = conn.signals.framing.begin().or(head.flaw);
+        }
         Box::new(Self {
             start,
             uri: head.uri.clone(),
@@ -190,6 +195,10 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.record();
+        if self.head.version == http::Version::HTTP_2 {
+            let taken_back = self.status == 0 && !self.complete && self.error.is_none();
+            self.conn.signals.load.over(self.head.size, taken_back.then(|| self.start.elapsed()));
+        }
         self.conn.signals.served();
         if self.conn.downstream.direction == Direction::Inbound {
             self.conn.ctx.in_flight.over();

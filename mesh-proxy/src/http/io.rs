@@ -1,4 +1,4 @@
-//! The downstream connection as hyper wants it.
+//! The downstream connection, and what its bytes and its requests tell each other.
 
 use std::io;
 use std::pin::Pin;
@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes};
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use super::framing::{self, Framing};
+use super::load::Load;
 use crate::listen::Flight;
 
 /// A connection that was accepted.
@@ -47,6 +47,10 @@ pub(crate) struct Signals {
     leaving: AtomicBool,
     /// Tunnels that it carries.
     tunnels: watch::Sender<usize>,
+    /// Of HTTP/1.
+    pub(super) framing: Framing,
+    /// Of HTTP/2.
+    pub(super) load: Load,
     /// [`IDLE`], [`SERVING`], or milliseconds after `start` plus one when the first byte of a request head came in.
     head: AtomicU64,
 }
@@ -72,6 +76,8 @@ impl Signals {
             arrived: AtomicBool::new(true),
             leaving: AtomicBool::new(false),
             tunnels: watch::Sender::new(0),
+            framing: Framing::default(),
+            load: Load::default(),
             head: AtomicU64::new(IDLE),
         }
     }
@@ -141,44 +147,55 @@ impl Signals {
     }
 }
 
+/// The connection, of which the signals are told.
 pub(crate) struct Io<IO: DownstreamIo> {
-    inner: TokioIo<IO>,
+    inner: IO,
     signals: Arc<Signals>,
     /// What was read to tell the protocol.
     before: Bytes,
+    /// Of HTTP/1.
+    framing: Option<Box<framing::Reader>>,
 }
 
 impl<IO: DownstreamIo> Io<IO> {
     pub(crate) fn new(io: IO, signals: Arc<Signals>, before: Bytes) -> Self {
-        Self { inner: TokioIo::new(io), signals, before }
+        Self { inner: io, signals, before, framing: None }
+    }
+
+    /// The same for HTTP/1, with an eye on where its requests begin and end.
+    pub(crate) fn framed(mut self) -> Self {
+        self.framing = Some(Box::new(framing::Reader::new(&self.signals.framing)));
+        self
     }
 }
 
 impl<IO: DownstreamIo> Drop for Io<IO> {
     fn drop(&mut self) {
         if self.signals.reset.load(Ordering::Relaxed) {
-            self.inner.inner().reset_on_close();
+            self.inner.reset_on_close();
         }
     }
 }
 
-impl<IO: DownstreamIo> Read for Io<IO> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+impl<IO: DownstreamIo> AsyncRead for Io<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !this.before.is_empty() {
-            let n = this.before.len().min(buf.remaining());
-            buf.put_slice(&this.before[..n]);
-            this.before.advance(n);
-            this.signals.bytes_came();
-            return Poll::Ready(Ok(()));
+        let already = buf.filled().len();
+        if this.before.is_empty() {
+            ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+        } else {
+            let bytes = this.before.split_to(this.before.len().min(buf.remaining()));
+            buf.put_slice(&bytes);
         }
-        ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
         this.signals.bytes_came();
-        Poll::Ready(Ok(()))
+        match &mut this.framing {
+            Some(reader) => Poll::Ready(reader.read(&buf.filled()[already..], &this.signals.framing)),
+            None => Poll::Ready(Ok(())),
+        }
     }
 }
 
-impl<IO: DownstreamIo> Write for Io<IO> {
+impl<IO: DownstreamIo> AsyncWrite for Io<IO> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().inner).poll_write(cx, buf)
     }

@@ -79,7 +79,9 @@ pub(super) async fn handle(
         cors::mark(cors, exchange.origin.as_ref(), response.headers_mut());
     }
     exchange.answered(response.status(), response.headers());
-    let last = exchange.conn.signals.is_leaving();
+    // Of a client whose bytes may be read in several ways, no more are read.
+    let unclear = exchange.head.flaw.is_some() && exchange.head.version != http::Version::HTTP_2;
+    let last = exchange.conn.signals.is_leaving() || unclear;
     let quota = exchange.quota;
     let mut response = finish(response, exchange);
     if let Some(quota) = quota {
@@ -219,7 +221,7 @@ async fn forward(exchange: &mut Exchange, route: &Route, forward: &Forward) -> R
     if let Some(upload) = &exchange.upload {
         upload.settle();
     }
-    tidy(&mut response, &exchange.head.method, exchange.head.upgrade.take());
+    tidy(&mut response, &exchange.head.method, exchange.head.upgrade.take())?;
     apply(&choice.response_headers, response.headers_mut());
     for cookie in cookies {
         response.headers_mut().append(SET_COOKIE, cookie);
@@ -473,7 +475,7 @@ pub(super) fn make_request(
 }
 
 /// Makes the response one of this connection.
-fn tidy(response: &mut Response<UpstreamBody>, method: &Method, downstream: Option<OnUpgrade>) {
+fn tidy(response: &mut Response<UpstreamBody>, method: &Method, downstream: Option<OnUpgrade>) -> Result<(), Error> {
     let status = response.status();
     let switches = status == StatusCode::SWITCHING_PROTOCOLS;
     let tunnel = switches || (*method == Method::CONNECT && status.is_success());
@@ -492,8 +494,12 @@ fn tidy(response: &mut Response<UpstreamBody>, method: &Method, downstream: Opti
     let upstream = response.extensions_mut().remove::<OnUpgrade>();
     if tunnel && let (Some(downstream), Some(upstream)) = (downstream, upstream) {
         response.extensions_mut().insert(Tunnel(downstream, upstream));
+    } else if switches {
+        // The client asked for no other protocol, and goes on with this one.
+        return Err(Error::because(Kind::UpstreamProtocol, "an upgrade that nobody asked for"));
     }
     *response.version_mut() = http::Version::HTTP_11;
+    Ok(())
 }
 
 /// Both sides of a tunnel that begins after the response's head.

@@ -29,6 +29,12 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 const DOWNSTREAM_PROTOCOL: HeaderName = HeaderName::from_static(HEADER_DOWNSTREAM_PROTOCOL);
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
+/// Fields that a request may have, each part of a cookie for itself. A peer may send some more than its client had, which was
+/// held to the limit for HTTP/1.
+const MAX_FIELDS: usize = 256;
+/// What a field takes in memory beside its text.
+const FIELD_OVERHEAD: usize = 96;
+
 /// A request's head without what concerns one connection only (RFC 9110, 7.6.1).
 #[derive(Debug)]
 pub(crate) struct Head {
@@ -52,8 +58,13 @@ pub(crate) struct Head {
     declared: Option<Version>,
     /// Instead of the client's authority.
     authority: Option<HeaderValue>,
-    /// What is wrong with how it names the host, if anything.
-    misnamed: Option<&'static str>,
+    /// What is wrong with it, if anything.
+    pub(crate) flaw: Option<&'static str>,
+    /// Its connection has too much to hold already.
+    pub(crate) one_too_many: bool,
+    /// Roughly what it takes in memory.
+    pub(crate) size: usize,
+    fields: usize,
     /// Why its path has no canonical form, if it has none.
     pathless: Option<PathError>,
 }
@@ -67,7 +78,9 @@ struct Seen {
     expect: bool,
     grpc: bool,
     hosts: usize,
-    user_in_host: bool,
+    flaw: Option<&'static str>,
+    size: usize,
+    length: bool,
     request_id: Option<HeaderValue>,
     user_agent: Option<HeaderValue>,
     declared: Option<HeaderValue>,
@@ -77,14 +90,18 @@ impl Seen {
     fn of(headers: &HeaderMap) -> Self {
         let mut seen = Self::default();
         for (name, value) in headers {
+            seen.size += name.as_str().len() + value.len() + FIELD_OVERHEAD;
             match name.as_str() {
                 "connection" => (seen.connection, seen.of_connection) = (true, true),
                 "upgrade" => (seen.upgrade, seen.of_connection) = (true, true),
                 "expect" => seen.expect = true,
                 "host" => {
                     seen.hosts += 1;
-                    seen.user_in_host |= value.as_bytes().contains(&b'@');
+                    seen.flaw = seen.flaw.or(target::flaw_of_host(value));
                 }
+                "content-length" => seen.length |= value != "0",
+                // hyper has made sure that it is that of a body.
+                "transfer-encoding" => (seen.length, seen.of_connection) = (true, true),
                 name if concerns_connection(name) => seen.of_connection = true,
                 "content-type" => seen.grpc = grpc::is_grpc(value),
                 "user-agent" => seen.user_agent = Some(value.clone()),
@@ -101,10 +118,13 @@ impl Head {
     pub(crate) fn new(parts: Parts, downstream: &Downstream) -> Self {
         let Parts { method, mut uri, version, mut headers, mut extensions, .. } = parts;
         let seen = Seen::of(&headers);
+        let fields = headers.len();
+        let uri_size = uri.path().len() + uri.query().unwrap_or_default().len();
         // Nothing else has upgrades and expectations: of HTTP/1.0 they are ignored (RFC 9110, 7.8 and 10.1.1).
         let http11 = version == http::Version::HTTP_11;
-        let misnamed = misnamed(version, &seen);
+        let mut flaw = flaw(version, &seen);
         drop_user(&mut uri);
+        target::make_host_canonical(&mut uri, &mut headers);
         let pathless = target::make_canonical(&mut uri, &method).err();
         let mut upgrade = None;
         let mut upgrade_to = None;
@@ -114,6 +134,10 @@ impl Head {
         if upgrade_to.is_some() || method == Method::CONNECT {
             upgrade = extensions.remove::<OnUpgrade>();
             upgrade_to = upgrade_to.filter(|_| upgrade.is_some());
+            if upgrade.is_some() && seen.length {
+                // Where it ends and the tunnel begins, not everybody agrees.
+                flaw = flaw.or(Some("a body before a tunnel"));
+            }
         }
         let mut expects = false;
         if seen.expect {
@@ -150,7 +174,10 @@ impl Head {
             expects,
             declared,
             authority: None,
-            misnamed,
+            flaw,
+            one_too_many: false,
+            size: seen.size + uri_size,
+            fields,
             pathless,
         }
     }
@@ -176,7 +203,13 @@ impl Head {
     /// it (RFC 9112, 3.2).
     pub(crate) fn check(&self) -> Result<(), Error> {
         let invalid = |what: &dyn std::fmt::Display| Err(Error::because(Kind::DownstreamProtocol, what));
-        match (self.misnamed, self.pathless) {
+        if self.fields > MAX_FIELDS {
+            return Err(Error::because(Kind::HeadTooLarge, format_args!("{} headers", self.fields)));
+        }
+        if self.one_too_many {
+            return Err(Error::because(Kind::Overloaded, "the requests of this connection take too much memory"));
+        }
+        match (self.flaw, self.pathless) {
             (Some(what), _) => invalid(&what),
             (None, Some(what)) => invalid(&what),
             (None, None) => Ok(()),
@@ -229,10 +262,10 @@ pub(crate) fn tell_time_left(headers: &mut HeaderMap, left: Duration) {
     headers.insert(GRPC_TIMEOUT, grpc::time_left(left));
 }
 
-fn misnamed(version: http::Version, seen: &Seen) -> Option<&'static str> {
+fn flaw(version: http::Version, seen: &Seen) -> Option<&'static str> {
     match seen.hosts {
         0 if version == http::Version::HTTP_11 => Some("no host"),
-        0 | 1 => seen.user_in_host.then_some("a user in the host"),
+        0 | 1 => seen.flaw,
         _ => Some("more than one host"),
     }
 }

@@ -18,6 +18,7 @@ mod limits;
 mod overload;
 mod rates;
 mod retries;
+mod smuggling;
 mod timeouts;
 mod upgrades;
 
@@ -281,6 +282,7 @@ struct ProxyOptions {
     /// Terminate mutual TLS.
     terminate: bool,
     inline: Option<RouteTable>,
+    authorization: Authorization,
     limit: Option<RequestLimit>,
     idle_timeout: Duration,
     stream_idle_timeout: Duration,
@@ -293,6 +295,7 @@ impl Default for ProxyOptions {
             tls: Tls::default(),
             terminate: false,
             inline: None,
+            authorization: Authorization::default(),
             limit: None,
             idle_timeout: Duration::ZERO,
             stream_idle_timeout: Duration::ZERO,
@@ -336,7 +339,7 @@ impl Proxy {
         });
         let manager = Arc::new(HttpManager {
             stat_prefix: "test".to_owned(),
-            authorization: Authorization::default(),
+            authorization: options.authorization,
             routes: match options.inline {
                 Some(table) => RouteSource::Inline(Arc::new(table)),
                 None => RouteSource::Rds("routes".to_owned()),
