@@ -46,6 +46,8 @@ setpriv util-linux
 nft nftables
 prometheus prometheus
 haproxy haproxy
+nginx nginx-light
+node nodejs
 wrk wrk
 python3 python3
 openssl openssl

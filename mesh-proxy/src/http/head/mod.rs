@@ -27,6 +27,7 @@ pub(crate) use rewrite::{apply, replace_prefix};
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const DOWNSTREAM_PROTOCOL: HeaderName = HeaderName::from_static(HEADER_DOWNSTREAM_PROTOCOL);
+const FORWARDED_CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// Fields that a request may have, each part of a cookie for itself. A peer may send some more than its client had, which was
@@ -84,6 +85,7 @@ struct Seen {
     request_id: Option<HeaderValue>,
     user_agent: Option<HeaderValue>,
     declared: Option<HeaderValue>,
+    client_certificate: bool,
 }
 
 impl Seen {
@@ -106,6 +108,7 @@ impl Seen {
                 "content-type" => seen.grpc = grpc::is_grpc(value),
                 "user-agent" => seen.user_agent = Some(value.clone()),
                 "x-request-id" => seen.request_id = Some(value.clone()),
+                "x-forwarded-client-cert" => seen.client_certificate = true,
                 HEADER_DOWNSTREAM_PROTOCOL => seen.declared = Some(value.clone()),
                 _ => (),
             }
@@ -154,6 +157,10 @@ impl Head {
             // Only a proxy of the mesh is believed.
             let trusted = downstream.direction == Direction::Inbound && downstream.security() == Security::MutualTls;
             declared = trusted.then(|| if value == "h2" { Version::Http2 } else { Version::Http1 });
+        }
+        if seen.client_certificate && downstream.direction == Direction::Inbound {
+            // An application may take it for who its peer is, which only this proxy knows.
+            headers.remove(FORWARDED_CLIENT_CERTIFICATE);
         }
         let request_id = seen.request_id.unwrap_or_else(|| {
             let id = id::request_id();

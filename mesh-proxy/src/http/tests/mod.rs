@@ -1,11 +1,14 @@
 //! The whole data path over loopback sockets: clients, proxies and applications that are real but for their purpose.
 
 mod balancing;
+mod bypass;
 mod cors;
+mod differential;
 mod direct;
 mod draining;
 mod expect;
 mod faults;
+mod floods;
 mod grpc;
 mod health;
 mod hedging;
@@ -279,6 +282,7 @@ struct Proxy {
 struct ProxyOptions {
     downstream: Downstream,
     tls: Tls,
+    telemetry: TelemetryOptions,
     /// Terminate mutual TLS.
     terminate: bool,
     inline: Option<RouteTable>,
@@ -293,6 +297,7 @@ impl Default for ProxyOptions {
         Self {
             downstream: downstream(),
             tls: Tls::default(),
+            telemetry: TelemetryOptions::default(),
             terminate: false,
             inline: None,
             authorization: Authorization::default(),
@@ -329,7 +334,7 @@ impl Proxy {
             upstreams: Upstreams::new(store.clone(), options.tls.clone()),
             store,
             tls: options.tls,
-            telemetry: Telemetry::new(TelemetryOptions::default()).unwrap(),
+            telemetry: Telemetry::new(options.telemetry).unwrap(),
             settings: Settings::default(),
             phase,
             in_flight: InFlight::default(),

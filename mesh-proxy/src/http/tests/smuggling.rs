@@ -7,13 +7,13 @@ use super::*;
 use crate::config::{Condition, Gate, GateAction, Policy, StringMatch};
 
 /// An application that remembers what it was asked for.
-struct Witness {
-    app: App,
-    seen: Arc<Mutex<Vec<String>>>,
+pub(super) struct Witness {
+    pub(super) app: App,
+    pub(super) seen: Arc<Mutex<Vec<String>>>,
 }
 
 impl Witness {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = seen.clone();
         let app = App::http1(move |request| {
@@ -27,7 +27,7 @@ impl Witness {
         Self { app, seen }
     }
 
-    fn seen(&self) -> Vec<String> {
+    pub(super) fn seen(&self) -> Vec<String> {
         self.seen.lock().unwrap().clone()
     }
 }
