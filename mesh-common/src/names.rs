@@ -19,11 +19,11 @@ pub const SECRET_ROOTS: &str = "ROOTCA";
 
 /// Key of [`crate::proto::extensions::WorkloadInfo`] in an endpoint's typed metadata.
 pub const METADATA_WORKLOAD: &str = "mesh";
-/// Filter name under which routes carry faults.
 /// What Envoy's expressions call the SPIFFE ID of the peer.
 pub const EXPR_CALLER_IDENTITY: &str = "connection.uri_san_peer_certificate";
 /// How many callers or values of a header one limit tells apart; all beyond share a bucket.
 pub const LIMIT_KEYS: u32 = 10_000;
+/// Filter name under which routes carry faults.
 pub const FILTER_FAULT: &str = "envoy.filters.http.fault";
 /// Proves who asks for something; what it found out is under this name for other filters.
 pub const FILTER_JWT: &str = "envoy.filters.http.jwt_authn";

@@ -298,7 +298,7 @@ fn answer(taker: &Taker, port: u16, from: Option<&str>, service: &str, headers: 
         });
     };
     let (peer, destination) = (SocketAddr::new(args.source, 1), SocketAddr::new(args.source, port));
-    let subject = |request| Subject { peer, destination, identity: from, request };
+    let subject = |request| Subject { peer, destination, identity: from, request, claims: None };
     let host = args.host.clone().unwrap_or_else(|| format!("{service}:{port}"));
     match &chain.filter {
         NetworkFilter::Tcp(proxy) => explained(&proxy.authorization, &subject(None)),

@@ -335,6 +335,7 @@ impl Proxy {
             learned: Default::default(),
         });
         let manager = Arc::new(HttpManager {
+            jwt: None,
             stat_prefix: "test".to_owned(),
             authorization: Authorization::default(),
             routes: match options.inline {
