@@ -431,6 +431,10 @@ impl Model {
         self
     }
 
+    pub fn keys(&self) -> &Arc<Keys> {
+        &self.keys
+    }
+
     /// The JWKS that was fetched from there.
     pub fn keys_from(&self, uri: &str) -> Option<&str> {
         self.keys.0.get(uri)?.jwks.as_deref()
