@@ -29,6 +29,7 @@ const CRDS: [&str; 7] = [
     include_str!("../../../deploy/crds/meshctl.dev_faultinjections.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_meshconfigs.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_peerauthentications.yaml"),
+    include_str!("../../../deploy/crds/meshctl.dev_requestauthentications.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_trafficpolicies.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_workloadentries.yaml"),
 ];
