@@ -23,7 +23,7 @@ const TEMPLATES: [(&str, &str); 8] = [
     ("webhooks.yaml", include_str!("../../../deploy/chart/templates/webhooks.yaml")),
 ];
 
-const CRDS: [&str; 7] = [
+const CRDS: [&str; 8] = [
     include_str!("../../../deploy/crds/meshctl.dev_authorizationpolicies.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_directresponses.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_faultinjections.yaml"),
