@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 use mesh_common::resource::{
-    AuthorizationAction, AuthorizationPolicy, DirectResponse, FaultInjection, Kind, Object, PeerAuthentication, RequestAuthentication,
-    ReferenceGrant, Service, TargetRef, TrafficPolicy,
+    AuthorizationAction, AuthorizationPolicy, DirectResponse, FaultInjection, Kind, Object, PeerAuthentication,
+    ReferenceGrant, RequestAuthentication, Service, TargetRef, TrafficPolicy,
 };
 use serde_json::Value;
 

@@ -12,9 +12,7 @@ pub use jwks::{Jwks, JwksError, MAX_JWKS_BYTES};
 pub use token::{MAX_TOKEN_BYTES, Refused, Token};
 pub use uri::check_uri;
 
-use aws_lc_rs::signature::{
-    self, RsaParameters, RsaPublicKeyComponents, VerificationAlgorithm,
-};
+use aws_lc_rs::signature::{self, RsaParameters, RsaPublicKeyComponents, VerificationAlgorithm};
 
 /// Those of public keys: there is no name here for `none` or for a shared secret, so nothing can ask for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

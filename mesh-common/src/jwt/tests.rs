@@ -39,7 +39,10 @@ impl Pair {
         match self {
             Self::Rsa(pair) => {
                 let public = pair.public_key();
-                let (n, e) = (public.modulus().big_endian_without_leading_zero(), public.exponent().big_endian_without_leading_zero());
+                let (n, e) = (
+                    public.modulus().big_endian_without_leading_zero(),
+                    public.exponent().big_endian_without_leading_zero(),
+                );
                 json!({"kty": "RSA", "kid": kid, "use": "sig", "n": b64(n), "e": b64(e)})
             }
             Self::Ec(pair, curve) => {
@@ -142,7 +145,9 @@ fn attack_algorithm_confusion() {
     // A key does what its kind does, and what its `alg` says.
     let ed = Pair::Ed(Ed25519KeyPair::generate().unwrap());
     let (p256, p384) = (Pair::p256(), Pair::ec(&ECDSA_P384_SHA384_FIXED_SIGNING, "P-384"));
-    for (pair, wrong) in [(&rsa, "ES256"), (&p256, "RS256"), (&p256, "EdDSA"), (&p256, "ES384"), (&p384, "ES256"), (&ed, "ES256")] {
+    for (pair, wrong) in
+        [(&rsa, "ES256"), (&p256, "RS256"), (&p256, "EdDSA"), (&p256, "ES384"), (&p384, "ES256"), (&ed, "ES256")]
+    {
         let token = pair.token(&json!({"alg": wrong, "kid": "k"}), &claims());
         assert_eq!(verify(&token, &set(&[pair.jwk("k")])), Err(Refused::UnknownKey), "{wrong}");
     }
@@ -224,7 +229,8 @@ fn attack_headers_and_forms_that_mean_two_things() {
 fn attack_huge_tokens_and_deep_json() {
     let pair = Pair::p256();
     let keys = set(&[pair.jwk("k")]);
-    let huge = pair.token(&json!({"alg": "ES256"}), &json!({"iss": "https://issuer", "x": "a".repeat(MAX_TOKEN_BYTES)}));
+    let huge =
+        pair.token(&json!({"alg": "ES256"}), &json!({"iss": "https://issuer", "x": "a".repeat(MAX_TOKEN_BYTES)}));
     assert_eq!(verify(&huge, &keys), Err(Refused::TooLong));
     for open in ["[", r#"{"a":"#] {
         let deep = format!(r#"{{"iss":"https://issuer","x":{}"#, open.repeat(1500));
@@ -281,10 +287,31 @@ fn a_set_with_something_secret_or_wrong_is_refused_and_what_is_foreign_left_out(
 
 #[test]
 fn keys_come_by_https_or_from_the_same_machine() {
-    for good in ["https://issuer/.well-known/jwks.json", "https://issuer:8443", "https://[fd00::1]/k?x=1", "http://127.0.0.1:8080/k", "http://[::1]/k", "http://localhost/k"] {
+    for good in [
+        "https://issuer/.well-known/jwks.json",
+        "https://issuer:8443",
+        "https://[fd00::1]/k?x=1",
+        "http://127.0.0.1:8080/k",
+        "http://[::1]/k",
+        "http://localhost/k",
+    ] {
         assert_eq!(check_uri(good), Ok(()), "{good}");
     }
-    for bad in ["", "issuer/k", "http://issuer/k", "ftp://issuer/k", "https://", "https://:80/", "https://a:0/", "https://a:x/", "https://u@issuer/", "https://issuer/#k", "https://issuer/ k", "http://localhost.evil/k", "http://127.0.0.1@evil/k"] {
+    for bad in [
+        "",
+        "issuer/k",
+        "http://issuer/k",
+        "ftp://issuer/k",
+        "https://",
+        "https://:80/",
+        "https://a:0/",
+        "https://a:x/",
+        "https://u@issuer/",
+        "https://issuer/#k",
+        "https://issuer/ k",
+        "http://localhost.evil/k",
+        "http://127.0.0.1@evil/k",
+    ] {
         assert!(check_uri(bad).is_err(), "{bad}");
     }
 }

@@ -78,9 +78,8 @@ impl<'a> Token<'a> {
             return Err(Refused::Malformed("it does not have three parts"));
         };
         let signed = &text[..header.len() + 1 + payload.len()];
-        let decode = |part: &str| {
-            URL_SAFE_NO_PAD.decode(part).map_err(|_| Refused::Malformed("a part is not base64url"))
-        };
+        let decode =
+            |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| Refused::Malformed("a part is not base64url"));
         let (header, payload, signature) = (decode(header)?, decode(payload)?, decode(signature)?);
         let header: Header =
             serde_json::from_slice(&header).map_err(|_| Refused::Malformed("its header is not what it should be"))?;

@@ -34,7 +34,8 @@ impl Issuer {
         let port = listener.local_addr().unwrap().port();
         let scheme = if tls.is_some() { "https" } else { "http" };
         let says = Arc::new(Mutex::new(says));
-        let uri = format!("{scheme}://localhost:{port}/keys?a=b").replace("localhost", if tls.is_some() { "localhost" } else { "127.0.0.1" });
+        let uri = format!("{scheme}://localhost:{port}/keys?a=b")
+            .replace("localhost", if tls.is_some() { "localhost" } else { "127.0.0.1" });
         let said = says.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -109,7 +110,14 @@ async fn a_good_answer_is_taken_and_any_other_refused_without_telling_what_it_wa
 #[tokio::test]
 async fn nothing_is_asked_of_where_secrets_are_or_without_tls() {
     let fetcher = Fetcher::default();
-    for uri in ["http://issuer.example/k", "ftp://issuer.example/k", "https://169.254.169.254/latest", "https://[fe80::1]/", "https://0.0.0.0/", "https://[::ffff:169.254.169.254]/"] {
+    for uri in [
+        "http://issuer.example/k",
+        "ftp://issuer.example/k",
+        "https://169.254.169.254/latest",
+        "https://[fe80::1]/",
+        "https://0.0.0.0/",
+        "https://[::ffff:169.254.169.254]/",
+    ] {
         let error = fetcher.fetch(uri).await.unwrap_err();
         assert!(error.contains("https") || error.contains("no address that may be asked"), "{uri}: {error}");
     }
@@ -145,11 +153,9 @@ async fn bad_keys_never_replace_good_ones_and_new_ones_do() {
     issuer.say(answer("200 OK", &one));
     let mut keys = first(&issuer.objects(1), Keys::default(), &fetcher).await;
     assert_eq!(of(&keys).jwks.as_deref().map(str::to_owned), form(&one));
-    for (says, expected) in [
-        (answer("200 OK", "{}"), &one),
-        (answer("503 Away", ""), &one),
-        (answer("200 OK", &two), &two),
-    ] {
+    for (says, expected) in
+        [(answer("200 OK", "{}"), &one), (answer("503 Away", ""), &one), (answer("200 OK", &two), &two)]
+    {
         issuer.say(says);
         take(&mut keys, issuer.uri.clone(), fetcher.fetch(&issuer.uri).await);
         assert_eq!(of(&keys).jwks.as_deref().map(str::to_owned), form(expected));
@@ -162,11 +168,19 @@ async fn bad_keys_never_replace_good_ones_and_new_ones_do() {
 #[tokio::test]
 async fn keys_come_with_the_object_that_names_them_and_go_with_it() {
     let issuer = Issuer::start(answer("200 OK", &jwks()), None).await;
-    let none = Arc::new(Objects { revision: 1, objects: Default::default(), committed_at: Instant::now(), seen: Default::default() });
+    let none = Arc::new(Objects {
+        revision: 1,
+        objects: Default::default(),
+        committed_at: Instant::now(),
+        seen: Default::default(),
+    });
     let (objects, watched) = watch::channel(none.clone());
     let (sender, mut keys) = watch::channel(Arc::new(Keys::default()));
     let saved = Arc::new(Mutex::new(Vec::new()));
-    let save = { let saved = saved.clone(); move |keys: &Keys| saved.lock().unwrap().push(keys.0.len()) };
+    let save = {
+        let saved = saved.clone();
+        move |keys: &Keys| saved.lock().unwrap().push(keys.0.len())
+    };
     let task = tokio::spawn(keep(watched, sender, Arc::new(Fetcher::default()), save));
     objects.send_replace(issuer.objects(2));
     keys.changed().await.unwrap();

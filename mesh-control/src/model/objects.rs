@@ -3,7 +3,8 @@ use std::sync::Arc;
 
 use mesh_common::resource::{
     AuthorizationPolicy, DirectResponse, FaultInjection, GrpcRoute, HttpRoute, Key, Kind, MeshConfig, Object,
-    PeerAuthentication, ReferenceGrant, RequestAuthentication, Retries, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute, WorkloadEntry,
+    PeerAuthentication, ReferenceGrant, RequestAuthentication, Retries, Service, TcpRoute, TlsRoute, TrafficPolicy,
+    UdpRoute, WorkloadEntry,
 };
 
 use super::policy::service_name;

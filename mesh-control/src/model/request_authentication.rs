@@ -90,9 +90,10 @@ impl RequestAuthentications {
             });
             statuses.entry(key.clone()).or_default().conditions.push(match missing {
                 None => Condition::resolved(),
-                Some((uri, why)) => {
-                    Condition::unresolved("KeysNotFetched", format!("there are no keys from {uri} yet, so its tokens are refused: {why}"))
-                }
+                Some((uri, why)) => Condition::unresolved(
+                    "KeysNotFetched",
+                    format!("there are no keys from {uri} yet, so its tokens are refused: {why}"),
+                ),
             });
         }
     }

@@ -42,7 +42,8 @@ fn scope(workload: &str) -> Scope {
 #[tokio::test(start_paused = true)]
 async fn the_first_commit_goes_out_at_once_and_the_following_together() {
     let (commit, watched) = watch::channel(objects(1));
-    let (sender, mut snapshots) = watch::channel(Arc::new(first(&objects(1), &Default::default(), &settings(), &Default::default())));
+    let (sender, mut snapshots) =
+        watch::channel(Arc::new(first(&objects(1), &Default::default(), &settings(), &Default::default())));
     let publisher = tokio::spawn(publish(watched, no_keys(), settings(), sender, |_| ()));
     time::sleep(Duration::from_secs(1)).await;
     assert!(!snapshots.has_changed().unwrap());

@@ -43,7 +43,10 @@ pub struct TokenPlace {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenAt {
-    Header { name: HeaderName, prefix: String },
+    Header {
+        name: HeaderName,
+        prefix: String,
+    },
     /// Of the query.
     Param(String),
     Cookie(String),

@@ -171,14 +171,24 @@ fn tokens_are_found_in_headers_parameters_and_cookies_and_taken_out() {
         (vec![("cookie", quoted)], "/", vec![], "/"),
         // The same in two places is one.
         (vec![("authorization", format!("Bearer {token}"))], "/?t=TOKEN", vec![], "/"),
-        (vec![("authorization", "Basic x".to_owned()), ("x-jwt", token.clone())], "/", vec![("authorization", "Basic x")], "/"),
+        (
+            vec![("authorization", "Basic x".to_owned()), ("x-jwt", token.clone())],
+            "/",
+            vec![("authorization", "Basic x")],
+            "/",
+        ),
     ] {
         let pairs: Vec<_> = given.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let (mut map, mut uri) = (headers(&pairs), target.replace("TOKEN", &token).parse::<Uri>().unwrap());
         assert_eq!(sub(admit(&authn, &mut map, &mut uri, NOW)), Ok(Some("u".to_owned())), "{target}");
         assert_eq!((map, uri.to_string()), (headers(&left), left_target.to_owned()));
     }
-    for (given, target) in [(vec![("cookie", "session=")], "/"), (vec![], "/?t="), (vec![], "/?t"), (vec![("cookie", "sessions=x; xsession=y")], "/?tt=a")] {
+    for (given, target) in [
+        (vec![("cookie", "session=")], "/"),
+        (vec![], "/?t="),
+        (vec![], "/?t"),
+        (vec![("cookie", "sessions=x; xsession=y")], "/?tt=a"),
+    ] {
         let query = target.parse::<Uri>().unwrap();
         assert_eq!(sub(check(&authn, &headers(&given), query.query(), NOW)), Ok(None), "{given:?} {target}");
     }
@@ -222,7 +232,8 @@ fn attack_claims_that_the_client_made_up() {
     let issuer = Issuer::new("https://a");
     let way = |text: &str| text.split('.').map(str::to_owned).collect::<Vec<_>>();
     let output = |name: &'static str, claim| (HeaderName::from_static(name), way(claim));
-    let outputs = vec![output("x-user", "sub"), output("x-role", "realm.role"), output("x-age", "age"), output("x-list", "list")];
+    let outputs =
+        vec![output("x-user", "sub"), output("x-role", "realm.role"), output("x-age", "age"), output("x-list", "list")];
     let provider = JwtProvider { outputs, forward: true, ..issuer.provider() };
     let authn = authn(vec![provider], vec![(bearer(), vec![0])]);
     let made_up = [("x-user", "admin"), ("x-user", "root"), ("x-role", "admin"), ("x-age", "1"), ("x-list", "y")];

@@ -1,7 +1,8 @@
 use ipnet::IpNet;
 
 use super::super::{
-    AuthorizationAction, AuthorizationClaim, AuthorizationHeader, AuthorizationOperation, AuthorizationPolicySpec, AuthorizationSource,
+    AuthorizationAction, AuthorizationClaim, AuthorizationHeader, AuthorizationOperation, AuthorizationPolicySpec,
+    AuthorizationSource,
 };
 use super::Errors;
 use super::fields::{at_most, is_token, label, targets};

@@ -63,14 +63,22 @@ fn rule(errors: &mut Errors, path: &str, rule: &JwtRule) {
     for (i, header) in rule.from_headers.iter().enumerate() {
         let path = format!("{path}.fromHeaders[{i}]");
         let name = !is_token(&header.name) || ["host", "cookie"].iter().any(|it| header.name.eq_ignore_ascii_case(it));
-        errors.add_if(name, format!("{path}.name"), format!("{:?} is not the name of a header for tokens", header.name));
+        errors.add_if(
+            name,
+            format!("{path}.name"),
+            format!("{:?} is not the name of a header for tokens", header.name),
+        );
         let wrong = header.prefix.len() > 64 || header.prefix.bytes().any(|b| !(0x20..0x7f).contains(&b));
         errors.add_if(wrong, format!("{path}.prefix"), "at most 64 visible characters and spaces");
     }
     each(errors, &format!("{path}.fromParams"), &rule.from_params, MAX_PLACES, |errors, path, name| {
         let inner = |b: u8| b.is_ascii_alphanumeric() || b"-_.~".contains(&b);
         let fits = (1..=256).contains(&name.len()) && name.bytes().all(inner);
-        errors.add_if(!fits, path, format!("{name:?} is not a name of a query's parameter, of letters, digits and -_.~"));
+        errors.add_if(
+            !fits,
+            path,
+            format!("{name:?} is not a name of a query's parameter, of letters, digits and -_.~"),
+        );
     });
     each(errors, &format!("{path}.fromCookies"), &rule.from_cookies, MAX_PLACES, |errors, path, name| {
         errors.add_if(!is_token(name), path, format!("{name:?} is not the name of a cookie"));

@@ -35,8 +35,8 @@ use super::{
     unless, unpack, unsupported_type,
 };
 use crate::config::{
-    Authorization, ChainMatch, Fault, FilterChain, Gate, HeaderMutation, HttpManager, JwtAuthn, Listener, NetworkFilter,
-    RequestLimit, RouteSource, ServerName, TcpProxy, Transport, WeightedCluster, WeightedClusters,
+    Authorization, ChainMatch, Fault, FilterChain, Gate, HeaderMutation, HttpManager, JwtAuthn, Listener,
+    NetworkFilter, RequestLimit, RouteSource, ServerName, TcpProxy, Transport, WeightedCluster, WeightedClusters,
 };
 
 /// Envoy's defaults.
