@@ -87,10 +87,12 @@ fn may_be_missing<'p>(requirement: &'p JwtRequirement, named: &mut BTreeSet<&'p 
         Some(RequiresType::AllowMissing(_)) => true,
         // All of them are looked at, for the names.
         Some(RequiresType::RequiresAny(any)) => {
-            any.requirements.iter().fold(false, |may, it| may_be_missing(it, named, depth) || may)
+            let may: Vec<bool> = any.requirements.iter().map(|it| may_be_missing(it, named, depth)).collect();
+            may.contains(&true)
         }
         Some(RequiresType::RequiresAll(all)) => {
-            all.requirements.iter().fold(true, |may, it| may_be_missing(it, named, depth) && may)
+            let may: Vec<bool> = all.requirements.iter().map(|it| may_be_missing(it, named, depth)).collect();
+            !may.contains(&false)
         }
         _ => false,
     }
