@@ -206,3 +206,136 @@ fn value_match(pb: ValueMatcher, depth: usize) -> Decoded<ValueMatch> {
         _ => return Err(Rejected::new("only string, bool, exact double, present, list and or matches are supported")),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use envoy_types::pb::envoy::config::core::v3::DataSource;
+    use envoy_types::pb::envoy::config::route::v3::RouteMatch;
+    use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
+        JwtHeader, JwtRequirementOrList, RemoteJwks,
+    };
+    use envoy_types::util::pack_any;
+
+    use super::*;
+
+    fn is(requires: RequiresType) -> JwtRequirement {
+        JwtRequirement { requires_type: Some(requires) }
+    }
+
+    fn named(name: &str) -> JwtRequirement {
+        is(RequiresType::ProviderName(name.to_owned()))
+    }
+
+    fn missing() -> JwtRequirement {
+        is(RequiresType::AllowMissing(Default::default()))
+    }
+
+    fn any(requirements: Vec<JwtRequirement>) -> JwtRequirement {
+        is(RequiresType::RequiresAny(JwtRequirementOrList { requirements }))
+    }
+
+    fn rule(prefix: &str, requirement: JwtRequirement) -> RequirementRule {
+        let path = Some(PathSpecifier::Prefix(prefix.to_owned()));
+        RequirementRule {
+            r#match: Some(RouteMatch { path_specifier: path, ..RouteMatch::default() }),
+            requirement_type: Some(RequirementType::Requires(requirement)),
+        }
+    }
+
+    fn local(jwks: &str) -> Option<JwksSourceSpecifier> {
+        let specifier = Some(Specifier::InlineString(jwks.to_owned()));
+        Some(JwksSourceSpecifier::LocalJwks(DataSource { specifier, ..DataSource::default() }))
+    }
+
+    fn filter() -> JwtAuthentication {
+        let provider = PbProvider {
+            issuer: "a".to_owned(),
+            payload_in_metadata: JWT_PAYLOAD.to_owned(),
+            jwks_source_specifier: local(r#"{"keys":[]}"#),
+            ..PbProvider::default()
+        };
+        JwtAuthentication {
+            providers: HashMap::from([("p".to_owned(), provider)]),
+            rules: vec![rule("/", any(vec![named("p"), missing()]))],
+            ..JwtAuthentication::default()
+        }
+    }
+
+    fn refused(change: impl Fn(&mut JwtAuthentication)) -> String {
+        let mut pb = filter();
+        change(&mut pb);
+        http(&pack_any(pb)).unwrap().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_filter_without_more_has_envoys_defaults() {
+        let authn = http(&pack_any(filter())).unwrap().unwrap();
+        let [provider] = authn.providers.as_slice() else { panic!("{authn:?}") };
+        assert!(provider.jwks.is_empty() && !provider.forward && (provider.leeway - 60.0).abs() < f64::EPSILON);
+        let at: Vec<&TokenAt> = authn.places.iter().map(|place| &place.at).collect();
+        let header = TokenAt::Header { name: AUTHORIZATION, prefix: "Bearer ".to_owned() };
+        assert_eq!(at, [&header, &TokenAt::Param("access_token".to_owned())]);
+        assert!(http(&Any::default()).is_none());
+    }
+
+    #[test]
+    fn of_one_header_the_longest_prefix_is_asked_first() {
+        let mut pb = filter();
+        let headers = ["", "jwt: ", "j"].map(|prefix| JwtHeader { name: "X".into(), value_prefix: prefix.into() });
+        pb.providers.get_mut("p").unwrap().from_headers = headers.to_vec();
+        let authn = http(&pack_any(pb)).unwrap().unwrap();
+        let prefixes = authn.places.iter().map(|place| match &place.at {
+            TokenAt::Header { prefix, .. } => prefix.as_str(),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(prefixes.collect::<Vec<_>>(), ["jwt: ", "j", ""]);
+    }
+
+    /// What would let in more, or fewer, than was meant.
+    #[test]
+    fn what_is_not_done_is_refused() {
+        let provider = |change: fn(&mut PbProvider)| refused(|pb| change(pb.providers.get_mut("p").unwrap()));
+        for (why, expected) in [
+            (provider(|it| it.require_expiration = true), "require_expiration: is not supported"),
+            (provider(|it| it.subjects = Some(Default::default())), "subjects: is not supported"),
+            (provider(|it| it.issuer.clear()), "issuer: is needed"),
+            (provider(|it| it.payload_in_metadata.clear()), "payload_in_metadata: other than"),
+            (provider(|it| it.jwks_source_specifier = None), "local_jwks is needed"),
+            (provider(|it| it.jwks_source_specifier = local("{}")), "local_jwks: it is not a JSON object"),
+            (
+                provider(|it| it.jwks_source_specifier = local(r#"{"keys":[{"kty":"oct","k":"eA"}]}"#)),
+                "local_jwks: keys[0] is symmetric",
+            ),
+            (
+                provider(|it| it.jwks_source_specifier = Some(JwksSourceSpecifier::RemoteJwks(RemoteJwks::default()))),
+                "local_jwks is needed",
+            ),
+            (refused(|pb| pb.strip_failure_response = true), "strip_failure_response: is not supported"),
+            (refused(|pb| pb.providers.clear()), "providers: 1 to 256"),
+            (
+                refused(|pb| {
+                    let same = pb.providers["p"].clone();
+                    pb.providers.insert("q".to_owned(), same);
+                    pb.rules = vec![rule("/", any(vec![named("p"), named("q"), missing()]))];
+                }),
+                "issuer: that of another provider",
+            ),
+            (refused(|pb| pb.rules.clear()), "rules: one rule"),
+            (refused(|pb| pb.rules = vec![rule("/a", any(vec![named("p"), missing()]))]), "rules[0]: one rule"),
+            (refused(|pb| pb.rules = vec![rule("/", named("p"))]), "rules[0]: one rule"),
+            (refused(|pb| pb.rules = vec![rule("/", missing())]), "rules[0]: one rule"),
+            (refused(|pb| pb.rules = vec![rule("/", any(vec![named("x"), missing()]))]), "rules[0]: one rule"),
+            (
+                refused(|pb| {
+                    let or_failed = is(RequiresType::AllowMissingOrFailed(Default::default()));
+                    pb.rules = vec![rule("/", any(vec![named("p"), or_failed]))];
+                }),
+                "rules[0]: one rule",
+            ),
+        ] {
+            assert!(why.contains(expected), "{why} is not {expected}");
+        }
+    }
+}
