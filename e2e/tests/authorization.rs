@@ -106,7 +106,7 @@ fn takes_stream(listener: &Listener, from: &str) -> bool {
 
 fn subject<'a>(identity: Option<&'a str>, request: Option<route::Subject<'a>>) -> Subject<'a> {
     let (peer, destination) = ("10.1.0.9:40000".parse().unwrap(), "10.1.0.1:9080".parse().unwrap());
-    Subject { peer, destination, identity, request }
+    Subject { peer, destination, identity, request, claims: None }
 }
 
 #[test]

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use mesh_e2e::app::load::Report;
 use mesh_e2e::lan::Lan;
 use mesh_e2e::mesh::{Mesh, User, envoy};
@@ -127,6 +130,32 @@ fn envoy_is_routed_by_the_same_objects(api_type: &str) {
         Ok(())
     })
     .unwrap();
+
+    // And whose tokens the same rules let in.
+    let (issuer, forger) = (Issuer::new(), Issuer::new());
+    let rules = [&issuer, &Issuer { name: "https://other", ..Issuer::new() }].map(Issuer::rule).join(", ");
+    mesh.apply(&format!(
+        "apiVersion: meshctl.dev/v1alpha1\nkind: RequestAuthentication\nmetadata: {{name: login}}\nspec:\n  targetRefs: [{{kind: Service, name: legacy}}]\n  \
+         jwtRules: [{rules}]\n---\napiVersion: meshctl.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: readers}}\nspec:\n  \
+         targetRefs: [{{kind: Service, name: legacy}}]\n  rules: [{{from: [{{requestPrincipals: ['https://login/*'], claims: [{{path: [groups], values: [staff]}}]}}]}}]\n",
+    ))
+    .unwrap();
+    let with_token = |token: &str| {
+        let url = format!("http://{legacy}:9080/");
+        let header = format!("authorization: Bearer {token}");
+        let curl = ["-sS", "-m", "5", "-H", &header, "-o", "/dev/null", "-w", "%{http_code}", &url];
+        let output = lan.on(1, "curl").args(curl).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let (staff, guest) = (issuer.token(r#"["staff"]"#), issuer.token(r#"["guest"]"#));
+    let tokens = [staff.as_str(), &guest, &forger.token(r#"["staff"]"#), "rubbish"];
+    eventually(Duration::from_secs(10), || {
+        let got = tokens.map(with_token);
+        anyhow::ensure!(got == ["200", "403", "401", "401"], "{got:?}");
+        anyhow::ensure!(status("/") == "403", "without a token");
+        Ok(())
+    })
+    .unwrap_or_else(|error| _ = failed(error, &processes));
 
     // It was mutual TLS, by both proxies' own account.
     let stats = http_get(&lan, ENVOY, "http://127.0.0.1:19000/stats?filter=ssl.handshake");
@@ -267,4 +296,29 @@ fn http_get(lan: &Lan, host: usize, url: &str) -> String {
     let output = lan.on(host, "curl").args(["-sS", "-m", "5", url]).output().unwrap();
     assert!(output.status.success(), "{url}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Of tokens.
+struct Issuer {
+    name: &'static str,
+    pair: Ed25519KeyPair,
+}
+
+impl Issuer {
+    fn new() -> Self {
+        Self { name: "https://login", pair: Ed25519KeyPair::generate().unwrap() }
+    }
+
+    fn rule(&self) -> String {
+        let x = URL_SAFE_NO_PAD.encode(self.pair.public_key());
+        let jwks = format!(r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"k","x":"{x}"}}]}}"#);
+        format!("{{issuer: '{}', jwks: '{jwks}'}}", self.name)
+    }
+
+    fn token(&self, groups: &str) -> String {
+        let claims = format!(r#"{{"iss":"{}","sub":"ann","exp":4000000000,"groups":{groups}}}"#, self.name);
+        let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
+        let signed = format!("{}.{}", part(r#"{"alg":"EdDSA","kid":"k"}"#), part(&claims));
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(self.pair.sign(signed.as_bytes())))
+    }
 }

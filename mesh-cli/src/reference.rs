@@ -38,7 +38,7 @@ fn all_exit_codes_are_documented() {
 
 /// An object of each kind that uses every nested structure. A field that does not exist is put into each of these, and the
 /// error lists those that do.
-const OBJECTS: [(Kind, &str); 14] = [
+const OBJECTS: [(Kind, &str); 15] = [
     (Kind::Service, "{ports: [{port: 80}]}"),
     (
         Kind::HttpRoute,
@@ -68,7 +68,12 @@ const OBJECTS: [(Kind, &str); 14] = [
     ),
     (Kind::DirectResponse, "{status: 200}"),
     (Kind::PeerAuthentication, "{targetRefs: []}"),
-    (Kind::AuthorizationPolicy, "{targetRefs: [], rules: [{from: [{}], to: [{headers: [{}]}]}]}"),
+    (
+        Kind::RequestAuthentication,
+        "{targetRefs: [], jwtRules: [{issuer: x, fromHeaders: [{name: x}], \
+         outputClaimToHeaders: [{header: x, claim: x}]}]}",
+    ),
+    (Kind::AuthorizationPolicy, "{targetRefs: [], rules: [{from: [{claims: [{path: []}]}], to: [{headers: [{}]}]}]}"),
     (Kind::WorkloadEntry, "{ports: [{port: 1}]}"),
     (Kind::MeshConfig, "{retries: {}}"),
 ];

@@ -7,6 +7,7 @@
 mod fuzzing;
 pub mod identity;
 pub mod inject;
+pub mod jwt;
 pub mod metrics;
 pub mod names;
 pub mod process;

@@ -138,7 +138,7 @@ pub const PROXY: [Metric; 14] = [
 ];
 
 /// Of the control plane.
-pub const CONTROL: [Metric; 14] = [
+pub const CONTROL: [Metric; 15] = [
     metric("mesh_control_xds_streams", Gauge, "open discovery streams", "`protocol` (`delta`, `sotw`)"),
     metric(
         "mesh_control_proxies",
@@ -175,6 +175,12 @@ pub const CONTROL: [Metric; 14] = [
         Gauge,
         "end of validity of the authority's own certificates, in Unix seconds",
         "`certificate` (`root`, `intermediate`)",
+    ),
+    metric(
+        "mesh_control_jwks_fetches_total",
+        Counter,
+        "attempts to fetch the keys of an issuer of tokens",
+        "`result` (`ok`, `failed`)",
     ),
     metric("mesh_control_workloads", Gauge, "workloads registered by their proxies", ""),
     metric("mesh_build_info", Gauge, "always 1", "`component`, `version`"),

@@ -19,12 +19,18 @@ pub const SECRET_ROOTS: &str = "ROOTCA";
 
 /// Key of [`crate::proto::extensions::WorkloadInfo`] in an endpoint's typed metadata.
 pub const METADATA_WORKLOAD: &str = "mesh";
-/// Filter name under which routes carry faults.
 /// What Envoy's expressions call the SPIFFE ID of the peer.
 pub const EXPR_CALLER_IDENTITY: &str = "connection.uri_san_peer_certificate";
 /// How many callers or values of a header one limit tells apart; all beyond share a bucket.
 pub const LIMIT_KEYS: u32 = 10_000;
+/// Filter name under which routes carry faults.
 pub const FILTER_FAULT: &str = "envoy.filters.http.fault";
+/// Proves who asks for something; what it found out is under this name for other filters.
+pub const FILTER_JWT: &str = "envoy.filters.http.jwt_authn";
+/// Where in there a token's claims are.
+pub const JWT_PAYLOAD: &str = "payload";
+/// Claims that are lists of words in one text.
+pub const JWT_WORDS: [&str; 2] = ["scope", "permission"];
 pub const FILTER_CORS: &str = "envoy.filters.http.cors";
 /// Client feature of nodes that understand [`crate::proto::extensions::Fault`].
 pub const FEATURE_FAULT: &str = "mesh.extensions.v1.Fault";

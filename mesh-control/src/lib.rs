@@ -8,6 +8,7 @@ pub mod auth;
 pub mod ca;
 pub mod compile;
 pub mod housekeeping;
+pub mod jwks;
 pub mod kubernetes;
 pub mod model;
 pub mod objects;

@@ -11,6 +11,7 @@ use http::Method;
 
 use crate::config::{Authorization, Condition, Gate, GateAction, Policy, StringMatch};
 use crate::error::{Error, Kind};
+use crate::jwt::{self, Claims};
 use crate::listen::Downstream;
 use crate::path::OtherReading;
 use crate::route;
@@ -28,11 +29,13 @@ pub struct Subject<'a> {
     /// The SPIFFE ID that the peer proved to have.
     pub identity: Option<&'a str>,
     pub request: Option<route::Subject<'a>>,
+    /// What the request's token says, if it has one.
+    pub claims: Option<&'a Claims>,
 }
 
 impl<'a> Subject<'a> {
     pub fn new(downstream: &Downstream, identity: Option<&'a str>, request: Option<route::Subject<'a>>) -> Self {
-        Self { peer: downstream.peer, destination: downstream.original_destination, identity, request }
+        Self { peer: downstream.peer, destination: downstream.original_destination, identity, request, claims: None }
     }
 }
 
@@ -143,6 +146,11 @@ pub fn holds(condition: &Condition, subject: &Subject<'_>) -> Option<bool> {
         Condition::Destination(range) => Some(range.contains(&subject.destination.ip())),
         Condition::Source(range) => Some(range.contains(&subject.peer.ip())),
         Condition::Authenticated => Some(subject.identity.is_some()),
+        Condition::Claim(matcher) => {
+            // Only requests have any.
+            request?;
+            jwt::holds(matcher, subject.claims)
+        }
         Condition::Identity(matcher) => Some(subject.identity.is_some_and(|it| route::text_matches(matcher, it))),
     }
 }

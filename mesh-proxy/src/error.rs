@@ -51,6 +51,8 @@ pub enum Kind {
     RateLimited,
     /// The proxy itself is short of memory or processor time.
     Overloaded,
+    /// The request's token proves nothing.
+    Unauthenticated,
     /// A policy forbids it.
     Denied,
     /// A configuration that is not here yet, from a control plane that does not answer.
@@ -99,6 +101,7 @@ impl Kind {
             | Self::Fault
             | Self::RateLimited
             | Self::Overloaded
+            | Self::Unauthenticated
             | Self::Denied
             | Self::Configuration => Side::Proxy,
             _ => Side::Upstream,
@@ -134,7 +137,7 @@ impl Kind {
             Self::Fault => "FI",
             Self::RateLimited => "RL",
             Self::Overloaded => "OM",
-            Self::Denied => "UAEX",
+            Self::Unauthenticated | Self::Denied => "UAEX",
             Self::Configuration => "NFCF",
         }
     }
@@ -151,6 +154,7 @@ impl Kind {
             Self::Downstream | Self::DownstreamProtocol => StatusCode::BAD_REQUEST,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            Self::Unauthenticated => StatusCode::UNAUTHORIZED,
             Self::Denied => StatusCode::FORBIDDEN,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -163,6 +167,7 @@ impl Kind {
             Self::Timeout | Self::PerTryTimeout | Self::StreamIdle => 4,
             // Not UNAVAILABLE, Envoy's default, which clients and proxies try again: that would make more of what is too much.
             Self::RateLimited => 8,
+            Self::Unauthenticated => 16,
             Self::Denied => 7,
             Self::HeadTooLarge => 8,
             Self::Downstream | Self::DownstreamProtocol => 13,
@@ -193,6 +198,7 @@ impl fmt::Display for Kind {
             Self::Fault => "fault injected",
             Self::RateLimited => "too many requests",
             Self::Overloaded => "the proxy has too much to do",
+            Self::Unauthenticated => "the token is not valid",
             Self::Denied => "not allowed",
             Self::Configuration => "no configuration for this destination yet",
         })

@@ -52,6 +52,7 @@ impl FromStr for Forward {
 /// concerned: they show this proxy's identity.
 pub async fn serve(routes: &str, listener: TcpListener, connections: Connections, ctx: Arc<Context>) {
     let manager = Arc::new(HttpManager {
+        jwt: None,
         stat_prefix: routes.to_owned(),
         authorization: Authorization::default(),
         routes: RouteSource::Rds(routes.to_owned()),

@@ -5,17 +5,18 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use http::header::TE;
-use http::{HeaderMap, Method, Request, Version};
+use http::header::{AUTHORIZATION, COOKIE, TE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
+use mesh_common::jwt::Jwks;
 
 use crate::config::decode::decode;
-use crate::config::{Name, NetworkFilter, RouteSource, RouteTable};
+use crate::config::{JwtAuthn, JwtProvider, Name, NetworkFilter, RouteSource, RouteTable, TokenAt, TokenPlace};
 use crate::detect::{self, Detected, Hello, Progress};
 use crate::dns::message::{self, Answer, Query};
 use crate::http::{Head, concerns_connection};
 use crate::listen::{Direction, Downstream};
 use crate::snapshot::{Resource, Type};
-use crate::{intercept, retry, route};
+use crate::{intercept, jwt, retry, route};
 
 /// The first bytes of a connection. However they are cut, the answer is the same.
 pub fn detection(bytes: &[u8]) {
@@ -127,6 +128,50 @@ pub fn head(bytes: &[u8]) {
     }
 }
 
+/// Keys, and a token wherever a request may carry one: nothing that nobody signed is taken, and what a client makes up of claims
+/// never goes on.
+pub fn token(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(keys) = Jwks::parse(&text) {
+        assert_eq!(Jwks::parse(&keys.canonical()).map(|again| again.canonical()), Ok(keys.canonical()));
+    }
+    let made_up = HeaderName::from_static("x-user");
+    let at = |at| TokenPlace { at, providers: vec![0] };
+    let provider = JwtProvider {
+        issuer: "a".to_owned(),
+        audiences: Vec::new(),
+        jwks: Jwks::parse(KEYS).expect("a JWKS"),
+        forward: false,
+        outputs: vec![(made_up.clone(), vec!["sub".to_owned()])],
+        words: Vec::new(),
+        leeway: 60.0,
+    };
+    let authn = JwtAuthn {
+        providers: vec![provider],
+        places: vec![
+            at(TokenAt::Header { name: AUTHORIZATION, prefix: "Bearer ".to_owned() }),
+            at(TokenAt::Param("t".to_owned())),
+            at(TokenAt::Cookie("t".to_owned())),
+        ],
+        claim_headers: vec![made_up.clone()],
+        cache: jwt::Cache::default(),
+    };
+    assert!(jwt::verify(&authn, &text, 0.0).is_err());
+    let mut headers = HeaderMap::from_iter([(made_up.clone(), HeaderValue::from_static("admin"))]);
+    for (name, prefix) in [(AUTHORIZATION, "Bearer "), (COOKIE, ""), (COOKIE, "t=")] {
+        headers.extend(HeaderValue::from_bytes(&[prefix.as_bytes(), bytes].concat()).map(|value| (name, value)));
+    }
+    let mut uri: Uri = format!("/?{text}").parse().unwrap_or_default();
+    match jwt::admit(&authn, &mut headers, &mut uri, 0.0) {
+        Ok(verified) => assert!(verified.is_none() && !headers.contains_key(&made_up)),
+        Err(refused) => assert!(text.len() < 40 || !refused.to_string().contains(&*text)),
+    }
+    jwt::without_tokens(&uri, Some(&authn));
+}
+
+/// RFC 8037, A.2.
+const KEYS: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
 #[path = "../../mesh-common/src/fuzzing/damaged.rs"]
 pub(crate) mod damaged;
 
@@ -160,6 +205,13 @@ mod tests {
         [1, 28, 33, 255].map(query).to_vec()
     }
 
+    /// `{"alg":"EdDSA"}` and `{"iss":"a","sub":"u"}`, signed by nobody.
+    fn tokens() -> Vec<Vec<u8>> {
+        let token = format!("eyJhbGciOiJFZERTQSJ9.eyJpc3MiOiJhIiwic3ViIjoidSJ9.{}", "A".repeat(86));
+        let rest = format!("a=b&t={token}&%74=x; t=\"{token}\"; u=v");
+        bytes(&[&token, &rest, super::KEYS])
+    }
+
     fn answers() -> Vec<Vec<u8>> {
         let one = [36_u32.to_ne_bytes().as_slice(), &2_u16.to_ne_bytes(), &[0; 26], &7_u32.to_ne_bytes()].concat();
         vec![one.clone(), one.repeat(3)]
@@ -174,6 +226,11 @@ mod tests {
         #[test]
         fn dns(input in damaged(queries())) {
             super::dns(&input);
+        }
+
+        #[test]
+        fn token(input in damaged(tokens())) {
+            super::token(&input);
         }
 
         #[test]

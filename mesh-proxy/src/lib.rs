@@ -22,6 +22,7 @@ pub mod http;
 pub mod identity;
 pub mod inbound;
 pub mod intercept;
+pub mod jwt;
 pub mod limit;
 pub mod listen;
 mod mirror;

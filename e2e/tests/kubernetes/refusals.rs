@@ -30,6 +30,15 @@ fn objects(namespace: &Namespace) -> anyhow::Result<()> {
         ("FaultInjection", json!({"targetRefs": [], "faults": [{"percent": 1, "reset": {}}]}), "at least 1 items"),
         ("PeerAuthentication", json!({"targetRefs": targets}), "`mode` or `ports` is needed"),
         ("PeerAuthentication", json!({"mode": "OFF"}), "\"STRICT\", \"PERMISSIVE\""),
+        ("RequestAuthentication", json!({"jwtRules": []}), "at least 1 items"),
+        ("RequestAuthentication", json!({"jwtRules": [{"issuer": "a"}]}), "one of `jwks` and `jwksUri`"),
+        ("RequestAuthentication", json!({"jwtRules": [{"issuer": "a", "jwksUri": "http://a/k"}]}), "jwksUri"),
+        (
+            "RequestAuthentication",
+            json!({"jwtRules": [{"issuer": "a", "jwksUri": "https://a/k", "clockSkew": "11m"}]}),
+            "from 1s to 10m",
+        ),
+        ("AuthorizationPolicy", json!({"rules": [{"from": [{"requestPrincipals": ["nobody"]}]}]}), "requestPrincipals"),
         ("TrafficPolicy", json!({"targetRefs": targets, "loadBalancer": {"policy": "Best"}}), "LeastRequest"),
         ("TrafficPolicy", json!({"targetRefs": targets, "timeout": {"request": "1s"}}), "timeout"),
     ];

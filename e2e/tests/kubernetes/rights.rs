@@ -54,6 +54,10 @@ fn of_every_kind(namespace: &Namespace) -> anyhow::Result<()> {
         own("TrafficPolicy", json!({"timeouts": {"request": "1s"}})),
         own("WorkloadEntry", json!({"addresses": ["192.0.2.7"], "ports": [{"port": 9080}], "service": "nobody"})),
         own("PeerAuthentication", json!({"mode": "STRICT"})),
+        own(
+            "RequestAuthentication",
+            json!({"targetRefs": [{"kind": "Service", "name": "nobody"}], "jwtRules": [{"issuer": "x", "jwksUri": "https://issuer.invalid/jwks"}]}),
+        ),
         own("AuthorizationPolicy", json!({"targetRefs": [{"kind": "Service", "name": "nobody"}]})),
         own(
             "FaultInjection",

@@ -1,7 +1,9 @@
 //! `meshctl authz`: who may do what, by the configuration that the proxies have and the code that they decide with.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
@@ -12,6 +14,7 @@ use mesh_proxy::authorization::{Subject, explain};
 use mesh_proxy::config::decode::decode;
 use mesh_proxy::config::{Authorization, GateAction, Listener, NetworkFilter};
 use mesh_proxy::detect::{self, Detected, Hello};
+use mesh_proxy::jwt;
 use mesh_proxy::path::canonical;
 use mesh_proxy::route;
 use mesh_proxy::snapshot::{Resource, Type};
@@ -30,7 +33,7 @@ use crate::output::{Cell, Format, Table};
 #[command(after_help = "\
 Examples:
   meshctl authz list reviews
-  meshctl authz check --from web --to reviews --method GET --path /reviews/1")]
+  meshctl authz check --from web --to reviews --method GET --path /reviews/1 --jwt token.txt")]
 pub struct Args {
     #[command(subcommand)]
     command: Action,
@@ -77,6 +80,9 @@ struct Check {
     /// A header of the request, as `name: value`; may be given several times
     #[arg(long = "header", value_name = "NAME: VALUE", conflicts_with = "tcp")]
     headers: Vec<String>,
+    /// A file with the token (JWT) that the request has, wherever the rules look for it. It is checked as the proxies do, and never shown
+    #[arg(long, value_name = "FILE", conflicts_with = "tcp")]
+    jwt: Option<PathBuf>,
     /// A byte stream instead of a request
     #[arg(long)]
     tcp: bool,
@@ -237,11 +243,12 @@ async fn check(context: &Context, args: &Check) -> Result<(), Failure> {
         None => (args.to.as_str(), None),
     };
     let headers = headers(&args.headers)?;
+    let token = args.jwt.as_deref().map(read_token).transpose()?;
     let mut answers: Vec<Answer> = Vec::new();
     for taker in takers(context, service).await? {
         let port = port.or_else(|| first_port(&taker.listener, args.tcp)).ok_or_else(|| no_port(service))?;
         let from = args.from.as_deref().map(|from| caller(from, context.namespace(), &taker)).transpose()?;
-        let answer = answer(&taker, port, from.as_deref(), service, &headers, args);
+        let answer = answer(&taker, port, from.as_deref(), service, (&headers, token.as_deref()), args);
         // The same from several proxies is said once.
         match answers.iter_mut().find(|it| Answer { proxies: Vec::new(), ..(*it).clone() } == answer) {
             Some(known) => known.proxies.push(taker.id),
@@ -273,7 +280,14 @@ async fn check(context: &Context, args: &Check) -> Result<(), Failure> {
     }
 }
 
-fn answer(taker: &Taker, port: u16, from: Option<&str>, service: &str, headers: &HeaderMap, args: &Check) -> Answer {
+fn answer(
+    taker: &Taker,
+    port: u16,
+    from: Option<&str>,
+    service: &str,
+    (headers, token): (&HeaderMap, Option<&str>),
+    args: &Check,
+) -> Answer {
     let refused = |reason: String| Answer {
         proxies: Vec::new(),
         allowed: false,
@@ -298,7 +312,7 @@ fn answer(taker: &Taker, port: u16, from: Option<&str>, service: &str, headers: 
         });
     };
     let (peer, destination) = (SocketAddr::new(args.source, 1), SocketAddr::new(args.source, port));
-    let subject = |request| Subject { peer, destination, identity: from, request };
+    let subject = |request| Subject { peer, destination, identity: from, request, claims: None };
     let host = args.host.clone().unwrap_or_else(|| format!("{service}:{port}"));
     match &chain.filter {
         NetworkFilter::Tcp(proxy) => explained(&proxy.authorization, &subject(None)),
@@ -310,7 +324,18 @@ fn answer(taker: &Taker, port: u16, from: Option<&str>, service: &str, headers: 
             };
             let request =
                 route::Subject { method: &args.method, authority: &host, path: &path, query, headers, grpc: false };
-            explained(&manager.authorization, &subject(Some(request)))
+            let verified = match (&manager.jwt, token) {
+                (None, _) => Ok(None),
+                (Some(authn), Some(token)) => jwt::verify(authn, token, now()).map(Some),
+                (Some(authn), None) => jwt::check(authn, headers, query, now()),
+            };
+            match verified {
+                Err(why) => refused(format!("401: {why}")),
+                Ok(verified) => {
+                    let claims = verified.as_deref().map(|it| &it.claims);
+                    explained(&manager.authorization, &Subject { claims, ..subject(Some(request)) })
+                }
+            }
         }
     }
 }
@@ -360,6 +385,16 @@ fn caller(text: &str, namespace: &str, taker: &Taker) -> Result<String, Failure>
     let domain = taker.identity.as_ref().map(|it| it.trust_domain.as_str());
     let domain = domain.ok_or_else(|| wrong(&format_args!("the trust domain of {} is not known", taker.id)))?;
     Identity::new(domain, namespace, account).map(|it| it.to_string()).map_err(|error| wrong(&error))
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+fn read_token(file: &Path) -> Result<String, Failure> {
+    let text = std::fs::read_to_string(file);
+    let text = text.map_err(|error| Failure::usage(format!("--jwt: cannot read {}: {error}.", file.display())))?;
+    Ok(text.trim().to_owned())
 }
 
 fn headers(texts: &[String]) -> Result<HeaderMap, Failure> {

@@ -23,12 +23,13 @@ const TEMPLATES: [(&str, &str); 8] = [
     ("webhooks.yaml", include_str!("../../../deploy/chart/templates/webhooks.yaml")),
 ];
 
-const CRDS: [&str; 7] = [
+const CRDS: [&str; 8] = [
     include_str!("../../../deploy/crds/meshctl.dev_authorizationpolicies.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_directresponses.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_faultinjections.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_meshconfigs.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_peerauthentications.yaml"),
+    include_str!("../../../deploy/crds/meshctl.dev_requestauthentications.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_trafficpolicies.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_workloadentries.yaml"),
 ];

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use mesh_common::resource::{
     AuthorizationAction, AuthorizationPolicy, DirectResponse, FaultInjection, Kind, Object, PeerAuthentication,
-    ReferenceGrant, Service, TargetRef, TrafficPolicy,
+    ReferenceGrant, RequestAuthentication, Service, TargetRef, TrafficPolicy,
 };
 use serde_json::Value;
 
@@ -29,6 +29,7 @@ pub fn table(kind: Kind, objects: &[Stored], namespaces: bool, now: Timestamp) -
         Kind::FaultInjection => (&["CALLS OF", "BY", "EFFECT", "PERCENT", "EXPIRES"], |o| of(o, fault)),
         Kind::DirectResponse => (&["STATUS CODE", "CONTENT TYPE", "BODY"], |o| of(o, direct_response)),
         Kind::PeerAuthentication => (&["TARGET", "MODE", "PORTS"], |o| of(o, peer_authentication)),
+        Kind::RequestAuthentication => (&["TARGET", "ISSUERS"], |o| of(o, request_authentication)),
         Kind::AuthorizationPolicy => (&["TARGET", "ACTION", "RULES"], |o| of(o, authorization_policy)),
         Kind::WorkloadEntry => (&["SERVICE", "VERSION", "ADDRESSES", "PORTS", "HEALTHY"], |o| of(o, workload)),
         Kind::MeshConfig => (&["TRUST DOMAIN"], |o| of(o, mesh_config)),
@@ -99,6 +100,7 @@ pub fn summary(object: &Object) -> String {
         }
         Object::DirectResponse(r) => texts(direct_response(r)),
         Object::PeerAuthentication(p) => texts(peer_authentication(p)),
+        Object::RequestAuthentication(p) => texts(request_authentication(p)),
         Object::AuthorizationPolicy(p) => texts(authorization_policy(p)),
         Object::WorkloadEntry(w) => texts(workload(w).into_iter().take(3).collect()),
         Object::MeshConfig(m) => texts(mesh_config(m)),
@@ -165,6 +167,7 @@ of_object!(
     FaultInjection,
     DirectResponse,
     PeerAuthentication,
+    RequestAuthentication,
     AuthorizationPolicy,
     WorkloadEntry,
     MeshConfig
@@ -273,6 +276,11 @@ fn peer_authentication(policy: &PeerAuthentication) -> Vec<Cell> {
     vec![targets(&policy.spec.target_refs, "the namespace").into(), all.into(), ports.into()]
 }
 
+fn request_authentication(policy: &RequestAuthentication) -> Vec<Cell> {
+    let issuers = policy.spec.jwt_rules.iter().map(|rule| rule.issuer.as_str()).collect::<Vec<_>>().join(", ");
+    vec![targets(&policy.spec.target_refs, "the namespace").into(), issuers.into()]
+}
+
 fn authorization_policy(policy: &AuthorizationPolicy) -> Vec<Cell> {
     let spec = &policy.spec;
     let action = match (spec.action, spec.dry_run, spec.overrides) {
@@ -371,6 +379,7 @@ spec:
         for yaml in [
             "{apiVersion: meshctl.dev/v1alpha1, kind: TrafficPolicy, metadata: {name: x}, spec: {timeouts: {request: 2s}, retries: {attempts: 3}}}",
             "{apiVersion: meshctl.dev/v1alpha1, kind: PeerAuthentication, metadata: {name: x}, spec: {mode: PERMISSIVE}}",
+            "{apiVersion: meshctl.dev/v1alpha1, kind: RequestAuthentication, metadata: {name: x}, spec: {jwtRules: [{issuer: a, jwksUri: 'https://a/k'}]}}",
             "{apiVersion: meshctl.dev/v1alpha1, kind: DirectResponse, metadata: {name: x}, spec: {status: 503, body: later}}",
             "{apiVersion: meshctl.dev/v1alpha1, kind: WorkloadEntry, metadata: {name: x}, spec: {service: db, addresses: [10.0.0.1], ports: [{port: 5432}]}}",
         ] {

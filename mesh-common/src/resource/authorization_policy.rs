@@ -66,6 +66,15 @@ pub struct AuthorizationSource {
     pub ip_blocks: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_ip_blocks: Vec<String>,
+    /// Whose token the request has: `issuer/subject`; `*` at the beginning or the end stands for anything, and alone for any
+    /// good token. For HTTP and gRPC.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub request_principals: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_request_principals: Vec<String>,
+    /// What the token says. For HTTP and gRPC.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<AuthorizationClaim>,
 }
 
 /// All fields that are set have to match, each by one of its values. All but the ports are for HTTP and gRPC.
@@ -103,6 +112,19 @@ pub struct AuthorizationOperation {
 pub struct AuthorizationHeader {
     pub name: String,
     /// `exact`, `prefix*`, `*suffix`, or `*` for a header that is there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_values: Vec<String>,
+}
+
+/// One of the values has to match, and none of `notValues` may. Of a list, one of its entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct AuthorizationClaim {
+    /// The claim's name, and those of members in it.
+    pub path: Vec<String>,
+    /// `exact`, `prefix*`, `*suffix`, or `*` for a claim that is there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

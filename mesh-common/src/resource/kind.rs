@@ -16,6 +16,7 @@ pub enum Kind {
     FaultInjection,
     DirectResponse,
     PeerAuthentication,
+    RequestAuthentication,
     AuthorizationPolicy,
     WorkloadEntry,
     MeshConfig,
@@ -28,7 +29,7 @@ pub struct UnknownKind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Service,
         Self::HttpRoute,
         Self::GrpcRoute,
@@ -40,6 +41,7 @@ impl Kind {
         Self::FaultInjection,
         Self::DirectResponse,
         Self::PeerAuthentication,
+        Self::RequestAuthentication,
         Self::AuthorizationPolicy,
         Self::WorkloadEntry,
         Self::MeshConfig,
@@ -73,6 +75,7 @@ impl Kind {
             Self::FaultInjection => "FaultInjection",
             Self::DirectResponse => "DirectResponse",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::RequestAuthentication => "RequestAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::WorkloadEntry => "WorkloadEntry",
             Self::MeshConfig => "MeshConfig",
@@ -92,6 +95,7 @@ impl Kind {
             Self::FaultInjection => "faultinjection",
             Self::DirectResponse => "directresponse",
             Self::PeerAuthentication => "peerauthentication",
+            Self::RequestAuthentication => "requestauthentication",
             Self::AuthorizationPolicy => "authorizationpolicy",
             Self::WorkloadEntry => "workloadentry",
             Self::MeshConfig => "meshconfig",
@@ -111,6 +115,7 @@ impl Kind {
             Self::FaultInjection => "faultinjections",
             Self::DirectResponse => "directresponses",
             Self::PeerAuthentication => "peerauthentications",
+            Self::RequestAuthentication => "requestauthentications",
             Self::AuthorizationPolicy => "authorizationpolicies",
             Self::WorkloadEntry => "workloadentries",
             Self::MeshConfig => "meshconfigs",
@@ -125,6 +130,7 @@ impl Kind {
             Self::FaultInjection => &["fault", "faults"],
             Self::DirectResponse => &["dr"],
             Self::PeerAuthentication => &["pa"],
+            Self::RequestAuthentication => &["ra"],
             Self::AuthorizationPolicy => &["ap"],
             Self::WorkloadEntry => &["we", "workload", "workloads"],
             _ => &[],

@@ -18,6 +18,7 @@ mod metadata;
 mod parse;
 mod peer_authentication;
 mod reference_grant;
+mod request_authentication;
 mod service;
 mod tcp_route;
 mod tls_route;
@@ -43,6 +44,7 @@ pub use metadata::Metadata;
 pub use parse::{Located, ParseError, parse_located, parse_yaml};
 pub use peer_authentication::*;
 pub use reference_grant::*;
+pub use request_authentication::*;
 pub use service::*;
 pub use tcp_route::*;
 pub use tls_route::*;
@@ -85,6 +87,7 @@ pub type TrafficPolicy = Resource<TrafficPolicySpec>;
 pub type FaultInjection = Resource<FaultInjectionSpec>;
 pub type DirectResponse = Resource<DirectResponseSpec>;
 pub type PeerAuthentication = Resource<PeerAuthenticationSpec>;
+pub type RequestAuthentication = Resource<RequestAuthenticationSpec>;
 pub type AuthorizationPolicy = Resource<AuthorizationPolicySpec>;
 pub type WorkloadEntry = Resource<WorkloadEntrySpec>;
 pub type MeshConfig = Resource<MeshConfigSpec>;
@@ -103,6 +106,7 @@ pub enum Object {
     FaultInjection(FaultInjection),
     DirectResponse(DirectResponse),
     PeerAuthentication(PeerAuthentication),
+    RequestAuthentication(RequestAuthentication),
     AuthorizationPolicy(AuthorizationPolicy),
     WorkloadEntry(WorkloadEntry),
     MeshConfig(MeshConfig),
@@ -123,6 +127,7 @@ macro_rules! each {
             Object::FaultInjection($resource) => $body,
             Object::DirectResponse($resource) => $body,
             Object::PeerAuthentication($resource) => $body,
+            Object::RequestAuthentication($resource) => $body,
             Object::AuthorizationPolicy($resource) => $body,
             Object::WorkloadEntry($resource) => $body,
             Object::MeshConfig($resource) => $body,
@@ -152,6 +157,7 @@ into_object! {
     FaultInjection(FaultInjectionSpec),
     DirectResponse(DirectResponseSpec),
     PeerAuthentication(PeerAuthenticationSpec),
+    RequestAuthentication(RequestAuthenticationSpec),
     AuthorizationPolicy(AuthorizationPolicySpec),
     WorkloadEntry(WorkloadEntrySpec),
     MeshConfig(MeshConfigSpec),
@@ -182,6 +188,7 @@ impl Object {
             Self::FaultInjection(_) => Kind::FaultInjection,
             Self::DirectResponse(_) => Kind::DirectResponse,
             Self::PeerAuthentication(_) => Kind::PeerAuthentication,
+            Self::RequestAuthentication(_) => Kind::RequestAuthentication,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::WorkloadEntry(_) => Kind::WorkloadEntry,
             Self::MeshConfig(_) => Kind::MeshConfig,

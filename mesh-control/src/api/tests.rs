@@ -9,9 +9,19 @@ fn open(dir: &std::path::Path) -> MeshService {
     let store = Store::open(&dir.join("data")).unwrap();
     let ca = Arc::new(Ca::open(&dir.join("ca"), "mesh.local", Timestamp::now()).unwrap());
     let settings = Settings { trust_domain: "mesh.local".to_owned() };
-    let (publish, snapshots) =
-        tokio::sync::watch::channel(Arc::new(snapshot::first(&store.current(), &settings, &Default::default())));
-    tokio::spawn(snapshot::publish(store.watch(), settings.clone(), publish, |_| ()));
+    let (publish, snapshots) = tokio::sync::watch::channel(Arc::new(snapshot::first(
+        &store.current(),
+        &Default::default(),
+        &settings,
+        &Default::default(),
+    )));
+    tokio::spawn(snapshot::publish(
+        store.watch(),
+        tokio::sync::watch::channel(Arc::default()).1,
+        settings.clone(),
+        publish,
+        |_| (),
+    ));
     let xds = Xds::new(snapshots.clone(), ca.clone(), Authenticator::Tokens(store.tokens()));
     let objects = store.watch();
     let store = Some(store);

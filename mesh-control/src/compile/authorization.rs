@@ -3,6 +3,7 @@
 //! A request is refused by any `DENY` that matches. Then it has to match one of the `ALLOW`s: first of those that override,
 //! for each reach, and then of all others. A gate that has no policy is not there.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use envoy_types::pb::envoy::config::core::v3::CidrRange;
@@ -25,7 +26,7 @@ use mesh_common::resource::{
 use prost::Message;
 
 use super::build::{exact, uint32};
-use super::{Scope, http};
+use super::{Scope, http, jwt, tokens};
 use crate::model::{Authorization, Model, Reach};
 
 const HTTP_FILTER: &str = "envoy.filters.http.rbac";
@@ -33,6 +34,8 @@ const NETWORK_FILTER: &str = "envoy.filters.network.rbac";
 
 /// What stands before a workload's HTTP connection managers' routers, and before its TCP proxies.
 pub(super) struct Filters {
+    /// Finds out what the gates ask for.
+    pub jwt: Option<HttpFilter>,
     pub http: Vec<HttpFilter>,
     pub network: Vec<Filter>,
 }
@@ -40,10 +43,20 @@ pub(super) struct Filters {
 pub(super) fn filters(model: &Model, scope: &Scope) -> Filters {
     let policies = model.authorizations(&scope.namespace, &scope.workload, &scope.service, &scope.version);
     let gates = gates(&policies);
-    let rules = |gate: &Gate, protocol| gate.rules(model.trust_domain(), protocol);
+    let issuers = model.jwt_rules(&scope.namespace, &scope.workload, &scope.service, &scope.version);
+    let issuers: Vec<&str> = issuers.into_iter().map(|rule| rule.issuer.as_str()).collect();
+    let of = Of { trust_domain: model.trust_domain(), issuers: &issuers };
+    let rules = |gate: &Gate, layer| gate.rules(&of, layer);
     let http = |gate: &Gate| http::filter(HTTP_FILTER, gate.config("http", rules(gate, Layer::Requests)));
     let network = |gate: &Gate| http::network(NETWORK_FILTER, gate.config("network", rules(gate, Layer::Streams)));
-    Filters { http: gates.iter().map(http).collect(), network: gates.iter().map(network).collect() }
+    let jwt = jwt::filter(model, scope);
+    Filters { jwt, http: gates.iter().map(http).collect(), network: gates.iter().map(network).collect() }
+}
+
+/// Whose identities and tokens count.
+struct Of<'a> {
+    trust_domain: &'a str,
+    issuers: &'a [&'a str],
 }
 
 /// What a policy can be about.
@@ -124,13 +137,13 @@ impl Gate<'_> {
         }
     }
 
-    fn rules(&self, trust_domain: &str, layer: Layer) -> Rules {
+    fn rules(&self, of: &Of<'_>, layer: Layer) -> Rules {
         let mut entries = Vec::new();
         for policy in &self.policies {
             for (i, rule) in policy.spec.rules.iter().enumerate() {
                 let Some(permissions) = self.permissions(rule, layer) else { continue };
-                let source = |it| self.principal(it, trust_domain, &policy.name.namespace);
-                let sources = rule.from.iter().map(source).collect();
+                let Some(sources) = self.sources(rule, layer) else { continue };
+                let sources = sources.iter().map(|it| self.principal(it, of, &policy.name.namespace)).collect();
                 let value = Policy { permissions, principals: any_principal(sources), ..Policy::default() };
                 entries.push(Entry { key: format!("{}[{i}]", policy.name), value: Some(value) });
             }
@@ -139,12 +152,26 @@ impl Gate<'_> {
     }
 
     /// Somebody without an identity is not in a namespace, but whoever allows all others does not mean them.
-    fn principal(&self, source: &AuthorizationSource, trust_domain: &str, own_namespace: &str) -> Principal {
-        let principal = principal(source, trust_domain, own_namespace);
-        if self.action == Action::Deny || !excludes_identities(source) {
-            return principal;
+    fn principal(&self, source: &AuthorizationSource, of: &Of<'_>, own_namespace: &str) -> Principal {
+        let mut ids = vec![principal(source, of, own_namespace)];
+        if self.action == Action::Allow && excludes_identities(source) {
+            ids.insert(0, authenticated(None));
         }
-        being(Identifier::AndIds(principal::Set { ids: vec![authenticated(None), principal] }))
+        if self.action == Action::Allow && tokens::excludes(source) {
+            ids.insert(0, tokens::any());
+        }
+        being(Identifier::AndIds(principal::Set { ids }))
+    }
+
+    /// Of tokens, nothing is known of a byte stream, as below.
+    fn sources<'r>(&self, rule: &'r AuthorizationRule, layer: Layer) -> Option<Vec<Cow<'r, AuthorizationSource>>> {
+        let known = |it: &'r AuthorizationSource| match (layer, tokens::are_asked_for(it), self.action) {
+            (Layer::Requests, ..) | (_, false, _) => Some(Cow::Borrowed(it)),
+            (Layer::Streams, true, Action::Allow) => None,
+            (Layer::Streams, true, _) => Some(Cow::Owned(tokens::left_out(it))),
+        };
+        let sources: Vec<_> = rule.from.iter().filter_map(known).collect();
+        (!sources.is_empty() || rule.from.is_empty()).then_some(sources)
     }
 
     /// Of what is only known of HTTP, nothing is known of a byte stream: an `ALLOW` of it allows no stream, and a `DENY` of it
@@ -214,8 +241,8 @@ fn excludes_identities(source: &AuthorizationSource) -> bool {
         && [not_identities, not_namespaces, not_service_accounts, not_trust_domains].iter().any(|it| !it.is_empty())
 }
 
-fn principal(source: &AuthorizationSource, trust_domain: &str, own_namespace: &str) -> Principal {
-    let own = [trust_domain.to_owned()];
+fn principal(source: &AuthorizationSource, of: &Of<'_>, own_namespace: &str) -> Principal {
+    let own = [of.trust_domain.to_owned()];
     let domains = if source.trust_domains.is_empty() { &own } else { source.trust_domains.as_slice() };
     let in_domains = |path: &dyn Fn(&str) -> StringMatcher| {
         anyone(domains.iter().map(|domain| authenticated(Some(path(domain)))).collect())
@@ -233,6 +260,14 @@ fn principal(source: &AuthorizationSource, trust_domain: &str, own_namespace: &s
     from_one_of(&mut all, &source.service_accounts, &source.not_service_accounts, &account);
     from_one_of(&mut all, &source.trust_domains, &source.not_trust_domains, &domain);
     from_one_of(&mut all, &source.ip_blocks, &source.not_ip_blocks, &|text| address(text));
+    let principal = |text: &String| tokens::principal(text, of.issuers);
+    from_one_of(&mut all, &source.request_principals, &source.not_request_principals, &principal);
+    for claim in &source.claims {
+        from_one_of(&mut all, &claim.values, &claim.not_values, &|text| tokens::claim(&claim.path, text));
+    }
+    if all.is_empty() {
+        return being(Identifier::Any(true));
+    }
     being(Identifier::AndIds(principal::Set { ids: all }))
 }
 
@@ -249,7 +284,7 @@ fn any_principal(sources: Vec<Principal>) -> Vec<Principal> {
     if sources.is_empty() { vec![being(Identifier::Any(true))] } else { sources }
 }
 
-fn anyone(ids: Vec<Principal>) -> Principal {
+pub(super) fn anyone(ids: Vec<Principal>) -> Principal {
     being(Identifier::OrIds(principal::Set { ids }))
 }
 
@@ -266,15 +301,19 @@ fn address(text: &str) -> Principal {
             prefix_len: uint32(u32::from(range.prefix_len())),
         })),
         // Validation lets none through; one that came all the same stands for nobody.
-        None => being(Identifier::NotId(Box::new(being(Identifier::Any(true))))),
+        None => nobody(),
     }
+}
+
+pub(super) fn nobody() -> Principal {
+    being(Identifier::NotId(Box::new(being(Identifier::Any(true)))))
 }
 
 fn allowing(rule: Rule) -> Permission {
     Permission { rule: Some(rule) }
 }
 
-fn being(identifier: Identifier) -> Principal {
+pub(super) fn being(identifier: Identifier) -> Principal {
     Principal { identifier: Some(identifier) }
 }
 
@@ -295,16 +334,16 @@ fn path(matcher: StringMatcher) -> Rule {
     Rule::UrlPath(PathMatcher { rule: Some(path_matcher::Rule::Path(matcher)) })
 }
 
-fn matcher(pattern: MatchPattern) -> StringMatcher {
+pub(super) fn matcher(pattern: MatchPattern) -> StringMatcher {
     StringMatcher { match_pattern: Some(pattern), ..StringMatcher::default() }
 }
 
-fn prefix(text: String) -> StringMatcher {
+pub(super) fn prefix(text: String) -> StringMatcher {
     matcher(MatchPattern::Prefix(text))
 }
 
 /// `exact`, `prefix*` or `*suffix`.
-fn pattern(text: &str) -> StringMatcher {
+pub(super) fn pattern(text: &str) -> StringMatcher {
     match (text.strip_suffix('*'), text.strip_prefix('*')) {
         (Some(before), _) => prefix(before.to_owned()),
         (None, Some(after)) => matcher(MatchPattern::Suffix(after.to_owned())),

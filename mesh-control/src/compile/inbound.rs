@@ -110,7 +110,7 @@ fn mutual(model: &Model, scope: &Scope, port: Option<u16>, protocol: Protocol, f
         let routes = Routes::Inline(Box::new(route::inbound(&cluster)));
         // Whom a policy refuses takes nothing of a limit.
         let limit = port.and_then(|port| request_limit(model, scope, port)).map(|it| limit::filter(&cluster, it));
-        let before = filters.http.iter().cloned().chain(limit).collect();
+        let before = filters.jwt.iter().chain(&filters.http).cloned().chain(limit).collect();
         let filter = http::manager(routes, codec, before, paths);
         FilterChain {
             filter_chain_match: Some(matching(port, "tls", alpn)),

@@ -14,6 +14,7 @@ mod fault;
 mod hedge;
 mod http;
 mod inbound;
+mod jwt;
 mod limit;
 mod listener;
 mod locality;
@@ -23,6 +24,7 @@ mod route;
 mod scope;
 mod target;
 mod tls;
+mod tokens;
 mod udp;
 
 use std::net::SocketAddr;

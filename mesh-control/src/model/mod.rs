@@ -11,8 +11,10 @@ mod fault;
 mod objects;
 mod peer;
 mod policy;
+mod request_authentication;
 mod route;
 mod service;
+mod span;
 mod workload;
 
 use std::borrow::Cow;
@@ -22,15 +24,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_common::names::CLUSTER_DOMAIN;
-use mesh_common::resource::{Key, Kind, MESH_NAMESPACE, Object, PeerMode, RequestLimit};
+use mesh_common::resource::{JwtRule, Key, Kind, MESH_NAMESPACE, Object, PeerMode, RequestLimit};
 
 pub use address::Addresses;
-pub use authorization::{Authorization, Reach};
+pub use authorization::Authorization;
 pub use condition::Condition;
 pub use fault::{Caller, CallerName, FaultKind, FaultRule};
 pub use policy::Policy;
+pub use request_authentication::{Fetched, Keys, jwks_uris};
 pub use route::{Action, Backend, Forward, Mirror, PathMatch, PathRewrite, Route, RouteMatch, Routes, TlsStreams};
 pub use service::{Endpoint, Port, Protocol, Service};
+pub use span::Reach;
 pub(crate) use workload::selectable_labels;
 pub use workload::{Workload, WorkloadPort};
 
@@ -41,6 +45,7 @@ use fault::Faults;
 use objects::Sorted;
 use peer::Peers;
 use policy::Policies;
+use request_authentication::RequestAuthentications;
 use route::Age;
 
 /// What is fixed when the control plane starts.
@@ -66,6 +71,8 @@ pub struct Model {
     stream_backends: BTreeSet<(Name, u16)>,
     peers: Peers,
     authorizations: Authorizations,
+    request_authentications: RequestAuthentications,
+    keys: Arc<Keys>,
     addresses: Addresses,
     statuses: BTreeMap<Key, Status>,
 }
@@ -129,6 +136,8 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
     let peers = Peers::new(&sorted.peer_authentications, known, &mut statuses);
     let policies_of_access = &sorted.authorization_policies;
     let authorizations = Authorizations::new(policies_of_access, &settings.trust_domain, known, &mut statuses);
+    let tokens = &sorted.request_authentications;
+    let request_authentications = RequestAuthentications::new(tokens, known, &mut statuses);
     for service in services.values_mut() {
         let key = Key::new(Kind::Service, &service.name.namespace, &service.name.name);
         let policies: Vec<_> = service.all_ports().map(|port| policies.for_port(service, &port.name)).collect();
@@ -162,6 +171,8 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
         stream_backends,
         peers,
         authorizations,
+        request_authentications,
+        keys: Arc::default(),
         addresses,
         statuses,
     }
@@ -410,6 +421,28 @@ impl Model {
     /// The policies of access that hold for a workload, in the order of their names; `service` and `version` as before.
     pub fn authorizations(&self, namespace: &str, workload: &str, service: &str, version: &str) -> Vec<&Authorization> {
         self.authorizations.of(namespace, &self.serving(namespace, workload, service, version))
+    }
+
+    /// With the keys that were fetched.
+    #[must_use]
+    pub fn with_keys(mut self, keys: &Arc<Keys>) -> Self {
+        self.request_authentications.tell_keys(keys, &mut self.statuses);
+        self.keys = keys.clone();
+        self
+    }
+
+    pub fn keys(&self) -> &Arc<Keys> {
+        &self.keys
+    }
+
+    /// The JWKS that was fetched from there.
+    pub fn keys_from(&self, uri: &str) -> Option<&str> {
+        self.keys.0.get(uri)?.jwks.as_deref()
+    }
+
+    /// Whose tokens are taken at a workload, in the order of their issuers; `service` and `version` as before.
+    pub fn jwt_rules(&self, namespace: &str, workload: &str, service: &str, version: &str) -> Vec<&JwtRule> {
+        self.request_authentications.of(namespace, &self.serving(namespace, workload, service, version))
     }
 
     pub fn trust_domain(&self) -> &str {

@@ -3,7 +3,8 @@ use std::sync::Arc;
 
 use mesh_common::resource::{
     AuthorizationPolicy, DirectResponse, FaultInjection, GrpcRoute, HttpRoute, Key, Kind, MeshConfig, Object,
-    PeerAuthentication, ReferenceGrant, Retries, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute, WorkloadEntry,
+    PeerAuthentication, ReferenceGrant, RequestAuthentication, Retries, Service, TcpRoute, TlsRoute, TrafficPolicy,
+    UdpRoute, WorkloadEntry,
 };
 
 use super::policy::service_name;
@@ -23,6 +24,7 @@ pub(super) struct Sorted<'a> {
     pub fault_injections: Vec<&'a FaultInjection>,
     pub direct_responses: BTreeMap<Name, &'a DirectResponse>,
     pub peer_authentications: Vec<&'a PeerAuthentication>,
+    pub request_authentications: Vec<&'a RequestAuthentication>,
     pub authorization_policies: Vec<&'a AuthorizationPolicy>,
     pub workload_entries: Vec<&'a WorkloadEntry>,
     mesh_config: Option<&'a MeshConfig>,
@@ -47,6 +49,7 @@ impl<'a> Sorted<'a> {
                     sorted.direct_responses.insert(name, object);
                 }
                 Object::PeerAuthentication(object) => sorted.peer_authentications.push(object),
+                Object::RequestAuthentication(object) => sorted.request_authentications.push(object),
                 Object::AuthorizationPolicy(object) => sorted.authorization_policies.push(object),
                 Object::WorkloadEntry(object) => sorted.workload_entries.push(object),
                 Object::MeshConfig(object) => sorted.mesh_config = Some(object),

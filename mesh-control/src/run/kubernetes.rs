@@ -16,9 +16,10 @@ use mesh_control::api::MeshService;
 use mesh_control::args::Args;
 use mesh_control::auth::{Authenticator, Transport};
 use mesh_control::ca::{Ca, CaService, ServerTls};
+use mesh_control::jwks::{self, Fetcher};
 use mesh_control::kubernetes::webhook::{self, WebhookConfig};
 use mesh_control::kubernetes::{Reviewer, Source, lead, open_ca};
-use mesh_control::model::{Addresses, Settings};
+use mesh_control::model::{Addresses, Keys, Settings};
 use mesh_control::registry::{RegistryService, Workloads};
 use mesh_control::serve::{Door, Limits, Listener, bind_tcp, grpc};
 use mesh_control::snapshot;
@@ -91,9 +92,14 @@ async fn serve(
     let source = Source::start(&client).await;
 
     let settings = Settings { trust_domain: args.trust_domain.clone() };
-    let first = snapshot::first(&source.objects.borrow(), &settings, &Addresses::default());
+    let fetcher = Arc::new(Fetcher::default());
+    let objects = source.objects.borrow().clone();
+    let keys = Arc::new(jwks::first(&objects, Keys::default(), &fetcher).await);
+    let first = snapshot::first(&objects, &keys, &settings, &Addresses::default());
     let (publish, snapshots) = watch::channel(Arc::new(first));
-    tokio::spawn(snapshot::publish(source.objects.clone(), settings.clone(), publish, |_| ()));
+    let (keys, fetched) = watch::channel(keys);
+    tokio::spawn(snapshot::publish(source.objects.clone(), fetched, settings.clone(), publish, |_| ()));
+    tokio::spawn(jwks::keep(source.objects.clone(), keys, fetcher, |_| ()));
     let auth = Authenticator::Reviewer(Reviewer::new(client.clone(), &args.trust_domain));
     let xds = Xds::new(snapshots.clone(), ca.clone(), auth.clone());
     tokio::spawn(xds.clone().observe());

@@ -2,6 +2,7 @@
 
 mod kubernetes;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::Path;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use jiff::Timestamp;
+use mesh_common::jwt::Jwks;
 use mesh_common::proto::ca::certificate_authority_server::CertificateAuthorityServer;
 use mesh_common::proto::workload::workload_registry_server::WorkloadRegistryServer;
 use mesh_common::telemetry::LogFilter;
@@ -18,7 +20,8 @@ use mesh_control::args::{Args, Mode};
 use mesh_control::auth::{Authenticator, Transport};
 use mesh_control::ca::{Ca, CaService, ServerTls};
 use mesh_control::housekeeping::House;
-use mesh_control::model::{Addresses, Settings};
+use mesh_control::jwks::{self, Fetcher};
+use mesh_control::model::{Addresses, Fetched, Keys, Settings};
 use mesh_control::registry::{Registry, RegistryService, Workloads};
 use mesh_control::serve::{Door, Limits, Listener, bind_tcp, bind_unix, grpc, remove};
 use mesh_control::snapshot;
@@ -34,6 +37,7 @@ use tonic::transport::server::Router;
 
 /// Name of the store's note.
 const ADDRESSES: &str = "virtual-addresses";
+const KEYS: &str = "issuers-keys";
 /// How long open calls may take to end once we are told to.
 const FAREWELL: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_secs(1);
@@ -58,14 +62,22 @@ async fn standalone(args: Args, log: LogFilter) -> anyhow::Result<()> {
     let sockets = Sockets::bind(&args, &data).await?;
 
     let settings = Settings { trust_domain: args.trust_domain.clone() };
-    let first = snapshot::first(&store.current(), &settings, &given_addresses(&store)?);
+    let fetcher = Arc::new(Fetcher::default());
+    let keys = Arc::new(jwks::first(&store.current(), kept_keys(&store), &fetcher).await);
+    let first = snapshot::first(&store.current(), &keys, &settings, &given_addresses(&store)?);
     let keep = {
         let store = store.clone();
         move |addresses: &Addresses| keep_addresses(&store, addresses)
     };
     keep(first.model.addresses());
     let (publish, snapshots) = watch::channel(Arc::new(first));
-    tokio::spawn(snapshot::publish(store.watch(), settings.clone(), publish, keep));
+    let (keys, fetched) = watch::channel(keys);
+    tokio::spawn(snapshot::publish(store.watch(), fetched, settings.clone(), publish, keep));
+    let keep = {
+        let store = store.clone();
+        move |keys: &Keys| keep_keys(&store, keys)
+    };
+    tokio::spawn(jwks::keep(store.watch(), keys, fetcher, keep));
     let auth = Authenticator::Tokens(store.tokens());
     let xds = Xds::new(snapshots.clone(), ca.clone(), auth.clone());
     tokio::spawn(xds.clone().observe());
@@ -215,6 +227,23 @@ fn keep_addresses(store: &Store, addresses: &Addresses) {
     let kept = serde_json::to_vec(addresses).map_err(anyhow::Error::from);
     if let Err(error) = kept.and_then(|note| Ok(store.write_note(ADDRESSES, note)?)) {
         tracing::error!(%error, "virtual addresses are not kept: some may move when the control plane is restarted");
+    }
+}
+
+/// The keys that were fetched before: an issuer may be away when the control plane is restarted.
+fn kept_keys(store: &Store) -> Keys {
+    let note: BTreeMap<String, String> =
+        store.note(KEYS).and_then(|note| serde_json::from_slice(note).ok()).unwrap_or_default();
+    let good = note.into_iter().filter(|(_, jwks)| Jwks::parse(jwks).is_ok_and(|keys| !keys.is_empty()));
+    Keys(good.map(|(uri, jwks)| (uri, Fetched { jwks: Some(jwks.into()), error: None })).collect())
+}
+
+fn keep_keys(store: &Store, keys: &Keys) {
+    let fetched: BTreeMap<&str, &str> =
+        keys.0.iter().filter_map(|(uri, fetched)| Some((uri.as_str(), fetched.jwks.as_deref()?))).collect();
+    let kept = serde_json::to_vec(&fetched).map_err(anyhow::Error::from);
+    if let Err(error) = kept.and_then(|note| Ok(store.write_note(KEYS, note)?)) {
+        tracing::error!(%error, "the keys of issuers are not kept: they have to be fetched when the control plane is restarted");
     }
 }
 

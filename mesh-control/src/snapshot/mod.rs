@@ -50,7 +50,9 @@ impl Snapshot {
     pub fn new(last: Commit, merged: &[Commit], model: Model, previous: Option<&Self>) -> Self {
         let mut commits = previous.map(|previous| previous.commits.clone()).unwrap_or_default();
         commits.extend(merged.iter().filter(|commit| commit.revision < last.revision));
-        commits.push(last);
+        if commits.last().is_none_or(|known| known.revision != last.revision) {
+            commits.push(last);
+        }
         commits.drain(..commits.len().saturating_sub(COMMITS));
         let interner = previous.map(|previous| previous.interner.clone()).unwrap_or_default();
         interner.sweep();

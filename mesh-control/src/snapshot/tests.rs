@@ -8,11 +8,15 @@ use tokio::time;
 
 use super::*;
 use crate::compile::ClientKind;
-use crate::model::Settings;
+use crate::model::{Fetched, Keys, Settings};
 use crate::objects::Objects;
 
 fn settings() -> Settings {
     Settings { trust_domain: "mesh.local".to_owned() }
+}
+
+fn no_keys() -> watch::Receiver<Arc<Keys>> {
+    watch::channel(Arc::default()).1
 }
 
 fn objects(revision: u64) -> Arc<Objects> {
@@ -38,8 +42,9 @@ fn scope(workload: &str) -> Scope {
 #[tokio::test(start_paused = true)]
 async fn the_first_commit_goes_out_at_once_and_the_following_together() {
     let (commit, watched) = watch::channel(objects(1));
-    let (sender, mut snapshots) = watch::channel(Arc::new(first(&objects(1), &settings(), &Default::default())));
-    let publisher = tokio::spawn(publish(watched, settings(), sender, |_| ()));
+    let (sender, mut snapshots) =
+        watch::channel(Arc::new(first(&objects(1), &Default::default(), &settings(), &Default::default())));
+    let publisher = tokio::spawn(publish(watched, no_keys(), settings(), sender, |_| ()));
     time::sleep(Duration::from_secs(1)).await;
     assert!(!snapshots.has_changed().unwrap());
 
@@ -67,6 +72,26 @@ async fn the_first_commit_goes_out_at_once_and_the_following_together() {
     publisher.await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn other_keys_make_a_snapshot_of_the_same_objects() {
+    let (_commit, watched) = watch::channel(objects(3));
+    let (keys, fetched) = watch::channel(Arc::new(Keys::default()));
+    let begun = first(&objects(3), &Default::default(), &settings(), &Default::default());
+    let (sender, mut snapshots) = watch::channel(Arc::new(begun));
+    tokio::spawn(publish(watched, fetched, settings(), sender, |_| ()));
+    time::sleep(Duration::from_secs(1)).await;
+    assert!(!snapshots.has_changed().unwrap());
+    let jwks = Fetched { jwks: Some("{}".into()), error: None };
+    keys.send_replace(Arc::new(Keys([("https://a/k".to_owned(), jwks)].into())));
+    snapshots.changed().await.unwrap();
+    let snapshot = snapshots.borrow_and_update().clone();
+    assert_eq!((snapshot.revision, snapshot.commits.len()), (3, 1));
+    assert_eq!(snapshot.model.keys_from("https://a/k"), Some("{}"));
+    keys.send_replace(Arc::new(Keys::clone(snapshot.model.keys())));
+    time::sleep(Duration::from_secs(1)).await;
+    assert!(!snapshots.has_changed().unwrap(), "the same keys are no change");
+}
+
 #[test]
 fn commit_times_are_remembered_also_of_what_was_merged() {
     let begun = Instant::now();
@@ -89,7 +114,7 @@ fn commit_times_are_remembered_also_of_what_was_merged() {
 
 #[test]
 fn equal_askers_share_what_they_see_while_there_is_one() {
-    let snapshot = Arc::new(first(&objects(1), &settings(), &Default::default()));
+    let snapshot = Arc::new(first(&objects(1), &Default::default(), &settings(), &Default::default()));
     let one = snapshot.scoped(&scope("a"));
     assert!(Arc::ptr_eq(&one, &snapshot.scoped(&scope("a"))));
     assert!(!Arc::ptr_eq(&one, &snapshot.scoped(&scope("b"))));

@@ -46,7 +46,11 @@ fn holds(condition: &Condition, addresses: Addresses) -> Option<bool> {
         Condition::Port(range) => addresses.map(|(_, destination)| range.contains(&destination.port())),
         Condition::Destination(range) => addresses.map(|(_, destination)| range.contains(&destination.ip())),
         Condition::Source(range) => addresses.map(|(peer, _)| range.contains(&peer.ip())),
-        Condition::Header(_) | Condition::Path(_) | Condition::Authenticated | Condition::Identity(_) => None,
+        Condition::Header(_)
+        | Condition::Path(_)
+        | Condition::Authenticated
+        | Condition::Identity(_)
+        | Condition::Claim(_) => None,
     }
 }
 

@@ -65,7 +65,7 @@ fn rules(condition: &Condition, wanted: bool, unknown: bool) -> Option<Vec<Rule>
         Condition::Any => constant(wanted),
         // Nobody has proven anything.
         Condition::Authenticated | Condition::Identity(_) => constant(!wanted),
-        Condition::Header(_) | Condition::Path(_) => constant(unknown),
+        Condition::Header(_) | Condition::Path(_) | Condition::Claim(_) => constant(unknown),
         Condition::Not(condition) => return rules(condition, !wanted, unknown),
         Condition::All(conditions) if wanted => return all(conditions, wanted, unknown),
         Condition::All(conditions) => return any(conditions, wanted, unknown),
@@ -172,7 +172,7 @@ mod tests {
                 true => ("[fd00::9]:4000".parse().unwrap(), SocketAddr::new("fd00::5".parse().unwrap(), port)),
                 false => (SocketAddr::new(source.parse().unwrap(), 4000), SocketAddr::new("10.0.0.5".parse().unwrap(), port)),
             };
-            let subject = Subject { peer, destination, identity: None, request: None };
+            let subject = Subject { peer, destination, identity: None, request: None, claims: None };
             let refused = decide(&authorization, &subject).refused.is_some();
             let barriers = barriers(&authorization);
             prop_assert_eq!(lets_in(&barriers, peer, destination), !refused, "{:?}", barriers);

@@ -1,7 +1,7 @@
 //! Why a verdict is what it is, for people: by the code that the proxy decides with.
 
 use super::{Refusal, Subject, holds, matches, refusal};
-use crate::config::{Authorization, Condition, GateAction, HeaderMatch, Policy, StringMatch};
+use crate::config::{Authorization, Condition, GateAction, HeaderMatch, Policy, StringMatch, ValueMatch};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Explanation {
@@ -101,7 +101,24 @@ fn words(condition: &Condition) -> String {
         Condition::Destination(range) => format!("a destination in {range}"),
         Condition::Source(range) => format!("an address in {range}"),
         Condition::Authenticated => "any identity".to_owned(),
+        Condition::Claim(matcher) => format!("claim {} {}", matcher.path.join("."), value(&matcher.value)),
         Condition::Identity(matcher) => format!("identity {}", text(matcher)),
+    }
+}
+
+fn value(matcher: &ValueMatch) -> String {
+    match matcher {
+        ValueMatch::Text(matcher) => text(matcher),
+        ValueMatch::Number(number) => number.to_string(),
+        ValueMatch::Bool(wanted) => wanted.to_string(),
+        ValueMatch::Present => "of any value".to_owned(),
+        ValueMatch::Entry(matcher) => value(matcher),
+        ValueMatch::OneOf(matchers) => {
+            // The same for each kind that the value may be of.
+            let mut all: Vec<String> = matchers.iter().map(value).collect();
+            all.dedup();
+            all.join(" or ")
+        }
     }
 }
 

@@ -8,7 +8,7 @@ const WEB: &str = "spiffe://mesh.local/ns/shop/sa/web";
 
 fn subject<'a>(identity: Option<&'a str>, request: Option<route::Subject<'a>>) -> Subject<'a> {
     let peer = "10.0.0.9:40000".parse().unwrap();
-    Subject { peer, destination: "10.0.0.5:8080".parse().unwrap(), identity, request }
+    Subject { peer, destination: "10.0.0.5:8080".parse().unwrap(), identity, request, claims: None }
 }
 
 fn get<'a>(path: &'a str, headers: &'a HeaderMap) -> route::Subject<'a> {

@@ -2,7 +2,7 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
-use super::{HeaderMatch, StringMatch};
+use super::{ClaimMatch, HeaderMatch, StringMatch};
 
 /// Who may come in: the gates that a request or a connection passes, in order.
 #[derive(Debug, Default)]
@@ -54,4 +54,6 @@ pub enum Condition {
     Authenticated,
     /// The SPIFFE ID that the peer proved to have.
     Identity(StringMatch),
+    /// Of the request's token, which was good.
+    Claim(ClaimMatch),
 }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Authorization, Fault, RequestLimit, RouteTable, WeightedClusters};
+use super::{Authorization, Fault, JwtAuthn, RequestLimit, RouteTable, WeightedClusters};
 
 /// A listener: the filter chains that a connection may take.
 #[derive(Debug)]
@@ -74,6 +74,8 @@ pub enum NetworkFilter {
 #[derive(Debug)]
 pub struct HttpManager {
     pub stat_prefix: String,
+    /// `None`: nobody looks at tokens.
+    pub jwt: Option<JwtAuthn>,
     pub authorization: Authorization,
     pub routes: RouteSource,
     /// Zero: none.

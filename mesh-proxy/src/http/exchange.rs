@@ -10,8 +10,9 @@ use super::connection::Connection;
 use super::deadline::Deadline;
 use super::head::{Head, text};
 use super::request_body::Upload;
-use crate::config::{Action, HttpManager, Route};
+use crate::config::{Action, HttpManager, JwtAuthn, Route};
 use crate::error::{Error, Kind};
+use crate::jwt;
 use crate::limit::Quota;
 use crate::listen::{Direction, Security};
 use crate::retry::grpc_status;
@@ -83,7 +84,7 @@ impl Exchange {
         }
         Box::new(Self {
             start,
-            uri: head.uri.clone(),
+            uri: jwt::without_tokens(&head.uri, None),
             host: head.headers.get(http::header::HOST).cloned(),
             head,
             upload: Upload::new(body, start),
@@ -106,6 +107,11 @@ impl Exchange {
             quota: None,
             complete: false,
         })
+    }
+
+    /// Nobody who reads the record may have what the client's token allows.
+    pub(crate) fn hide_tokens(&mut self, authn: &JwtAuthn) {
+        self.uri = jwt::without_tokens(&self.uri, Some(authn));
     }
 
     /// The head of the response is on its way.

@@ -24,6 +24,7 @@ use crate::config::{
 use crate::error::{Error, Kind, Retry, Side};
 use crate::fault::{self, End};
 use crate::hash::{self, Keyed};
+use crate::jwt::{self, Verified};
 use crate::listen::{Direction, Security};
 use crate::snapshot::Found;
 use crate::upstream::{Failed, Held, Outcome, Target, UpstreamBody, Version, View};
@@ -58,7 +59,10 @@ pub(super) async fn handle(
             return Err(h2::Reason::REFUSED_STREAM.into());
         }
         Err(Ended::Error(error)) => {
-            let response = reply::error(&error, grpc);
+            let mut response = reply::error(&error, grpc);
+            if error.kind == Kind::Unauthenticated {
+                reply::challenge(response.headers_mut(), exchange.head.authority());
+            }
             exchange.error = Some(error);
             response
         }
@@ -111,7 +115,8 @@ async fn respond(exchange: &mut Exchange) -> Result<Response<Content>, Ended> {
     }
     let gone = || Error::because(Kind::Denied, "connections like this one are not taken any more");
     let manager = exchange.manager.clone().ok_or_else(gone)?;
-    authorize(&manager.authorization, &exchange.conn, &exchange.head)?;
+    let token = authenticate(&manager, exchange)?;
+    authorize(&manager.authorization, &exchange.conn, &exchange.head, token.as_deref())?;
     let route = find_route(&exchange.conn, &manager, &exchange.head).await?;
     exchange.route = Some(route.clone());
     exchange.deadline = deadline(exchange, &route);
@@ -138,12 +143,27 @@ async fn respond(exchange: &mut Exchange) -> Result<Response<Content>, Ended> {
     Ok(response)
 }
 
+/// The token that the request has, if any. One that is not good refuses it.
+fn authenticate(manager: &HttpManager, exchange: &mut Exchange) -> Result<Option<Arc<Verified>>, Error> {
+    let Some(authn) = &manager.jwt else { return Ok(None) };
+    exchange.hide_tokens(authn);
+    let Head { headers, uri, .. } = &mut exchange.head;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    jwt::admit(authn, headers, uri, now).map_err(|refused| Error::because(Kind::Unauthenticated, refused))
+}
+
 /// Whether the policies let the request in.
-fn authorize(authorization: &Authorization, conn: &Connection, head: &Head) -> Result<(), Error> {
+fn authorize(
+    authorization: &Authorization,
+    conn: &Connection,
+    head: &Head,
+    token: Option<&Verified>,
+) -> Result<(), Error> {
     if authorization.gates.is_empty() {
         return Ok(());
     }
     let subject = Subject::new(&conn.downstream, conn.identity.as_deref(), Some(head.subject()));
+    let subject = Subject { claims: token.map(|it| &it.claims), ..subject };
     authorization::decide(authorization, &subject).enforce(&conn.ctx.telemetry)
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use http::{HeaderMap, Response, StatusCode};
 
 use super::head::{Head, replace_prefix};
@@ -16,6 +16,15 @@ use crate::error::{Error, Kind};
 pub(crate) fn error(error: &Error, grpc: bool) -> Response<Content> {
     let text = error.kind.to_string();
     if grpc { grpc_status(error.kind.grpc_status(), &text) } else { plain(error.kind.status(), text.into()) }
+}
+
+/// How a client whose token is not good could do better (RFC 6750, 3). The host is what the client said, so only of what a host is made of.
+pub(crate) fn challenge(headers: &mut HeaderMap, authority: &str) {
+    let host = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b);
+    let realm = if authority.bytes().all(host) { authority } else { "" };
+    if let Ok(value) = HeaderValue::try_from(format!("Bearer realm=\"{realm}\", error=\"invalid_token\"")) {
+        headers.insert(WWW_AUTHENTICATE, value);
+    }
 }
 
 /// An injected abort.

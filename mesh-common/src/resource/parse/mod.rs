@@ -211,6 +211,7 @@ impl Reader {
             Kind::FaultInjection => self.typed(kind, node).map(Object::FaultInjection),
             Kind::DirectResponse => self.typed(kind, node).map(Object::DirectResponse),
             Kind::PeerAuthentication => self.typed(kind, node).map(Object::PeerAuthentication),
+            Kind::RequestAuthentication => self.typed(kind, node).map(Object::RequestAuthentication),
             Kind::AuthorizationPolicy => self.typed(kind, node).map(Object::AuthorizationPolicy),
             Kind::WorkloadEntry => self.typed(kind, node).map(Object::WorkloadEntry),
             Kind::MeshConfig => self.typed(kind, node).map(Object::MeshConfig),

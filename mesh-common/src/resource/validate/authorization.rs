@@ -1,7 +1,8 @@
 use ipnet::IpNet;
 
 use super::super::{
-    AuthorizationAction, AuthorizationHeader, AuthorizationOperation, AuthorizationPolicySpec, AuthorizationSource,
+    AuthorizationAction, AuthorizationClaim, AuthorizationHeader, AuthorizationOperation, AuthorizationPolicySpec,
+    AuthorizationSource,
 };
 use super::Errors;
 use super::fields::{at_most, is_token, label, targets};
@@ -10,6 +11,8 @@ use crate::identity::{Identity, check_trust_domain};
 const MAX_RULES: usize = 64;
 const MAX_VALUES: usize = 64;
 const MAX_TEXT: usize = 2048;
+const MAX_CLAIMS: usize = 16;
+const MAX_CLAIM_DEPTH: usize = 8;
 
 pub(super) fn policy(spec: &AuthorizationPolicySpec, errors: &mut Errors) {
     targets(errors, &spec.target_refs, &["Service"]);
@@ -47,6 +50,27 @@ fn source(errors: &mut Errors, path: &str, source: &AuthorizationSource) {
     each(errors, path, "notTrustDomains", &source.not_trust_domains, trust_domain);
     each(errors, path, "ipBlocks", &source.ip_blocks, ip_block);
     each(errors, path, "notIpBlocks", &source.not_ip_blocks, ip_block);
+    each(errors, path, "requestPrincipals", &source.request_principals, request_principal);
+    each(errors, path, "notRequestPrincipals", &source.not_request_principals, request_principal);
+    at_most(errors, &format!("{path}.claims"), source.claims.len(), MAX_CLAIMS);
+    source.claims.iter().enumerate().for_each(|(i, it)| claim(errors, &format!("{path}.claims[{i}]"), it));
+}
+
+fn request_principal(errors: &mut Errors, path: &str, text: &str) {
+    let whole = pattern(errors, path, text) && !text.contains('*');
+    let wrong = whole && !text.contains('/');
+    errors.add_if(wrong, path, format!("{text:?} is not `issuer/subject`"));
+}
+
+fn claim(errors: &mut Errors, path: &str, claim: &AuthorizationClaim) {
+    let steps = claim.path.len();
+    let wrong = !(1..=MAX_CLAIM_DEPTH).contains(&steps) || claim.path.iter().any(|it| it.is_empty() || it.len() > 256);
+    let text = format!("a claim's name of 1 to 256 bytes is needed, and of at most {MAX_CLAIM_DEPTH} levels");
+    errors.add_if(wrong, format!("{path}.path"), text);
+    let nothing = claim.values.is_empty() && claim.not_values.is_empty();
+    errors.add_if(nothing, path, "`values` or `notValues` is needed; `*` stands for any value");
+    each(errors, path, "values", &claim.values, |errors, path, text| _ = pattern(errors, path, text));
+    each(errors, path, "notValues", &claim.not_values, |errors, path, text| _ = pattern(errors, path, text));
 }
 
 fn operation(errors: &mut Errors, path: &str, operation: &AuthorizationOperation) {

@@ -10,6 +10,7 @@ mod limits;
 mod load_balancer;
 mod metadata;
 mod policies;
+mod request_authentication;
 mod routes;
 mod workloads;
 
@@ -50,6 +51,7 @@ pub fn validate(object: &Object) -> Vec<FieldError> {
         Object::FaultInjection(fault) => policies::fault(&fault.spec, &mut errors),
         Object::DirectResponse(response) => direct_response::check(&response.spec, &mut errors),
         Object::PeerAuthentication(policy) => policies::peer(&policy.spec, &mut errors),
+        Object::RequestAuthentication(policy) => request_authentication::policy(&policy.spec, &mut errors),
         Object::AuthorizationPolicy(policy) => authorization::policy(&policy.spec, &mut errors),
         Object::MeshConfig(config) => policies::mesh(&config.spec, &mut errors),
     }

@@ -333,3 +333,71 @@ fn an_authorization_policy_says_what_can_match() {
         assert_eq!(policy(spec), [path], "{spec}");
     }
 }
+
+#[test]
+fn a_request_authentication_says_whose_tokens_are_good() {
+    let policy = |rules: &str| {
+        paths(
+            &"apiVersion: meshctl.dev/v1alpha1\nkind: RequestAuthentication\nmetadata: {name: p}\nspec: {jwtRules: RULES}"
+                .replace("RULES", rules),
+        )
+    };
+    let keys = r#"'{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}'"#;
+    for fine in [
+        "[{issuer: a, jwksUri: 'https://a/k'}]".to_owned(),
+        format!("[{{issuer: a, jwks: {keys}, audiences: [b], clockSkew: 10s, forwardOriginalToken: true}}]"),
+        "[{issuer: a, jwksUri: 'https://a/k', fromHeaders: [{name: x, prefix: 'jwt '}], fromParams: [t], fromCookies: [t]}]".to_owned(),
+        "[{issuer: a, jwksUri: 'https://a/k', outputClaimToHeaders: [{header: X-User, claim: sub}, {header: x-r, claim: realm.role}]}]".to_owned(),
+    ] {
+        assert_eq!(policy(&fine), [] as [&str; 0], "{fine}");
+    }
+    let secret = r#"'{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}'"#;
+    let one = |rest: &str| format!("[{{issuer: a, jwksUri: 'https://a/k', {rest}}}]");
+    for (wrong, path) in [
+        ("[]".to_owned(), "spec.jwtRules"),
+        ("[{issuer: a}]".to_owned(), "spec.jwtRules[0]"),
+        (format!("[{{issuer: a, jwksUri: 'https://a/k', jwks: {keys}}}]"), "spec.jwtRules[0]"),
+        (format!("[{{issuer: a, jwks: {secret}}}]"), "spec.jwtRules[0].jwks"),
+        ("[{issuer: a, jwks: '{\"keys\":[]}'}]".to_owned(), "spec.jwtRules[0].jwks"),
+        ("[{issuer: a, jwksUri: 'http://a/k'}]".to_owned(), "spec.jwtRules[0].jwksUri"),
+        ("[{issuer: '', jwksUri: 'https://a/k'}]".to_owned(), "spec.jwtRules[0].issuer"),
+        (
+            "[{issuer: a, jwksUri: 'https://a/k'}, {issuer: a, jwksUri: 'https://b/k'}]".to_owned(),
+            "spec.jwtRules[1].issuer",
+        ),
+        (one("audiences: ['']"), "spec.jwtRules[0].audiences[0]"),
+        (one("fromHeaders: [{name: 'a b'}]"), "spec.jwtRules[0].fromHeaders[0].name"),
+        (one("fromHeaders: [{name: Cookie}]"), "spec.jwtRules[0].fromHeaders[0].name"),
+        (one("fromParams: ['a&b']"), "spec.jwtRules[0].fromParams[0]"),
+        (one("fromCookies: ['a=b']"), "spec.jwtRules[0].fromCookies[0]"),
+        (one("clockSkew: 0s"), "spec.jwtRules[0].clockSkew"),
+        (one("clockSkew: 500ms"), "spec.jwtRules[0].clockSkew"),
+        (one("clockSkew: 11m"), "spec.jwtRules[0].clockSkew"),
+        (one("outputClaimToHeaders: [{header: Host, claim: sub}]"), "spec.jwtRules[0].outputClaimToHeaders[0].header"),
+        (one("outputClaimToHeaders: [{header: x, claim: a..b}]"), "spec.jwtRules[0].outputClaimToHeaders[0].claim"),
+        (
+            one("outputClaimToHeaders: [{header: x, claim: a}, {header: X, claim: b}]"),
+            "spec.jwtRules[0].outputClaimToHeaders[1].header",
+        ),
+    ] {
+        assert_eq!(policy(&wrong), [path], "{wrong}");
+    }
+    let source = |source: &str| {
+        paths(&"apiVersion: meshctl.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec: {rules: [{from: [SOURCE]}]}".replace("SOURCE", source))
+    };
+    for fine in [
+        "{requestPrincipals: ['*', 'https://a/u', 'https://a/*', '*/u']}",
+        "{claims: [{path: [a, b], values: [x, '*']}]}",
+    ] {
+        assert_eq!(source(fine), [] as [&str; 0], "{fine}");
+    }
+    for (wrong, path) in [
+        ("{requestPrincipals: [u]}", "requestPrincipals[0]"),
+        ("{notRequestPrincipals: ['a*/u']}", "notRequestPrincipals[0]"),
+        ("{claims: [{path: [], values: [x]}]}", "claims[0].path"),
+        ("{claims: [{path: [a]}]}", "claims[0]"),
+        ("{claims: [{path: [a], notValues: ['a*b']}]}", "claims[0].notValues[0]"),
+    ] {
+        assert_eq!(source(wrong), [format!("spec.rules[0].from[0].{path}")], "{wrong}");
+    }
+}

@@ -29,7 +29,7 @@ pub(in crate::kubernetes) fn object(kind: Kind, given: &DynamicObject) -> Option
     Some(match Object::from_newer_json(&json.to_string()) {
         Err(error) => refused(vec![error.to_string()]),
         // Without the field that is not known, a policy may let in whom it was to keep out.
-        Ok((Object::AuthorizationPolicy(_), left_out)) if !left_out.is_empty() => {
+        Ok((Object::AuthorizationPolicy(_) | Object::RequestAuthentication(_), left_out)) if !left_out.is_empty() => {
             refused(vec![format!("{} is not known to this version of the mesh", left_out.join(", "))])
         }
         Ok((object, left_out)) => {

@@ -13,7 +13,7 @@ use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, path_matcher};
 use envoy_types::pb::google::protobuf::Any;
 use ipnet::IpNet;
 
-use super::{At, Decoded, Rejected, each, matching, unless, unpack};
+use super::{At, Decoded, Rejected, each, jwt, matching, unless, unpack};
 use crate::config::{Condition, Gate, GateAction, Policy, StringMatch};
 
 /// How deep conditions may lie in each other: those of a policy need five levels.
@@ -110,6 +110,9 @@ fn principal(pb: Principal, depth: usize) -> Decoded<Condition> {
         Some(Identifier::NotId(id)) => Condition::Not(Box::new(principal(*id, depth).at("not_id")?)),
         Some(Identifier::Header(pb)) => Condition::Header(matching::header(pb).at("header")?),
         Some(Identifier::UrlPath(pb)) => Condition::Path(path(pb).at("url_path")?),
+        // The newer form of it is not known to Envoys that are in use.
+        #[allow(deprecated)]
+        Some(Identifier::Metadata(pb)) => Condition::Claim(jwt::claim(pb).at("metadata")?),
         Some(Identifier::DirectRemoteIp(pb)) => Condition::Source(range(&pb).at("direct_remote_ip")?),
         Some(Identifier::Authenticated(pb)) => match pb.principal_name {
             None => Condition::Authenticated,
@@ -117,7 +120,7 @@ fn principal(pb: Principal, depth: usize) -> Decoded<Condition> {
         },
         Some(_) => {
             return Err(Rejected::new(
-                "only any, and, or, not, authenticated, direct_remote_ip, header and url_path are supported",
+                "only any, and, or, not, authenticated, direct_remote_ip, header, metadata and url_path are supported",
             ));
         }
         None => return Err(Rejected::new("an identifier is needed")),

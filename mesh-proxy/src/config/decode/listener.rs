@@ -31,12 +31,12 @@ use envoy_types::pb::google::protobuf::Any;
 use mesh_common::proto::extensions::Fault as PbFault;
 
 use super::{
-    At, Decoded, Rejected, authorization, duration_or, each, fault, from_ads, is, is_true, limit, route, tls, udp,
+    At, Decoded, Rejected, authorization, duration_or, each, fault, from_ads, is, is_true, jwt, limit, route, tls, udp,
     unless, unpack, unsupported_type,
 };
 use crate::config::{
-    Authorization, ChainMatch, Fault, FilterChain, Gate, HeaderMutation, HttpManager, Listener, NetworkFilter,
-    RequestLimit, RouteSource, ServerName, TcpProxy, Transport, WeightedCluster, WeightedClusters,
+    Authorization, ChainMatch, Fault, FilterChain, Gate, HeaderMutation, HttpManager, JwtAuthn, Listener,
+    NetworkFilter, RequestLimit, RouteSource, ServerName, TcpProxy, Transport, WeightedCluster, WeightedClusters,
 };
 
 /// Envoy's defaults.
@@ -186,7 +186,7 @@ fn http_manager(pb: HttpConnectionManager) -> Decoded<HttpManager> {
     unless(detection, "original_ip_detection_extensions", "is not supported")?;
     unless(pb.typed_header_validation_config.is_some(), "typed_header_validation_config", "is not supported")?;
     unless(pb.local_reply_config.is_some(), "local_reply_config", "is not supported")?;
-    let (gates, limit) = http_filters(pb.http_filters)?;
+    let Filters { jwt, gates, limit } = http_filters(pb.http_filters)?;
     let authorization = Authorization { gates };
     let routes = match pb.route_specifier {
         Some(RouteSpecifier::Rds(rds)) => {
@@ -203,6 +203,7 @@ fn http_manager(pb: HttpConnectionManager) -> Decoded<HttpManager> {
     let common = pb.common_http_protocol_options.unwrap_or_default();
     Ok(HttpManager {
         stat_prefix: pb.stat_prefix,
+        jwt,
         authorization,
         routes,
         idle_timeout: duration_or("common_http_protocol_options.idle_timeout", &common.idle_timeout, IDLE)?,
@@ -211,10 +212,16 @@ fn http_manager(pb: HttpConnectionManager) -> Decoded<HttpManager> {
     })
 }
 
-/// The gates before the router, and the limit.
-fn http_filters(filters: Vec<HttpFilter>) -> Decoded<(Vec<Gate>, Option<RequestLimit>)> {
-    let mut gates = Vec::new();
-    let mut limit = None;
+/// What stands before the router.
+#[derive(Default)]
+struct Filters {
+    jwt: Option<JwtAuthn>,
+    gates: Vec<Gate>,
+    limit: Option<RequestLimit>,
+}
+
+fn http_filters(filters: Vec<HttpFilter>) -> Decoded<Filters> {
+    let mut found = Filters::default();
     let last = filters.len().checked_sub(1).ok_or_else(|| Rejected::field("http_filters", "must end in the router"))?;
     for (index, filter) in filters.into_iter().enumerate() {
         let at = format!("http_filters[{index}]");
@@ -224,18 +231,26 @@ fn http_filters(filters: Vec<HttpFilter>) -> Decoded<(Vec<Gate>, Option<RequestL
             _ => return Err(Rejected::field("typed_config", "is needed")).at(at),
         };
         if is::<Router>(&any) && index == last {
-            return Ok((gates, limit));
+            return Ok(found);
         }
         if let Some(more) = authorization::http(&any) {
             // One that is only there for routes to turn on is refused with the route that does.
             if !filter.disabled {
-                gates.extend(more.at("typed_config").at(at)?);
+                found.gates.extend(more.at("typed_config").at(at)?);
+            }
+            continue;
+        }
+        if let Some(jwt) = jwt::http(&any) {
+            if !filter.disabled {
+                // The gates ask what it found out.
+                unless(found.jwt.is_some() || !found.gates.is_empty(), &at, "one, before RBAC filters, is supported")?;
+                found.jwt = Some(jwt.at("typed_config").at(at)?);
             }
             continue;
         }
         if let Some(pb) = unpack::<LocalRateLimit>(&any).filter(|_| !filter.disabled) {
-            unless(limit.is_some(), &at, "one limit is supported")?;
-            limit = pb.and_then(limit::limit).at(format_args!("{at}.typed_config"))?;
+            unless(found.limit.is_some(), &at, "one limit is supported")?;
+            found.limit = pb.and_then(limit::limit).at(format_args!("{at}.typed_config"))?;
             continue;
         }
         if !(filter.disabled || filter.is_optional) {

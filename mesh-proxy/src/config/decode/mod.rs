@@ -28,6 +28,7 @@ mod endpoint_health;
 mod endpoints;
 mod fault;
 mod filters;
+mod jwt;
 mod limit;
 mod listener;
 mod matching;

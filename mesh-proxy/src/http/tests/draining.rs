@@ -204,6 +204,7 @@ async fn a_connection_that_became_a_tunnel_is_open_until_the_tunnel_ends() {
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (stream, _) = listener.accept().await.unwrap();
     let manager = HttpManager {
+        jwt: None,
         stat_prefix: String::new(),
         authorization: Authorization::default(),
         routes: RouteSource::Inline(Arc::new(to(forward(&[("app", 1)])))),

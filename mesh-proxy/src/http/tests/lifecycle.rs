@@ -265,6 +265,7 @@ async fn the_future_of_a_request_is_small() {
     let conn = Arc::new(Connection::new(
         Arc::new(downstream()),
         Arc::new(HttpManager {
+            jwt: None,
             stat_prefix: String::new(),
             authorization: Authorization::default(),
             routes: RouteSource::Rds("routes".to_owned()),

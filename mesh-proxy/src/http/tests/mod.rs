@@ -343,6 +343,7 @@ impl Proxy {
             learned: Default::default(),
         });
         let manager = Arc::new(HttpManager {
+            jwt: None,
             stat_prefix: "test".to_owned(),
             authorization: options.authorization,
             routes: match options.inline {

@@ -61,6 +61,7 @@ async fn connections_that_are_open_follow_the_configuration() {
     let ctx = limited(&app, hourly(1)).await.ctx.clone();
     let inbound = |limit: Option<RequestLimit>| {
         let manager = HttpManager {
+            jwt: None,
             stat_prefix: "test".to_owned(),
             authorization: Authorization::default(),
             routes: RouteSource::Inline(Arc::new(to(forward(&[("app", 1)])))),
