@@ -47,6 +47,10 @@ pub enum Kind {
     Fault,
     /// More requests than the application takes.
     RateLimited,
+    /// More connections at a time than the application takes.
+    TooManyConnections,
+    /// More requests at a time than the application takes.
+    TooManyAtOnce,
     /// The proxy itself is short of memory or processor time.
     Overloaded,
     /// A policy forbids it.
@@ -96,6 +100,8 @@ impl Kind {
             | Self::Overflow
             | Self::Fault
             | Self::RateLimited
+            | Self::TooManyConnections
+            | Self::TooManyAtOnce
             | Self::Overloaded
             | Self::Denied
             | Self::Configuration => Side::Proxy,
@@ -126,7 +132,7 @@ impl Kind {
             Self::UpstreamProtocol => "UPE",
             Self::Timeout | Self::PerTryTimeout => "UT",
             Self::StreamIdle => "SI",
-            Self::Overflow => "UO",
+            Self::Overflow | Self::TooManyConnections | Self::TooManyAtOnce => "UO",
             Self::Downstream => "DC",
             Self::DownstreamProtocol => "DPE",
             Self::Fault => "FI",
@@ -153,13 +159,18 @@ impl Kind {
         }
     }
 
+    /// When to come again, in seconds, where that helps and nothing better is known.
+    pub fn retry_after(self) -> Option<u32> {
+        matches!(self, Self::TooManyAtOnce).then_some(1)
+    }
+
     /// The gRPC status of that reply, by the mapping of the gRPC specification with Envoy's choice for timeouts.
     pub fn grpc_status(self) -> u32 {
         match self {
             Self::NoRoute => 12,
             Self::Timeout | Self::PerTryTimeout | Self::StreamIdle => 4,
             // Not UNAVAILABLE, Envoy's default, which clients and proxies try again: that would make more of what is too much.
-            Self::RateLimited => 8,
+            Self::RateLimited | Self::TooManyAtOnce => 8,
             Self::Denied => 7,
             Self::Downstream | Self::DownstreamProtocol => 13,
             _ => 14,
@@ -187,6 +198,8 @@ impl fmt::Display for Kind {
             Self::DownstreamProtocol => "the request is not valid",
             Self::Fault => "fault injected",
             Self::RateLimited => "too many requests",
+            Self::TooManyConnections => "too many connections",
+            Self::TooManyAtOnce => "too many requests at a time",
             Self::Overloaded => "the proxy has too much to do",
             Self::Denied => "not allowed",
             Self::Configuration => "no configuration for this destination yet",

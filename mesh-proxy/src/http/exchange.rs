@@ -12,7 +12,7 @@ use super::head::{Head, text};
 use super::request_body::Upload;
 use crate::config::{Action, HttpManager, Route};
 use crate::error::{Error, Kind};
-use crate::limit::Quota;
+use crate::limit::{Place, Quota};
 use crate::listen::{Direction, Security};
 use crate::retry::grpc_status;
 use crate::telemetry::RequestRecord;
@@ -38,6 +38,8 @@ pub(crate) struct Exchange {
     pub(crate) attempts: u32,
     /// Its share of the cluster's limits.
     pub(crate) held: Option<Held>,
+    /// Its place among those that the application takes at a time.
+    pub(crate) place: Option<Place>,
     /// The endpoint has done well, if nothing breaks before the end.
     does_well: bool,
     pub(crate) answered_upstream: Option<Instant>,
@@ -90,6 +92,7 @@ impl Exchange {
             target: None,
             attempts: 0,
             held: None,
+            place: None,
             does_well: false,
             answered_upstream: None,
             status: 0,
@@ -148,6 +151,7 @@ impl Exchange {
         }
         // Nothing goes on upstream, whoever may keep the exchange.
         self.held = None;
+        self.place = None;
     }
 
     fn record(&self) {

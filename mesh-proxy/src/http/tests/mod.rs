@@ -282,6 +282,7 @@ struct ProxyOptions {
     terminate: bool,
     inline: Option<RouteTable>,
     limit: Option<RequestLimit>,
+    limits: Option<Arc<PortLimits>>,
     idle_timeout: Duration,
     stream_idle_timeout: Duration,
 }
@@ -294,6 +295,7 @@ impl Default for ProxyOptions {
             terminate: false,
             inline: None,
             limit: None,
+            limits: None,
             idle_timeout: Duration::ZERO,
             stream_idle_timeout: Duration::ZERO,
         }
@@ -331,6 +333,7 @@ impl Proxy {
             phase,
             in_flight: InFlight::default(),
             rate_limits: RateLimits::default(),
+            occupancy: Default::default(),
             overload: Default::default(),
             learned: Default::default(),
         });
@@ -344,6 +347,7 @@ impl Proxy {
             idle_timeout: options.idle_timeout,
             stream_idle_timeout: options.stream_idle_timeout,
             limit: options.limit,
+            limits: options.limits,
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
