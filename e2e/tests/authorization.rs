@@ -48,6 +48,7 @@ fn listener(policies: &[(&str, &str)]) -> Arc<Listener> {
         client: ClientKind::Mesh,
         faults: true,
         peak_ewma: true,
+        limits: true,
         locality: Default::default(),
     };
     let any = resource(&model, &scope, ResourceType::Listener, LISTENER_INBOUND).unwrap();

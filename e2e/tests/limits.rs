@@ -47,3 +47,35 @@ fn each_caller_has_what_the_limit_gives_and_is_told_when_to_come_again() {
     .unwrap();
     assert!(reviews.running());
 }
+
+const CONCURRENT: &str = "apiVersion: meshctl.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: limited}
+spec:
+  targetRefs: [{kind: Service, name: reviews}]
+  limits: {concurrentRequests: {max: 10, perCaller: 2}}
+";
+
+#[test]
+fn a_caller_has_so_many_requests_at_a_time_and_others_have_their_own() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let _reviews = mesh.echo("reviews", "v1").unwrap();
+    // Slow ones, all of them at once.
+    let requests = ["--url", "http://reviews:9080/sleep/2000", "--connections", "6", "--requests", "6"];
+    let report = mesh.load("web", &requests).unwrap().report().unwrap();
+    assert_eq!(report.by_status.get(&200), Some(&6), "{report:?}");
+
+    mesh.apply(CONCURRENT).unwrap();
+    let loads = ["web", "shop"].map(|caller| mesh.load(caller, &requests).unwrap());
+    for load in loads {
+        let report = load.report().unwrap();
+        let [passed, refused] = [200, 503].map(|status| report.by_status.get(&status).copied().unwrap_or(0));
+        assert_eq!((passed + refused, report.failed), (6, 0), "{report:?}");
+        // A client that starts slowly may have its last request out when the first is back.
+        assert!((2..=4).contains(&passed), "{report:?}");
+    }
+    // One after the other is never too much.
+    let orderly = ["--url", "http://reviews:9080/", "--connections", "1", "--requests", "10"];
+    let report = mesh.load("web", &orderly).unwrap().report().unwrap();
+    assert_eq!(report.by_status.get(&200), Some(&10), "{report:?}");
+}

@@ -35,6 +35,7 @@ fn web() -> Scope {
         client: ClientKind::Mesh,
         faults: true,
         peak_ewma: true,
+        limits: true,
         locality: Default::default(),
     }
 }

@@ -89,6 +89,7 @@ fn listener(objects: &[String], keys: &Keys, client: ClientKind) -> Arc<Listener
         inbound_ports: Vec::new(),
         client,
         faults: true,
+        limits: true,
         peak_ewma: true,
         locality: Default::default(),
     };

@@ -80,7 +80,7 @@ pub const UDP: [Metric; 5] = [
 ];
 
 /// Of a proxy itself.
-pub const PROXY: [Metric; 14] = [
+pub const PROXY: [Metric; 15] = [
     metric("mesh_proxy_build_info", Gauge, "always 1", "`version`"),
     metric("mesh_proxy_connections_active", Gauge, "downstream connections that are open", "`direction`"),
     metric("mesh_proxy_xds_connected", Gauge, "1 while it is connected to a control plane", ""),
@@ -133,6 +133,12 @@ pub const PROXY: [Metric; 14] = [
         Gauge,
         "1 while new requests are refused because the proxy is short of it",
         "`resource`: `memory`, `cpu`",
+    ),
+    metric(
+        "mesh_limits_hit_total",
+        Counter,
+        "requests and connections that a limit of the application's port refused",
+        "`limit`: `requests` (their rate), `connections`, `connections_per_caller`, `concurrent_requests`, `concurrent_requests_per_caller`",
     ),
     metric("mesh_proxy_metrics_overflow_total", Counter, "requests and streams counted as overflow", ""),
 ];

@@ -36,6 +36,8 @@ pub const FILTER_CORS: &str = "envoy.filters.http.cors";
 pub const FEATURE_FAULT: &str = "mesh.extensions.v1.Fault";
 /// It understands [`PeakEwma`](crate::proto::extensions::PeakEwma).
 pub const FEATURE_PEAK_EWMA: &str = "mesh.extensions.v1.PeakEwma";
+/// It understands [`Limits`](crate::proto::extensions::Limits).
+pub const FEATURE_LIMITS: &str = "mesh.extensions.v1.Limits";
 /// Request header between proxies: `http/1.1` or `h2`, the version that the calling application spoke.
 pub const HEADER_DOWNSTREAM_PROTOCOL: &str = "x-mesh-downstream-protocol";
 

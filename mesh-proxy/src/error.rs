@@ -49,6 +49,10 @@ pub enum Kind {
     Fault,
     /// More requests than the application takes.
     RateLimited,
+    /// More connections at a time than the application takes.
+    TooManyConnections,
+    /// More requests at a time than the application takes.
+    TooManyAtOnce,
     /// The proxy itself is short of memory or processor time.
     Overloaded,
     /// The request's token proves nothing.
@@ -100,6 +104,8 @@ impl Kind {
             | Self::Overflow
             | Self::Fault
             | Self::RateLimited
+            | Self::TooManyConnections
+            | Self::TooManyAtOnce
             | Self::Overloaded
             | Self::Unauthenticated
             | Self::Denied
@@ -131,7 +137,7 @@ impl Kind {
             Self::UpstreamProtocol => "UPE",
             Self::Timeout | Self::PerTryTimeout => "UT",
             Self::StreamIdle => "SI",
-            Self::Overflow => "UO",
+            Self::Overflow | Self::TooManyConnections | Self::TooManyAtOnce => "UO",
             Self::Downstream => "DC",
             Self::DownstreamProtocol | Self::HeadTooLarge => "DPE",
             Self::Fault => "FI",
@@ -160,13 +166,18 @@ impl Kind {
         }
     }
 
+    /// When to come again, in seconds, where that helps and nothing better is known.
+    pub fn retry_after(self) -> Option<u32> {
+        matches!(self, Self::TooManyAtOnce).then_some(1)
+    }
+
     /// The gRPC status of that reply, by the mapping of the gRPC specification with Envoy's choice for timeouts.
     pub fn grpc_status(self) -> u32 {
         match self {
             Self::NoRoute => 12,
             Self::Timeout | Self::PerTryTimeout | Self::StreamIdle => 4,
             // Not UNAVAILABLE, Envoy's default, which clients and proxies try again: that would make more of what is too much.
-            Self::RateLimited => 8,
+            Self::RateLimited | Self::TooManyAtOnce => 8,
             Self::Unauthenticated => 16,
             Self::Denied => 7,
             Self::HeadTooLarge => 8,
@@ -197,6 +208,8 @@ impl fmt::Display for Kind {
             Self::HeadTooLarge => "the request has too many headers",
             Self::Fault => "fault injected",
             Self::RateLimited => "too many requests",
+            Self::TooManyConnections => "too many connections",
+            Self::TooManyAtOnce => "too many requests at a time",
             Self::Overloaded => "the proxy has too much to do",
             Self::Unauthenticated => "the token is not valid",
             Self::Denied => "not allowed",

@@ -59,6 +59,7 @@ pub async fn serve(routes: &str, listener: TcpListener, connections: Connections
         idle_timeout: IDLE,
         stream_idle_timeout: STREAM_IDLE,
         limit: None,
+        limits: None,
     });
     let handle = |stream, peer| connection(stream, peer, manager.clone(), ctx.clone());
     listen::accept(listener, &connections, ctx.reached(Phase::Ending), handle).await;

@@ -19,7 +19,7 @@ use crate::http::DownstreamIo;
 use crate::listen::{self, Connections, Context, Direction, Downstream, Flight, Phase};
 use crate::snapshot::Found;
 use crate::tls::peer_identity;
-use crate::{http, tcp};
+use crate::{http, limit, tcp};
 
 mod chosen;
 
@@ -62,7 +62,21 @@ async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, 
         Ok(chosen) => chosen,
         Err(error) => return tcp::refuse(stream, &downstream, "", began, &error, &ctx),
     };
-    let Some(tls) = &chosen.tls else { return dispatch(stream, downstream, chosen, arriving, ctx).await };
+    let limits = chosen.filter().limits().cloned();
+    let mut place = match limits.as_deref().map_or(Ok(None), |limits| limit::connection(limits, &ctx)) {
+        Ok(place) => place,
+        Err(error) => return tcp::refuse(stream, &downstream, "", began, &error, &ctx),
+    };
+    let mut identified = |downstream: &Downstream| match (limits.as_deref(), &mut place) {
+        (Some(limits), Some(place)) => limit::identified(place, limits, downstream.identity.as_deref(), &ctx),
+        _ => Ok(()),
+    };
+    let Some(tls) = &chosen.tls else {
+        if let Err(error) = identified(&downstream) {
+            return tcp::refuse(stream, &downstream, "", began, &error, &ctx);
+        }
+        return dispatch(stream, downstream, chosen, arriving, ctx.clone()).await;
+    };
     match handshake(stream, tls, &ctx).await {
         Ok(stream) => {
             describe_peer(&stream, &mut downstream);
@@ -70,7 +84,10 @@ async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, 
                 let error = Error::because(Kind::Denied, "the client's certificate has no identity of the mesh");
                 return tcp::refuse(stream, &downstream, "", began, &error, &ctx);
             }
-            dispatch(stream, downstream, chosen, arriving, ctx).await;
+            if let Err(error) = identified(&downstream) {
+                return tcp::refuse(stream, &downstream, "", began, &error, &ctx);
+            }
+            dispatch(stream, downstream, chosen, arriving, ctx.clone()).await;
         }
         Err(error) => tcp::record_failure(&downstream, "", began, &error, &ctx),
     }

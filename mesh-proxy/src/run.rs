@@ -136,6 +136,7 @@ impl Proxy {
             phase: phases,
             in_flight: InFlight::default(),
             rate_limits: RateLimits::default(),
+            occupancy: Default::default(),
             overload: overload.clone(),
             learned: Default::default(),
         });

@@ -8,6 +8,30 @@ use super::Duration;
 pub struct TrafficLimits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests: Option<RequestLimit>,
+    /// That are open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<AtATime>,
+    /// That are not answered to their end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrent_requests: Option<AtATime>,
+}
+
+/// How many at a time at each workload. As a whole: `{}` turns off what a wider scope says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct AtATime {
+    /// Of all callers together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<u32>,
+    /// Of each caller's SPIFFE ID; those that have none share one count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_caller: Option<u32>,
+}
+
+impl AtATime {
+    pub fn is_on(&self) -> bool {
+        self.max.is_some() || self.per_caller.is_some()
+    }
 }
 
 /// A token bucket at each workload.

@@ -34,7 +34,7 @@ pub struct TrafficPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection_pool: Option<ConnectionPool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limits: Option<TrafficLimits>,
+    pub limits: Option<Box<TrafficLimits>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outlier_detection: Option<Box<OutlierDetection>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

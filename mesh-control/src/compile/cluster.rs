@@ -26,17 +26,17 @@ use super::build::{ads, any, duration, one, uint32};
 use super::endpoints::host;
 use super::target::{Target, Upstream};
 use super::{ClientKind, Scope, balancing, endpoint_health, tls};
-use crate::model::{Endpoint, Policy, Protocol};
+use crate::model::{Endpoint, Model, Policy, Protocol};
 
 /// Envoy's name of the options.
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 /// For the application on the same machine.
 const LOCAL_CONNECT: Duration = Duration::from_secs(1);
 
-pub(super) fn cluster(scope: &Scope, name: &str, target: &Target) -> Cluster {
+pub(super) fn cluster(model: &Model, scope: &Scope, name: &str, target: &Target) -> Cluster {
     match target {
         Target::Upstream(upstream) => outbound(scope, name, upstream),
-        Target::Inbound(port, protocol) => inbound(scope, name, *port, *protocol),
+        Target::Inbound(port, protocol) => inbound(model, scope, name, *port, *protocol),
         Target::Passthrough => Cluster {
             name: name.to_owned(),
             cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32)),
@@ -104,7 +104,7 @@ fn outbound(scope: &Scope, name: &str, upstream: &Upstream) -> Cluster {
     }
 }
 
-fn inbound(scope: &Scope, name: &str, port: u16, protocol: Protocol) -> Cluster {
+fn inbound(model: &Model, scope: &Scope, name: &str, port: u16, protocol: Protocol) -> Cluster {
     let endpoint = LbEndpoint { host_identifier: host(IpAddr::V4(Ipv4Addr::LOCALHOST), port), ..LbEndpoint::default() };
     let locality = LocalityLbEndpoints { lb_endpoints: vec![endpoint], ..LocalityLbEndpoints::default() };
     let assignment = ClusterLoadAssignment {
@@ -127,13 +127,19 @@ fn inbound(scope: &Scope, name: &str, port: u16, protocol: Protocol) -> Cluster 
             ..CommonLbConfig::default()
         }),
         connect_timeout: duration(LOCAL_CONNECT),
-        circuit_breakers: Some(limits(&Policy::default())),
+        circuit_breakers: Some(limits(&Policy::of_requests(at_a_time(model, scope, port)))),
         typed_extension_protocol_options: match protocol {
             Protocol::Tcp | Protocol::Udp => Default::default(),
             _ => one(HTTP_OPTIONS, any(options)),
         },
         ..Cluster::default()
     }
+}
+
+/// Where nothing else limits how many requests the application has at a time.
+fn at_a_time(model: &Model, scope: &Scope, port: u16) -> Option<u32> {
+    let limit = super::inbound::limit_of(model, scope, port, |policy| policy.concurrency_limit.as_ref());
+    limit.filter(|_| !scope.limits)?.max
 }
 
 /// Without a policy there is no limit but the one on retries. (Envoy's own defaults would fail requests beyond 1024.)

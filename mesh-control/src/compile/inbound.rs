@@ -13,14 +13,14 @@ use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::Tl
 use envoy_types::pb::envoy::extensions::filters::network::direct_response::v3::Config as DirectResponse;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::CodecType;
 use mesh_common::names;
-use mesh_common::resource::{PeerMode, RequestLimit};
+use mesh_common::resource::PeerMode;
 
 use super::authorization::{self, Filters};
 use super::build::{address, any, boolean, duration, uint32};
 use super::http::{self, Paths, Routes};
 use super::listener::{chain, inspector, passthrough};
 use super::{ClientKind, Scope, limit, route, tls};
-use crate::model::{Model, Name, Protocol, Workload};
+use crate::model::{Model, Name, Policy, Protocol, Workload};
 
 /// How long to wait for a client's first bytes; where the server speaks first, none come.
 const DETECTION: Duration = Duration::from_secs(1);
@@ -32,7 +32,7 @@ pub(super) fn listener(model: &Model, scope: &Scope) -> Listener {
     for (port, protocol) in ports(model, scope) {
         chains.extend(mutual(model, scope, Some(port), protocol, &filters));
         if mode(model, scope, port) == PeerMode::Permissive {
-            chains.extend(plain(port, &filters));
+            chains.extend(plain(model, scope, port, &filters));
         } else if others && scope.client == ClientKind::Envoy {
             chains.extend(refusing(port));
         }
@@ -89,10 +89,21 @@ fn mode(model: &Model, scope: &Scope, port: u16) -> PeerMode {
 }
 
 /// Of a proxy without a workload, what it serves is known only by its service's name.
-fn request_limit<'a>(model: &'a Model, scope: &Scope, port: u16) -> Option<&'a RequestLimit> {
-    let own = model.request_limit(&Name::new(&scope.namespace, &scope.workload), port);
-    let service = || model.service(&scope.namespace, &scope.service)?.ports.get(&port)?.policy.request_limit.as_ref();
-    own.or_else(service)
+pub(super) fn limit_of<'a, T>(
+    model: &'a Model,
+    scope: &Scope,
+    port: u16,
+    limit: impl Fn(&Policy) -> Option<&T>,
+) -> Option<&'a T> {
+    let own = model.limit(&Name::new(&scope.namespace, &scope.workload), port, &limit);
+    own.or_else(|| limit(&model.service(&scope.namespace, &scope.service)?.ports.get(&port)?.policy))
+}
+
+/// What the port takes at a time.
+fn at_a_time(model: &Model, scope: &Scope, port: u16) -> Option<Filter> {
+    let connections = limit_of(model, scope, port, |policy| policy.connection_limit.as_ref());
+    let requests = limit_of(model, scope, port, |policy| policy.concurrency_limit.as_ref());
+    limit::at_a_time(&names::inbound_cluster(port), scope, connections, requests)
 }
 
 /// Chains of mutual TLS, for one port or for all that have none of their own.
@@ -106,22 +117,26 @@ fn mutual(model: &Model, scope: &Scope, port: Option<u16>, protocol: Protocol, f
         ClientKind::Envoy => Paths::Strict,
         _ => Paths::Own,
     };
+    let at_a_time = port.and_then(|port| at_a_time(model, scope, port));
+    let limited = |filters: Vec<Filter>| at_a_time.iter().cloned().chain(filters).collect();
     let http = |name: &str, codec: CodecType, alpn: &[&[u8]]| {
         let routes = Routes::Inline(Box::new(route::inbound(&cluster)));
         // Whom a policy refuses takes nothing of a limit.
-        let limit = port.and_then(|port| request_limit(model, scope, port)).map(|it| limit::filter(&cluster, it));
+        let limit = port
+            .and_then(|port| limit_of(model, scope, port, |it| it.request_limit.as_ref()))
+            .map(|it| limit::filter(&cluster, it));
         let before = filters.jwt.iter().chain(&filters.http).cloned().chain(limit).collect();
         let filter = http::manager(routes, codec, before, paths);
         FilterChain {
             filter_chain_match: Some(matching(port, "tls", alpn)),
             transport_socket: Some(tls::downstream(alpn)),
-            ..chain(&format!("{name}:{label}"), vec![filter])
+            ..chain(&format!("{name}:{label}"), limited(vec![filter]))
         }
     };
     let stream = FilterChain {
         filter_chain_match: Some(matching(port, "tls", &[names::ALPN_TCP])),
         transport_socket: Some(tls::downstream(&[names::ALPN_TCP])),
-        ..chain(&format!("mesh-tcp:{label}"), guarded(filters, to_cluster(&cluster)))
+        ..chain(&format!("mesh-tcp:{label}"), limited(guarded(filters, to_cluster(&cluster))))
     };
     match (protocol, scope.client) {
         (Protocol::Tcp, _) => vec![stream],
@@ -136,10 +151,12 @@ fn mutual(model: &Model, scope: &Scope, port: Option<u16>, protocol: Protocol, f
 }
 
 /// Chains for everything else, passed on as it came.
-fn plain(port: u16, filters: &Filters) -> [FilterChain; 2] {
+fn plain(model: &Model, scope: &Scope, port: u16, filters: &Filters) -> [FilterChain; 2] {
+    let at_a_time = at_a_time(model, scope, port);
+    let guarded = || guarded(filters, to_cluster(&names::inbound_cluster(port)));
     [("plaintext", "raw_buffer"), ("tls", "tls")].map(|(name, transport)| FilterChain {
         filter_chain_match: Some(matching(Some(port), transport, &[])),
-        ..chain(&format!("{name}:{port}"), guarded(filters, to_cluster(&names::inbound_cluster(port))))
+        ..chain(&format!("{name}:{port}"), at_a_time.iter().cloned().chain(guarded()).collect())
     })
 }
 

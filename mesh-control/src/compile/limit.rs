@@ -1,23 +1,54 @@
-//! Limits of the server's side, as Envoy's filter for local rate limits has them.
+//! Limits of the server's side: of rates, as Envoy's filter for them has it; of what is there at a time, in our own words, which
+//! know callers and requests, and for others in Envoy's, as far as those go.
 
 use envoy_types::pb::envoy::config::core::v3::{RuntimeFractionalPercent, TypedExtensionConfig};
+use envoy_types::pb::envoy::config::listener::v3::Filter;
 use envoy_types::pb::envoy::config::route::v3::RateLimit;
 use envoy_types::pb::envoy::config::route::v3::rate_limit::Action;
 use envoy_types::pb::envoy::config::route::v3::rate_limit::action::{ActionSpecifier, RequestHeaders};
 use envoy_types::pb::envoy::extensions::common::ratelimit::v3::LocalRateLimitDescriptor;
 use envoy_types::pb::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
+use envoy_types::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{HttpFilter, http_filter};
 use envoy_types::pb::envoy::extensions::rate_limit_descriptors::expr::v3::Descriptor;
 use envoy_types::pb::envoy::extensions::rate_limit_descriptors::expr::v3::descriptor::ExprSpecifier;
 use envoy_types::pb::envoy::r#type::v3::TokenBucket;
+use envoy_types::pb::google::protobuf::UInt64Value;
 use mesh_common::names::{EXPR_CALLER_IDENTITY, LIMIT_KEYS};
-use mesh_common::resource::{LimitBy, RequestLimit};
+use mesh_common::proto::extensions::{AtATime as PbAtATime, Limits};
+use mesh_common::resource::{AtATime, LimitBy, RequestLimit};
 
-use super::build::{any, boolean, duration, fraction, uint32};
+use super::build::{any, boolean, duration, fraction, own_any, uint32};
+use super::{Scope, http};
 
 /// What the one entry of a descriptor is called.
 const KEY: &str = "by";
+
+/// What the port takes at a time, before anything else is done with a connection.
+pub(super) fn at_a_time(
+    name: &str,
+    scope: &Scope,
+    connections: Option<&AtATime>,
+    requests: Option<&AtATime>,
+) -> Option<Filter> {
+    let [connections, requests] = [connections, requests].map(|limit| limit.filter(|it| it.is_on()));
+    if scope.limits && (connections.is_some() || requests.is_some()) {
+        let pb = |limit: &AtATime| PbAtATime {
+            max: limit.max.unwrap_or_default(),
+            per_caller: limit.per_caller.unwrap_or_default(),
+        };
+        let limits = Limits { name: name.to_owned(), connections: connections.map(pb), requests: requests.map(pb) };
+        return Some(http::network("mesh.limits", own_any(&limits)));
+    }
+    let max = connections?.max?;
+    let limit = ConnectionLimit {
+        stat_prefix: name.to_owned(),
+        max_connections: Some(UInt64Value { value: u64::from(max) }),
+        ..ConnectionLimit::default()
+    };
+    Some(http::network("envoy.filters.network.connection_limit", any(limit)))
+}
 
 pub(super) fn filter(stat_prefix: &str, limit: &RequestLimit) -> HttpFilter {
     let bucket = || {

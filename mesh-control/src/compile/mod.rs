@@ -49,7 +49,7 @@ pub fn resource(model: &Model, scope: &Scope, resource_type: ResourceType, name:
         }
         ResourceType::Cluster => {
             let target = Target::cluster(model, scope, name)?;
-            Some(any(cluster::cluster(scope, name, &target)))
+            Some(any(cluster::cluster(model, scope, name, &target)))
         }
         ResourceType::Endpoints => {
             let own = locality::of(model, scope);

@@ -19,6 +19,8 @@ pub struct Scope {
     pub faults: bool,
     /// It understands [`mesh_common::proto::extensions::PeakEwma`].
     pub peak_ewma: bool,
+    /// It understands [`mesh_common::proto::extensions::Limits`].
+    pub limits: bool,
     /// Region, zone and sub-zone of an asker that has no registered workload, by its own account.
     pub locality: [String; 3],
 }

@@ -24,7 +24,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_common::names::CLUSTER_DOMAIN;
-use mesh_common::resource::{JwtRule, Key, Kind, MESH_NAMESPACE, Object, PeerMode, RequestLimit};
+use mesh_common::resource::{JwtRule, Key, Kind, MESH_NAMESPACE, Object, PeerMode};
 
 pub use address::Addresses;
 pub use authorization::Authorization;
@@ -385,15 +385,14 @@ impl Model {
         ports.filter_map(target).collect()
     }
 
-    /// What limits requests to this port of a workload: what its service's version says, or else the first service that leads
-    /// there.
-    pub fn request_limit(&self, workload: &Name, port: u16) -> Option<&RequestLimit> {
+    /// A limit of this port of a workload: what its service's version says, or else the first service that leads there.
+    pub fn limit<T>(&self, workload: &Name, port: u16, limit: impl Fn(&Policy) -> Option<&T>) -> Option<&T> {
         let names = self.served.get(workload).into_iter().flatten();
         let mut services: Vec<_> = names.filter_map(|name| self.service(&workload.namespace, name)).collect();
         services.sort_by_key(|service| service.version_of.is_none());
         let leads = |it: &&Port| it.endpoints.iter().any(|at| at.port == port && at.workload.name == *workload);
         let mut ports = services.into_iter().flat_map(|service| service.ports.values()).filter(leads);
-        ports.find_map(|port| port.policy.request_limit.as_ref())
+        ports.find_map(|port| limit(&port.policy))
     }
 
     /// Whether a TCPRoute or TLSRoute sends byte streams to this port.

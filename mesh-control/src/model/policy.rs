@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mesh_common::resource::{
-    HashKey, HealthCheck, Hedge, Key, Kind, LoadBalancerPolicy, LocalityPreference, MESH_NAMESPACE, OutlierDetection,
-    RequestLimit, Retries, SlowStart, TargetRef, TrafficPolicy, TrafficPolicySpec,
+    AtATime, HashKey, HealthCheck, Hedge, Key, Kind, LoadBalancerPolicy, LocalityPreference, MESH_NAMESPACE,
+    OutlierDetection, RequestLimit, Retries, SlowStart, TargetRef, TrafficPolicy, TrafficPolicySpec,
 };
 
 use super::{Age, Condition, Name, Service, Status};
@@ -31,6 +31,8 @@ pub struct Policy {
     pub max_requests: Option<u32>,
     /// At the server's side.
     pub request_limit: Option<RequestLimit>,
+    pub connection_limit: Option<AtATime>,
+    pub concurrency_limit: Option<AtATime>,
     pub max_retries: Option<u32>,
     max_retry_after: Option<Duration>,
     hedge: Option<Hedge>,
@@ -44,6 +46,11 @@ const RETRY_ON: [&str; 3] = ["connect-failure", "refused-stream", "reset-before-
 const RETRY_ON_GRPC: &str = "unavailable";
 
 impl Policy {
+    /// Nothing but so many requests at a time.
+    pub fn of_requests(max_requests: Option<u32>) -> Self {
+        Self { max_requests, ..Self::default() }
+    }
+
     pub fn load_balancer(&self) -> LoadBalancerPolicy {
         self.load_balancer.as_ref().map(|(policy, _)| *policy).unwrap_or_default()
     }
@@ -166,6 +173,10 @@ impl Policy {
         }
         if let Some(limit) = spec.limits.as_ref().and_then(|limits| limits.requests.as_ref()) {
             self.request_limit = Some(limit.clone());
+        }
+        if let Some(limits) = &spec.limits {
+            self.connection_limit = limits.connections.or(self.connection_limit);
+            self.concurrency_limit = limits.concurrent_requests.or(self.concurrency_limit);
         }
         // Each as a whole: `{}` turns off what a wider scope says.
         self.outlier_detection = spec.outlier_detection.as_deref().copied().or(self.outlier_detection);

@@ -34,6 +34,7 @@ fn scope(workload: &str) -> Scope {
         client: ClientKind::Mesh,
         faults: true,
         peak_ewma: true,
+        limits: true,
         locality: Default::default(),
     }
 }

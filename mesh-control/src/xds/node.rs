@@ -71,6 +71,7 @@ impl Client {
             client: client_kind(&node.user_agent_name),
             faults: knows(&node, names::FEATURE_FAULT),
             peak_ewma: knows(&node, names::FEATURE_PEAK_EWMA),
+            limits: knows(&node, names::FEATURE_LIMITS),
             locality: locality(&node)?,
             namespace,
         };

@@ -40,6 +40,7 @@ fn admin_with(drain: Option<Drain>) -> (Arc<Admin>, Readiness, watch::Sender<Pha
         phase,
         in_flight: InFlight::default(),
         rate_limits: RateLimits::default(),
+        occupancy: Default::default(),
         overload: Default::default(),
         learned: Default::default(),
     };

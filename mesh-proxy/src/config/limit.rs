@@ -16,3 +16,21 @@ pub enum LimitBy {
     Identity,
     Header(HeaderName),
 }
+
+/// What a port of the application takes at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortLimits {
+    /// Whose chains share one count.
+    pub name: String,
+    pub connections: Option<AtATime>,
+    pub requests: Option<AtATime>,
+}
+
+/// One of them at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AtATime {
+    /// Of all callers together.
+    pub max: Option<u32>,
+    /// Of each identity; callers that have none share one count.
+    pub per_caller: Option<u32>,
+}

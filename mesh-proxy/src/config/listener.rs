@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Authorization, Fault, JwtAuthn, RequestLimit, RouteTable, WeightedClusters};
+use super::{Authorization, Fault, JwtAuthn, PortLimits, RequestLimit, RouteTable, WeightedClusters};
 
 /// A listener: the filter chains that a connection may take.
 #[derive(Debug)]
@@ -70,6 +70,15 @@ pub enum NetworkFilter {
     Tcp(Arc<TcpProxy>),
 }
 
+impl NetworkFilter {
+    pub fn limits(&self) -> Option<&Arc<PortLimits>> {
+        match self {
+            Self::Http(manager) => manager.limits.as_ref(),
+            Self::Tcp(proxy) => proxy.limits.as_ref(),
+        }
+    }
+}
+
 /// An HTTP connection manager.
 #[derive(Debug)]
 pub struct HttpManager {
@@ -82,6 +91,7 @@ pub struct HttpManager {
     pub idle_timeout: Duration,
     pub stream_idle_timeout: Duration,
     pub limit: Option<RequestLimit>,
+    pub limits: Option<Arc<PortLimits>>,
 }
 
 #[derive(Debug)]
@@ -112,4 +122,5 @@ pub struct TcpProxy {
     pub fault: Option<Arc<Fault>>,
     /// Streams of the same client go to the same endpoint, for clusters that balance by that.
     pub hash_source: bool,
+    pub limits: Option<Arc<PortLimits>>,
 }

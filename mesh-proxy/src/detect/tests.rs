@@ -214,6 +214,7 @@ fn listener(chains: &[Chain<'_>], default: Option<&str>) -> Listener {
             idle_timeout: Duration::ZERO,
             fault: None,
             hash_source: false,
+            limits: None,
         })),
     };
     let of = |(name, destination_port, transport, protocols): &Chain<'_>| {

@@ -13,7 +13,7 @@ use super::request_body::Upload;
 use crate::config::{Action, HttpManager, JwtAuthn, Route};
 use crate::error::{Error, Kind};
 use crate::jwt;
-use crate::limit::Quota;
+use crate::limit::{Place, Quota};
 use crate::listen::{Direction, Security};
 use crate::retry::grpc_status;
 use crate::telemetry::RequestRecord;
@@ -39,6 +39,8 @@ pub(crate) struct Exchange {
     pub(crate) attempts: u32,
     /// Its share of the cluster's limits.
     pub(crate) held: Option<Held>,
+    /// Its place among those that the application takes at a time.
+    pub(crate) place: Option<Place>,
     /// The endpoint has done well, if nothing breaks before the end.
     does_well: bool,
     pub(crate) answered_upstream: Option<Instant>,
@@ -96,6 +98,7 @@ impl Exchange {
             target: None,
             attempts: 0,
             held: None,
+            place: None,
             does_well: false,
             answered_upstream: None,
             status: 0,
@@ -159,6 +162,7 @@ impl Exchange {
         }
         // Nothing goes on upstream, whoever may keep the exchange.
         self.held = None;
+        self.place = None;
     }
 
     fn record(&self) {

@@ -25,6 +25,7 @@ use crate::error::{Error, Kind, Retry, Side};
 use crate::fault::{self, End};
 use crate::hash::{self, Keyed};
 use crate::jwt::{self, Verified};
+use crate::limit::{self, LimitHit};
 use crate::listen::{Direction, Security};
 use crate::snapshot::Found;
 use crate::upstream::{Failed, Held, Outcome, Target, UpstreamBody, Version, View};
@@ -120,7 +121,7 @@ async fn respond(exchange: &mut Exchange) -> Result<Response<Content>, Ended> {
     let route = find_route(&exchange.conn, &manager, &exchange.head).await?;
     exchange.route = Some(route.clone());
     exchange.deadline = deadline(exchange, &route);
-    limit(exchange, &manager)?;
+    keep_limits(exchange, &manager)?;
     if let Some(cors) = &route.cors {
         match cors::meet(cors, &exchange.head) {
             Met::Allowed(origin) => exchange.origin = Some(origin),
@@ -200,13 +201,20 @@ fn deadline(exchange: &Exchange, route: &Route) -> Deadline {
 }
 
 /// Refuses what is more than the application takes.
-fn limit(exchange: &mut Exchange, manager: &HttpManager) -> Result<(), Error> {
-    let Exchange { conn, head, quota, start, .. } = exchange;
+fn keep_limits(exchange: &mut Exchange, manager: &HttpManager) -> Result<(), Error> {
+    let Exchange { conn, head, quota, start, place, .. } = exchange;
+    if let Some(limits) = &manager.limits {
+        *place = limit::request(limits, &conn.ctx, conn.downstream.identity.as_deref())?;
+    }
     let Some(limit) = &manager.limit else { return Ok(()) };
     let identity = conn.downstream.identity.as_deref();
     let taken = conn.ctx.rate_limits.take(&manager.stat_prefix, limit, identity, &head.headers, *start);
     *quota = Some(taken);
-    if taken.allowed { Ok(()) } else { Err(Kind::RateLimited.into()) }
+    if taken.allowed {
+        return Ok(());
+    }
+    conn.ctx.telemetry.limit_hit(LimitHit::Requests);
+    Err(Kind::RateLimited.into())
 }
 
 async fn inject(fault: &Fault, exchange: &mut Exchange) -> Result<(), Ended> {

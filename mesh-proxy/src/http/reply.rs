@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION, WWW_AUTHENTICATE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, Response, StatusCode};
 
 use super::head::{Head, replace_prefix};
@@ -15,7 +15,12 @@ use crate::error::{Error, Kind};
 /// or TLS said stays here.
 pub(crate) fn error(error: &Error, grpc: bool) -> Response<Content> {
     let text = error.kind.to_string();
-    if grpc { grpc_status(error.kind.grpc_status(), &text) } else { plain(error.kind.status(), text.into()) }
+    let mut response =
+        if grpc { grpc_status(error.kind.grpc_status(), &text) } else { plain(error.kind.status(), text.into()) };
+    if let Some(seconds) = error.kind.retry_after() {
+        response.headers_mut().insert(RETRY_AFTER, seconds.into());
+    }
+    response
 }
 
 /// How a client whose token is not good could do better (RFC 6750, 3). The host is what the client said, so only of what a host is made of.

@@ -13,8 +13,8 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::config::{
-    Authorization, Balancer, ChainMatch, Cluster, Condition, Discovery, Endpoint, EndpointHealth, Endpoints,
-    FilterChain, Gate, GateAction, Limits, Policy, Spread, TcpProxy, Transport, UpstreamHttp, UpstreamTls,
+    AtATime, Authorization, Balancer, ChainMatch, Cluster, Condition, Discovery, Endpoint, EndpointHealth, Endpoints,
+    FilterChain, Gate, GateAction, Limits, Policy, PortLimits, Spread, TcpProxy, Transport, UpstreamHttp, UpstreamTls,
     WeightedClusters,
 };
 use crate::limit::RateLimits;
@@ -76,6 +76,7 @@ fn chain(transport: Transport, protocols: &[&str]) -> FilterChain {
             idle_timeout: Duration::ZERO,
             fault: None,
             hash_source: false,
+            limits: None,
         })),
     }
 }
@@ -114,6 +115,7 @@ fn context_with(tls: Tls, store: Store) -> Arc<Context> {
         phase: watch::channel(Phase::Serving).1,
         in_flight: InFlight::default(),
         rate_limits: RateLimits::default(),
+        occupancy: Default::default(),
         overload: Default::default(),
         learned: Default::default(),
     })
@@ -242,6 +244,90 @@ async fn permissive_ports_take_plaintext_too() {
     recorded(&ctx, &[r#"security="none""#, r#"response_flags="-""#]).await;
 }
 
+/// An application that greets whoever comes and stays until they go.
+async fn greeter() -> SocketAddr {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = app.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = app.accept().await.unwrap();
+            tokio::spawn(async move {
+                stream.write_all(b"hello").await.unwrap();
+                let _ = stream.read(&mut [0; 8]).await;
+            });
+        }
+    });
+    address
+}
+
+/// `chains` that share a limit on connections.
+fn limited(mut chains: Vec<FilterChain>, max: Option<u32>, per_caller: Option<u32>) -> Vec<FilterChain> {
+    let limit = Some(AtATime { max, per_caller });
+    let limits = Arc::new(PortLimits { name: "inbound:9080".into(), connections: limit, requests: None });
+    for chain in &mut chains {
+        let NetworkFilter::Tcp(proxy) = &mut chain.filter else { panic!("no TCP proxy") };
+        Arc::get_mut(proxy).unwrap().limits = Some(limits.clone());
+    }
+    chains
+}
+
+/// One that is greeted.
+async fn greeted<S: tokio::io::AsyncRead + Unpin>(stream: &mut S) -> bool {
+    let mut text = [0; 5];
+    stream.read_exact(&mut text).await.is_ok_and(|_| text == *b"hello")
+}
+
+#[tokio::test]
+async fn connections_over_the_limit_are_closed_whatever_they_speak() {
+    let authority = Authority::new();
+    let chains = limited(strict().into_iter().chain([chain(Transport::Raw, &[])]).collect(), Some(2), None);
+    let ctx = context(authority.tls("reviews"), chains, Some(application(greeter().await)));
+    let mut plain = peer(PORT, &ctx).await;
+    assert!(greeted(&mut plain).await);
+    let web = authority.tls("web");
+    let mut secure = mutual_tls(peer(PORT, &ctx).await, &web, b"mesh-tcp").await.unwrap();
+    assert!(greeted(&mut secure).await);
+    assert!(is_reset(peer(PORT, &ctx).await).await);
+    // Before a key was computed with.
+    assert!(mutual_tls(peer(PORT, &ctx).await, &web, b"mesh-tcp").await.is_err());
+    recorded(&ctx, &[r#"response_flags="UO""#]).await;
+    let metrics = ctx.telemetry.render();
+    assert!(metrics.contains(r#"mesh_limits_hit_total{limit="connections"} 2"#), "{metrics}");
+    // Whoever goes makes room.
+    drop(plain);
+    recorded(&ctx, &[r#"response_flags="-""#]).await;
+    tokio::time::timeout(Duration::from_secs(20), async {
+        loop {
+            let mut next = peer(PORT, &ctx).await;
+            if greeted(&mut next).await {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_caller_s_connections_are_told_from_those_of_others() {
+    let authority = Authority::new();
+    let chains = limited(strict(), None, Some(1));
+    let ctx = context(authority.tls("reviews"), chains, Some(application(greeter().await)));
+    let (web, shop) = (authority.tls("web"), authority.tls("shop"));
+    let mut first = mutual_tls(peer(PORT, &ctx).await, &web, b"mesh-tcp").await.unwrap();
+    assert!(greeted(&mut first).await);
+    // Who that is says the handshake.
+    let mut second = mutual_tls(peer(PORT, &ctx).await, &web, b"mesh-tcp").await.unwrap();
+    assert!(!greeted(&mut second).await);
+    let mut other = mutual_tls(peer(PORT, &ctx).await, &shop, b"mesh-tcp").await.unwrap();
+    assert!(greeted(&mut other).await);
+    let identity = r#"source_identity="spiffe://mesh.local/ns/default/sa/web""#;
+    recorded(&ctx, &[identity, r#"response_flags="UO""#]).await;
+    let metrics = ctx.telemetry.render();
+    assert!(metrics.contains(r#"mesh_limits_hit_total{limit="connections_per_caller"} 1"#), "{metrics}");
+}
+
 /// With the rules of the mesh, and an application that listens on the machine's own address alone: past the redirect, and never
 /// back into the proxy. A port that nobody named is not looked for on the loopback address.
 #[test]
@@ -279,6 +365,7 @@ fn an_application_is_called_where_it_listens() {
                 idle_timeout,
                 fault: None,
                 hash_source: false,
+                limits: None,
             }));
             chain
         };
@@ -292,6 +379,7 @@ fn an_application_is_called_where_it_listens() {
                 idle_timeout: Duration::ZERO,
                 fault: None,
                 hash_source: false,
+                limits: None,
             })),
         };
         let listener = Listener {
@@ -322,6 +410,7 @@ fn an_application_is_called_where_it_listens() {
             phase,
             in_flight: InFlight::default(),
             rate_limits: RateLimits::default(),
+            occupancy: Default::default(),
             overload: Default::default(),
             learned: Default::default(),
         });
@@ -358,7 +447,15 @@ fn guarded(mut chain: FilterChain, authorization: Authorization) -> FilterChain 
     if let NetworkFilter::Tcp(filter) = &chain.filter {
         let clusters = WeightedClusters::single("inbound:9080");
         let (stat_prefix, idle_timeout) = (filter.stat_prefix.clone(), filter.idle_timeout);
-        let proxy = TcpProxy { stat_prefix, authorization, clusters, idle_timeout, fault: None, hash_source: false };
+        let proxy = TcpProxy {
+            stat_prefix,
+            authorization,
+            clusters,
+            idle_timeout,
+            fault: None,
+            hash_source: false,
+            limits: None,
+        };
         chain.filter = NetworkFilter::Tcp(Arc::new(proxy));
     }
     chain

@@ -18,12 +18,39 @@ use mesh_common::names::LIMIT_KEYS;
 
 use crate::config::{LimitBy, RequestLimit};
 
+mod admit;
+mod places;
 mod quota;
 
+pub(crate) use admit::{connection, identified, request};
+pub use places::{Full, Occupancy, Place, Places};
 pub use quota::Quota;
 
 /// Keys whose buckets are full again are forgotten at most so often, however many new ones come.
 const SWEEP_INTERVAL: u64 = 1_000_000_000;
+
+/// What refused something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitHit {
+    Requests,
+    Connections,
+    ConnectionsPerCaller,
+    ConcurrentRequests,
+    ConcurrentRequestsPerCaller,
+}
+
+impl LimitHit {
+    /// As metrics say it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Connections => "connections",
+            Self::ConnectionsPerCaller => "connections_per_caller",
+            Self::ConcurrentRequests => "concurrent_requests",
+            Self::ConcurrentRequestsPerCaller => "concurrent_requests_per_caller",
+        }
+    }
+}
 
 /// How fast a bucket fills, and how much it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::detect::Learned;
-use crate::limit::RateLimits;
+use crate::limit::{Occupancy, RateLimits};
 use crate::overload::{Overload, OverloadLimits};
 use crate::snapshot::Store;
 use crate::telemetry::Telemetry;
@@ -145,6 +145,8 @@ pub struct Context {
     /// What peers have going with the application.
     pub in_flight: InFlight,
     pub rate_limits: RateLimits,
+    /// What the application has at the moment, of ports that limit it.
+    pub occupancy: Occupancy,
     /// Whether the proxy itself has too much to do.
     pub overload: Arc<Overload>,
     /// Where servers speak first.

@@ -34,6 +34,7 @@ fn patient(detect_timeout: Duration, resources: impl IntoIterator<Item = Resourc
         phase: watch::channel(Phase::Serving).1,
         in_flight: InFlight::default(),
         rate_limits: RateLimits::default(),
+        occupancy: Default::default(),
         overload: Default::default(),
         learned: Default::default(),
     })
@@ -155,6 +156,7 @@ fn to_server(server: SocketAddr, declared: bool, detect_timeout: Duration) -> Ar
         idle_timeout: Duration::ZERO,
         fault: None,
         hash_source: false,
+        limits: None,
     }));
     let chain = |protocols: &[&str], filter: NetworkFilter| FilterChain {
         matches: ChainMatch {

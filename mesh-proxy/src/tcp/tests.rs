@@ -22,6 +22,7 @@ fn context() -> Context {
         phase: watch::channel(Phase::Serving).1,
         in_flight: InFlight::default(),
         rate_limits: RateLimits::default(),
+        occupancy: Default::default(),
         overload: Default::default(),
         learned: Default::default(),
     }
@@ -123,6 +124,7 @@ async fn a_reset_fault_comes_before_the_upstream() {
         idle_timeout: Duration::ZERO,
         fault: Some(Arc::new(Fault { rules: vec![rule(FaultKind::Reset)] })),
         hash_source: false,
+        limits: None,
     };
     proxy(io, &downstream("240.240.0.1:1".parse().unwrap()), &filter, None, &ctx).await;
     assert_eq!(client.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
@@ -140,6 +142,7 @@ async fn no_cluster_to_choose_is_recorded() {
         idle_timeout: Duration::ZERO,
         fault: None,
         hash_source: false,
+        limits: None,
     };
     proxy(io, &downstream("240.240.0.1:1".parse().unwrap()), &filter, None, &ctx).await;
     assert!(has(&ctx, r#"response_flags="NC""#));

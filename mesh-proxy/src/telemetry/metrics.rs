@@ -38,6 +38,7 @@ const EXPIRY: &str = "mesh_proxy_certificate_expiry_timestamp_seconds";
 const LOG_DROPPED: &str = "mesh_proxy_access_log_dropped_total";
 const DNS: &str = "mesh_proxy_dns_queries_total";
 const WOULD_REFUSE: &str = "mesh_authorization_dry_run_refused_total";
+const LIMITS_HIT: &str = "mesh_limits_hit_total";
 const EJECTIONS: &str = "mesh_upstream_ejections_total";
 const EJECTED: &str = "mesh_upstream_endpoints_ejected";
 const CHECKS: &str = "mesh_upstream_health_checks_total";
@@ -257,6 +258,10 @@ impl Metrics {
     pub(super) fn would_refuse(&self, policy: &str) {
         // As many as there are policies.
         counter(&self.recorder, WOULD_REFUSE, vec![Label::new("policy", policy.to_owned())]).increment(1);
+    }
+
+    pub(super) fn limit_hit(&self, what: crate::limit::LimitHit) {
+        counter(&self.recorder, LIMITS_HIT, vec![Label::new("limit", what.as_str())]).increment(1);
     }
 
     pub(super) fn upstream_health(&self, report: &HealthReport) {

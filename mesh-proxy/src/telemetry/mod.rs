@@ -96,6 +96,11 @@ impl Telemetry {
         self.inner.metrics.would_refuse(policy);
     }
 
+    /// A limit of the application's port refused something.
+    pub fn limit_hit(&self, what: crate::limit::LimitHit) {
+        self.inner.metrics.limit_hit(what);
+    }
+
     /// A byte stream reached its upstream. Bytes are counted while they flow, through the handle.
     pub fn tcp_opened(&self, record: &TcpRecord<'_>) -> StreamMetrics {
         self.inner.metrics.stream_opened(record)

@@ -32,6 +32,7 @@ fn context(resources: Vec<Resource>, max_udp_sessions: usize) -> Arc<Context> {
         phase: phases,
         in_flight: InFlight::default(),
         rate_limits: RateLimits::default(),
+        occupancy: Default::default(),
         learned: Default::default(),
         overload: Default::default(),
     })

@@ -86,7 +86,7 @@ pub(super) async fn send(
         match poll_fn(|cx| sender.poll_ready(cx)).await {
             Ok(()) => break (place, sender),
             Err(error) => {
-                if error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR) {
+                if asks_for_no_more(&error) {
                     host.leaves();
                 }
                 host.http2.close(&place.0);
@@ -122,6 +122,11 @@ pub(super) async fn send(
     }
     let pump = pump.map(|pump| tokio::spawn(pump.finish()).abort_handle());
     Ok(response.map(|recv| Http2Body { recv, data_ended: false, pump, _place: place }))
+}
+
+/// GOAWAY in peace, by which an endpoint that leaves tells its peers.
+fn asks_for_no_more(error: &h2::Error) -> bool {
+    error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR)
 }
 
 /// What went wrong on a stream before its response.
@@ -299,6 +304,11 @@ async fn drive(
         () = silence(pings, &conn) => tracing::debug!("an upstream connection does not answer"),
     }
     if let (Some(host), Some(conn)) = (host.upgrade(), conn.upgrade()) {
+        // With nothing on the connection it ends right behind its GOAWAY, before a request could have met that.
+        let mut sender = conn.send.clone();
+        if poll_fn(|cx| sender.poll_ready(cx)).await.is_err_and(|error| asks_for_no_more(&error)) {
+            host.leaves();
+        }
         host.http2.close(&conn);
     }
     drop(in_use);

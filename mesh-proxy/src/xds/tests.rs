@@ -160,7 +160,10 @@ async fn subscribes_when_asked_and_acknowledges_when_in_force() {
     );
     let node = first.node.unwrap();
     assert_eq!((node.id.as_str(), node.user_agent_name.as_str()), ("w.ns", "mesh-proxy"));
-    assert_eq!(node.client_features, ["mesh.extensions.v1.Fault", "mesh.extensions.v1.PeakEwma"]);
+    assert_eq!(
+        node.client_features,
+        ["mesh.extensions.v1.Fault", "mesh.extensions.v1.Limits", "mesh.extensions.v1.PeakEwma"]
+    );
     peer.send("n1", vec![cluster("a", "1")], &[]);
     assert!(matches!(asker.await.unwrap(), Found::Yes(_)));
     let ack = peer.request().await;

@@ -1,4 +1,4 @@
-use super::super::{LimitBy, TrafficLimits};
+use super::super::{AtATime, LimitBy, RequestLimit, TrafficLimits};
 use super::Errors;
 use super::fields::header_name;
 
@@ -7,7 +7,26 @@ const MOST: u32 = 1_000_000;
 const LONGEST: u64 = 24 * 3600;
 
 pub(super) fn limits(limits: &TrafficLimits, errors: &mut Errors) {
-    let Some(limit) = &limits.requests else { return };
+    if let Some(limit) = &limits.requests {
+        requests(limit, errors);
+    }
+    for (field, limit) in [("connections", &limits.connections), ("concurrentRequests", &limits.concurrent_requests)] {
+        if let Some(limit) = limit {
+            at_a_time(&format!("spec.limits.{field}"), limit, errors);
+        }
+    }
+}
+
+fn at_a_time(path: &str, limit: &AtATime, errors: &mut Errors) {
+    for (field, value) in [("max", limit.max), ("perCaller", limit.per_caller)] {
+        let path = format!("{path}.{field}");
+        errors.add_if(value == Some(0), path, "zero lets nothing through; leave it out for no limit");
+    }
+    let more = limit.max.zip(limit.per_caller).is_some_and(|(max, each)| each > max);
+    errors.add_if(more, format!("{path}.perCaller"), "this is more than all callers together may have");
+}
+
+fn requests(limit: &RequestLimit, errors: &mut Errors) {
     let path = |field: &str| format!("spec.limits.requests.{field}");
     let fits = |n: u32| (1..=MOST).contains(&n);
     errors.add_if(!fits(limit.rate), path("rate"), format!("a rate is from 1 to {MOST}"));

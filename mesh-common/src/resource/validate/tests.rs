@@ -220,6 +220,12 @@ fn policies() {
             "kind: TrafficPolicy\nspec: {limits: {requests: {rate: 1, by: Header, header: 'a b'}}}",
             "spec.limits.requests.header",
         ),
+        ("kind: TrafficPolicy\nspec: {limits: {connections: {max: 0}}}", "spec.limits.connections.max"),
+        ("kind: TrafficPolicy\nspec: {limits: {connections: {perCaller: 0}}}", "spec.limits.connections.perCaller"),
+        (
+            "kind: TrafficPolicy\nspec: {limits: {concurrentRequests: {max: 1, perCaller: 2}}}",
+            "spec.limits.concurrentRequests.perCaller",
+        ),
         ("kind: TrafficPolicy\nspec: {connectionPool: {maxRetries: 0}}", "spec.connectionPool.maxRetries"),
         ("kind: TrafficPolicy\nspec: {outlierDetection: {interval: 5s}}", "spec.outlierDetection"),
         ("kind: TrafficPolicy\nspec: {outlierDetection: {consecutive5xx: 0}}", "spec.outlierDetection.consecutive5xx"),

@@ -56,6 +56,7 @@ fn bootstrap(model: &Model, scope: &Scope) -> Bootstrap {
     let empty = ClusterLoadAssignment { cluster_name: "xds".to_owned(), ..ClusterLoadAssignment::default() };
     let xds = Cluster {
         typed_extension_protocol_options: cluster::cluster(
+            model,
             scope,
             "inbound:1",
             &super::super::target::Target::Inbound(1, crate::model::Protocol::Http2),

@@ -1,5 +1,7 @@
-use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::listener::v3::{FilterChain, Listener};
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
+use envoy_types::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_filter,
 };
@@ -31,6 +33,60 @@ fn limits(text: &str, scope: &Scope) -> Vec<LocalRateLimit> {
             other => panic!("{other:?}"),
         })
         .collect()
+}
+
+/// The filter first in each chain to this port.
+fn first_filters(text: &str, scope: &Scope) -> Vec<envoy_types::pb::google::protobuf::Any> {
+    let listener: Listener = get(&shop(text), scope, ResourceType::Listener, names::LISTENER_INBOUND);
+    let to_port = |chain: &&FilterChain| chain.filter_chain_match.as_ref().unwrap().destination_port.is_some();
+    let first = listener.filter_chains.iter().filter(to_port).map(|chain| chain.filters[0].clone());
+    first
+        .map(|filter| match filter.config_type.unwrap() {
+            envoy_types::pb::envoy::config::listener::v3::filter::ConfigType::TypedConfig(any) => any,
+            other => panic!("{other:?}"),
+        })
+        .collect()
+}
+
+const AT_A_TIME: &str = "apiVersion: meshctl.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: p, namespace: default}\n\
+     spec: {limits: {connections: {max: 10, perCaller: 2}, concurrentRequests: {max: 7, perCaller: 3}}}\n---\n";
+
+#[test]
+fn what_a_port_takes_at_a_time_is_first_in_each_of_its_chains() {
+    let scope = of("reviews", "reviews-v1-a", ClientKind::Mesh);
+    let filters = first_filters(AT_A_TIME, &scope);
+    assert!(filters.len() >= 2, "{filters:?}");
+    for any in filters {
+        let limits: mesh_common::proto::extensions::Limits = decode(&any);
+        let of = |it: Option<mesh_common::proto::extensions::AtATime>| it.map(|it| (it.max, it.per_caller));
+        assert!(limits.name.starts_with("inbound"), "{}", limits.name);
+        assert_eq!((of(limits.connections), of(limits.requests)), (Some((10, 2)), Some((7, 3))));
+    }
+    // A narrower scope turns one of them off.
+    let narrower = policy("q", "reviews", "{rate: 1}").replace("requests: {rate: 1}", "connections: {}");
+    for any in first_filters(&(AT_A_TIME.to_owned() + &narrower), &scope) {
+        let limits: mesh_common::proto::extensions::Limits = decode(&any);
+        assert_eq!((limits.connections.is_some(), limits.requests.is_some()), (false, true));
+    }
+}
+
+/// It has no word for callers, and a cluster's limit for requests.
+#[test]
+fn envoy_obeys_what_it_can() {
+    let scope = of("reviews", "reviews-v1-a", ClientKind::Envoy);
+    let limited = first_filters(AT_A_TIME, &scope);
+    let limited: Vec<_> = limited.into_iter().filter(|any| any.type_url.ends_with("ConnectionLimit")).collect();
+    assert!(limited.len() >= 3, "{limited:?}");
+    for any in limited {
+        let limit: ConnectionLimit = decode(&any);
+        assert_eq!((limit.max_connections.unwrap().value, limit.stat_prefix.is_empty()), (10, false));
+    }
+    let most = |scope: &Scope| {
+        let cluster: Cluster = get(&shop(AT_A_TIME), scope, ResourceType::Cluster, &names::inbound_cluster(9080));
+        cluster.circuit_breakers.unwrap().thresholds[0].max_requests.unwrap().value
+    };
+    assert_eq!(most(&scope), 7);
+    assert_eq!(most(&of("reviews", "reviews-v1-a", ClientKind::Mesh)), u32::MAX);
 }
 
 fn of(service: &str, workload: &str, client: ClientKind) -> Scope {

@@ -81,6 +81,7 @@ pub(super) fn scope(client: ClientKind) -> Scope {
         client,
         faults: client == ClientKind::Mesh,
         peak_ewma: client == ClientKind::Mesh,
+        limits: client == ClientKind::Mesh,
         locality: Default::default(),
     }
 }

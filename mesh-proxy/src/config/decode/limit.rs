@@ -1,17 +1,21 @@
-//! Envoy's filter for local rate limits, as far as one bucket, or one for each caller or value of a header, goes.
+//! Envoy's filter for local rate limits, as far as one bucket, or one for each caller or value of a header, goes; and what a port
+//! takes at a time, in our own words and in Envoy's.
 
 use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
 use envoy_types::pb::envoy::config::route::v3::RateLimit as PbRule;
 use envoy_types::pb::envoy::config::route::v3::rate_limit::action::ActionSpecifier;
 use envoy_types::pb::envoy::extensions::common::ratelimit::v3::LocalRateLimitDescriptor;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
+use envoy_types::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit;
 use envoy_types::pb::envoy::extensions::rate_limit_descriptors::expr::v3::Descriptor;
 use envoy_types::pb::envoy::extensions::rate_limit_descriptors::expr::v3::descriptor::ExprSpecifier;
 use envoy_types::pb::envoy::r#type::v3::TokenBucket;
+use envoy_types::pb::google::protobuf::Any;
 use mesh_common::names::EXPR_CALLER_IDENTITY;
+use mesh_common::proto::extensions::{AtATime as PbAtATime, Limits as PbLimits};
 
 use super::{At, Decoded, Rejected, duration, parts_per_million, unless, unpack, unsupported_type};
-use crate::config::{LimitBy, RequestLimit};
+use crate::config::{AtATime, LimitBy, PortLimits, RequestLimit};
 use crate::limit::Rate;
 
 /// `None`: nothing is limited.
@@ -42,6 +46,40 @@ pub(super) fn limit(pb: LocalRateLimit) -> Decoded<Option<RequestLimit>> {
         _ => return Err(Rejected::field("descriptors", "at most one, with one of rate_limits, is supported")),
     };
     Ok(Some(RequestLimit { rate, by }))
+}
+
+/// What a port takes at a time; `None`: this is not about that.
+pub(super) fn port_limits(any: &Any) -> Option<Decoded<PortLimits>> {
+    if let Some(pb) = unpack::<PbLimits>(any) {
+        return Some(pb.and_then(own_limits));
+    }
+    unpack::<ConnectionLimit>(any).map(|pb| pb.and_then(connection_limit))
+}
+
+fn own_limits(pb: PbLimits) -> Decoded<PortLimits> {
+    unless(pb.name.is_empty(), "name", "must not be empty")?;
+    Ok(PortLimits {
+        name: pb.name,
+        connections: pb.connections.and_then(at_a_time),
+        requests: pb.requests.and_then(at_a_time),
+    })
+}
+
+fn at_a_time(pb: PbAtATime) -> Option<AtATime> {
+    let some = |n: u32| (n > 0).then_some(n);
+    let limit = AtATime { max: some(pb.max), per_caller: some(pb.per_caller) };
+    (limit.max.is_some() || limit.per_caller.is_some()).then_some(limit)
+}
+
+fn connection_limit(pb: ConnectionLimit) -> Decoded<PortLimits> {
+    unless(pb.stat_prefix.is_empty(), "stat_prefix", "must not be empty")?;
+    unless(pb.delay.is_some(), "delay", "is not supported")?;
+    unless(pb.runtime_enabled.is_some(), "runtime_enabled", "is not supported")?;
+    let max = pb.max_connections.map_or(0, |it| it.value);
+    unless(max == 0, "max_connections", "must be more than zero")?;
+    // Beyond what can be counted there is no limit.
+    let connections = u32::try_from(max).ok().map(|max| AtATime { max: Some(max), per_caller: None });
+    Ok(PortLimits { name: pb.stat_prefix, connections, requests: None })
 }
 
 /// Whether it is for all requests; left out, it is for none.

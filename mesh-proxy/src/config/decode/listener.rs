@@ -36,7 +36,8 @@ use super::{
 };
 use crate::config::{
     Authorization, ChainMatch, Fault, FilterChain, Gate, HeaderMutation, HttpManager, JwtAuthn, Listener,
-    NetworkFilter, RequestLimit, RouteSource, ServerName, TcpProxy, Transport, WeightedCluster, WeightedClusters,
+    NetworkFilter, PortLimits, RequestLimit, RouteSource, ServerName, TcpProxy, Transport, WeightedCluster,
+    WeightedClusters,
 };
 
 /// Envoy's defaults.
@@ -126,9 +127,10 @@ fn server_name(name: String) -> Decoded<ServerName> {
 struct Before {
     gates: Vec<Gate>,
     fault: Option<Arc<Fault>>,
+    limits: Option<Arc<PortLimits>>,
 }
 
-/// Gates and faults, then one HTTP connection manager or TCP proxy.
+/// Gates, limits and faults, then one HTTP connection manager or TCP proxy.
 fn network_filters(mut filters: Vec<Filter>) -> Decoded<NetworkFilter> {
     let last = filters.pop().ok_or_else(|| Rejected::field("filters", "must not be empty"))?;
     let at_last = format!("filters[{}]", filters.len());
@@ -152,6 +154,11 @@ impl Before {
             self.gates.extend(gates.at("typed_config")?);
             return Ok(());
         }
+        if let Some(limits) = limit::port_limits(any) {
+            unless(self.limits.is_some(), "typed_config", "one filter of limits is supported")?;
+            self.limits = Some(Arc::new(limits.at("typed_config")?));
+            return Ok(());
+        }
         let fault = is::<PbFault>(any).then(|| fault::fault(any)).flatten().ok_or_else(|| unsupported_type(any))?;
         self.fault = Some(Arc::new(fault.at("typed_config")?));
         Ok(())
@@ -164,12 +171,18 @@ fn network_filter(any: &Any, before: Before) -> Decoded<NetworkFilter> {
         let mut manager = pb.and_then(http_manager).at("typed_config")?;
         // What is said of the connection is asked first.
         manager.authorization.gates.splice(0..0, before.gates);
+        manager.limits = before.limits;
         return Ok(NetworkFilter::Http(Arc::new(manager)));
     }
     if let Some(pb) = unpack::<PbTcp>(any) {
         let proxy = pb.and_then(tcp_proxy).at("typed_config")?;
         let authorization = Authorization { gates: before.gates };
-        return Ok(NetworkFilter::Tcp(Arc::new(TcpProxy { authorization, fault: before.fault, ..proxy })));
+        return Ok(NetworkFilter::Tcp(Arc::new(TcpProxy {
+            authorization,
+            fault: before.fault,
+            limits: before.limits,
+            ..proxy
+        })));
     }
     Err(unsupported_type(any))
 }
@@ -209,6 +222,7 @@ fn http_manager(pb: HttpConnectionManager) -> Decoded<HttpManager> {
         idle_timeout: duration_or("common_http_protocol_options.idle_timeout", &common.idle_timeout, IDLE)?,
         stream_idle_timeout: duration_or("stream_idle_timeout", &pb.stream_idle_timeout, STREAM_IDLE)?,
         limit,
+        limits: None,
     })
 }
 
@@ -297,6 +311,7 @@ fn tcp_proxy(pb: PbTcp) -> Decoded<TcpProxy> {
         idle_timeout,
         fault: None,
         hash_source: !hash.is_empty(),
+        limits: None,
     })
 }
 

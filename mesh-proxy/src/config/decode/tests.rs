@@ -32,6 +32,7 @@ use envoy_types::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use envoy_types::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
@@ -52,9 +53,11 @@ use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
 use envoy_types::pb::envoy::r#type::v3::Int64Range;
 use envoy_types::pb::envoy::r#type::v3::TokenBucket;
 use envoy_types::pb::google::protobuf::value::Kind;
-use envoy_types::pb::google::protobuf::{Struct, UInt32Value, Value};
+use envoy_types::pb::google::protobuf::{Any, Struct, UInt32Value, UInt64Value, Value};
 use envoy_types::util::pack_any;
-use mesh_common::proto::extensions::{Abort, Fault as PbFault, FaultRule as PbRule, WorkloadInfo, fault_rule};
+use mesh_common::proto::extensions::{
+    Abort, AtATime as PbAtATime, Fault as PbFault, FaultRule as PbRule, Limits as PbLimits, WorkloadInfo, fault_rule,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -869,6 +872,49 @@ fn limits_that_would_not_hold_are_refused() {
         let listener = PbListener { name: "l".into(), filter_chains: vec![chain], ..Default::default() };
         let reason = refused(Type::Listener, listener);
         assert!(reason.contains("http_filters[0].typed_config") && reason.contains(says), "{says}: {reason}");
+    }
+}
+
+/// In front of what takes the connection.
+fn before(first: Vec<Any>) -> PbListener {
+    let filters = first.into_iter().chain([pack_any(limited(ten_a_minute()))]).map(network_filter).collect();
+    PbListener { name: "l".into(), filter_chains: vec![chain_of(filters)], ..Default::default() }
+}
+
+fn own_limits(limits: PbLimits) -> Any {
+    Any { type_url: "type.googleapis.com/mesh.extensions.v1.Limits".into(), value: limits.encode_to_vec() }
+}
+
+#[test]
+fn what_a_port_takes_at_a_time() {
+    let limits =
+        |listener: PbListener| decoded!(Listener, listener).chains[0].filter.limits().map(|it| PortLimits::clone(it));
+    let at_a_time = |max, per_caller| Some(PbAtATime { max, per_caller });
+    let own = PbLimits { name: "inbound:80".into(), connections: at_a_time(7, 0), requests: at_a_time(0, 2) };
+    let expected = PortLimits {
+        name: "inbound:80".into(),
+        connections: Some(AtATime { max: Some(7), per_caller: None }),
+        requests: Some(AtATime { max: None, per_caller: Some(2) }),
+    };
+    assert_eq!(limits(before(vec![own_limits(own.clone())])), Some(expected.clone()));
+    assert_eq!(limits(before(vec![])), None);
+    let envoy = ConnectionLimit {
+        stat_prefix: "inbound:80".into(),
+        max_connections: Some(UInt64Value { value: 7 }),
+        ..Default::default()
+    };
+    assert_eq!(limits(before(vec![pack_any(envoy.clone())])), Some(PortLimits { requests: None, ..expected }));
+    let unnamed = own_limits(PbLimits { name: String::new(), ..own.clone() });
+    let slow = ConnectionLimit { delay: Some(Default::default()), ..envoy.clone() };
+    let none = ConnectionLimit { max_connections: None, ..envoy };
+    for (filters, says) in [
+        (vec![unnamed], "filters[0].typed_config.name"),
+        (vec![own_limits(own.clone()), own_limits(own)], "filters[1].typed_config"),
+        (vec![pack_any(slow)], "filters[0].typed_config.delay"),
+        (vec![pack_any(none)], "filters[0].typed_config.max_connections"),
+    ] {
+        let reason = refused(Type::Listener, before(filters));
+        assert!(reason.contains(says), "{says}: {reason}");
     }
 }
 

@@ -211,6 +211,7 @@ async fn a_connection_that_became_a_tunnel_is_open_until_the_tunnel_ends() {
         idle_timeout: Duration::ZERO,
         stream_idle_timeout: Duration::ZERO,
         limit: None,
+        limits: None,
     };
     let inbound = Downstream { direction: Direction::Inbound, ..downstream() };
     let served = tokio::spawn(serve(stream, Arc::new(inbound), Arc::new(manager), ctx));

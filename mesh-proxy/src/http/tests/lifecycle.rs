@@ -272,6 +272,7 @@ async fn the_future_of_a_request_is_small() {
             idle_timeout: Duration::ZERO,
             stream_idle_timeout: Duration::ZERO,
             limit: None,
+            limits: None,
         }),
         None,
         proxy.ctx.clone(),

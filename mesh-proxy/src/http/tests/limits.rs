@@ -2,6 +2,8 @@
 
 use super::upgrades::shouting;
 use super::*;
+use mesh_common::identity::Identity;
+
 use crate::snapshot::Found;
 
 const ONE: Limits =
@@ -209,4 +211,99 @@ async fn a_connection_that_is_going_away_leaves_room_for_the_next() {
     }
     assert_eq!(app.connections(), 2);
     drop(unfinished);
+}
+
+/// The proxy of a workload that takes so many requests at a time.
+async fn at_a_time(app: &App, limit: AtATime, identity: Option<&str>) -> Proxy {
+    let resources = [
+        Resource::Cluster(Arc::new(cluster("app", UpstreamHttp::Downstream))),
+        Resource::Endpoints(endpoints("app", vec![endpoint(app.address)])),
+    ];
+    let identity = identity.map(|account| Identity::new("mesh.local", "default", account).unwrap());
+    let options = ProxyOptions {
+        downstream: Downstream { direction: Direction::Inbound, identity: identity.map(Arc::new), ..downstream() },
+        inline: Some(to(forward(&[("app", 1)]))),
+        limits: Some(Arc::new(PortLimits { name: "inbound:80".to_owned(), connections: None, requests: Some(limit) })),
+        ..ProxyOptions::default()
+    };
+    Proxy::new(resources, options).await
+}
+
+/// What is under way counts, whatever carries it; what is over does not.
+#[tokio::test]
+async fn more_requests_than_the_application_takes_at_a_time_are_refused_and_come_again() {
+    let (app, has, go) = held().await;
+    let proxy = at_a_time(&app, AtATime { max: Some(3), per_caller: None }, None).await;
+    let told = async {
+        until("three are there", || has.load(Ordering::SeqCst) == 3).await;
+        until("the others are refused", || proxy.recorded(&["response_flags=\"UO\""]) == 5).await;
+        let mut client = proxy.http1().await;
+        let answer = client.get("/").await;
+        assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (503, "1"));
+        assert_eq!(answer.text(), "too many requests at a time");
+        let mut client = Client2::connect(proxy.address).await;
+        let request = Request::post("http://a/s/m").header("content-type", "application/grpc").body(full("")).unwrap();
+        let answer = client.answer(request).await;
+        assert_eq!((answer.status.as_u16(), answer.header("grpc-status")), (200, "8"));
+        go.send_replace(true);
+    };
+    let (counts, ()) = tokio::join!(burst(&proxy, 4, 4), told);
+    assert_eq!(counts, (3, 5));
+    assert_eq!(has.load(Ordering::SeqCst), 3);
+    let metrics = proxy.ctx.telemetry.render();
+    assert!(metrics.contains("mesh_limits_hit_total{limit=\"concurrent_requests\"} 7"), "{metrics}");
+    for _ in 0..3 {
+        assert_eq!(burst(&proxy, 2, 1).await, (3, 0));
+    }
+}
+
+/// A response counts until its last byte is out, or its client is gone.
+#[tokio::test]
+async fn a_request_has_its_place_until_its_response_ends() {
+    let app = both(|_| async {
+        let (sender, body) = fed();
+        tokio::spawn(async move {
+            let _ = sender.send(http_body::Frame::data("begun".into())).await;
+            sender.closed().await;
+        });
+        Response::new(body)
+    })
+    .await;
+    let proxy = at_a_time(&app, AtATime { max: Some(1), per_caller: None }, None).await;
+    let mut first = proxy.http1().await;
+    let response = first.send(get("/")).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(proxy.http1().await.get("/").await.status, 503);
+    drop((response, first));
+    let gone = || proxy.recorded(&["response_flags=\"DC\""]) == 1;
+    until("the first is over", gone).await;
+    let mut next = proxy.http1().await;
+    assert_eq!(next.send(get("/")).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_caller_does_not_take_what_others_may_have() {
+    let (app, has, go) = held().await;
+    let limit = AtATime { max: Some(4), per_caller: Some(1) };
+    let proxy = at_a_time(&app, limit, Some("web")).await;
+    // Of other callers, at the same port.
+    let places = &proxy.ctx.occupancy.requests;
+    let others: Vec<_> = ["shop", "admin"]
+        .map(|account| {
+            let identity = Identity::new("mesh.local", "default", account).unwrap();
+            let mut place = places.take("inbound:80", &limit).unwrap();
+            places.give(&mut place, &limit, Some(&identity)).unwrap();
+            place
+        })
+        .into();
+    let told = async {
+        until("one is there", || has.load(Ordering::SeqCst) == 1).await;
+        until("the others are refused", || proxy.recorded(&["response_flags=\"UO\""]) == 2).await;
+        go.send_replace(true);
+    };
+    let (counts, ()) = tokio::join!(burst(&proxy, 3, 0), told);
+    assert_eq!(counts, (1, 2));
+    let metrics = proxy.ctx.telemetry.render();
+    assert!(metrics.contains("mesh_limits_hit_total{limit=\"concurrent_requests_per_caller\"} 2"), "{metrics}");
+    drop(others);
 }

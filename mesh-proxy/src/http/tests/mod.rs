@@ -288,6 +288,7 @@ struct ProxyOptions {
     inline: Option<RouteTable>,
     authorization: Authorization,
     limit: Option<RequestLimit>,
+    limits: Option<Arc<PortLimits>>,
     idle_timeout: Duration,
     stream_idle_timeout: Duration,
 }
@@ -302,6 +303,7 @@ impl Default for ProxyOptions {
             inline: None,
             authorization: Authorization::default(),
             limit: None,
+            limits: None,
             idle_timeout: Duration::ZERO,
             stream_idle_timeout: Duration::ZERO,
         }
@@ -339,6 +341,7 @@ impl Proxy {
             phase,
             in_flight: InFlight::default(),
             rate_limits: RateLimits::default(),
+            occupancy: Default::default(),
             overload: Default::default(),
             learned: Default::default(),
         });
@@ -353,6 +356,7 @@ impl Proxy {
             idle_timeout: options.idle_timeout,
             stream_idle_timeout: options.stream_idle_timeout,
             limit: options.limit,
+            limits: options.limits,
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

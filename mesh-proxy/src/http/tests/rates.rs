@@ -68,6 +68,7 @@ async fn connections_that_are_open_follow_the_configuration() {
             idle_timeout: Duration::ZERO,
             stream_idle_timeout: Duration::ZERO,
             limit,
+            limits: None,
         };
         let filter = NetworkFilter::Http(Arc::new(manager));
         let chains = vec![FilterChain { matches: ChainMatch::default(), tls: None, filter }];
