@@ -122,6 +122,8 @@ impl Drop for Namespace<'_> {
     }
 }
 
+/// Logs also have what the client said before.
 fn report(text: &str) -> anyhow::Result<Report> {
-    serde_json::from_str(text.trim()).with_context(|| format!("not a report: {text}"))
+    let line = text.trim().lines().last().unwrap_or_default();
+    serde_json::from_str(line).with_context(|| format!("not a report: {text}"))
 }
