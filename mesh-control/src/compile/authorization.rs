@@ -43,13 +43,13 @@ pub(super) struct Filters {
 pub(super) fn filters(model: &Model, scope: &Scope) -> Filters {
     let policies = model.authorizations(&scope.namespace, &scope.workload, &scope.service, &scope.version);
     let gates = gates(&policies);
-    let issuers = model.jwt_rules(&scope.namespace, &scope.workload, &scope.service, &scope.version);
-    let issuers: Vec<&str> = issuers.into_iter().map(|rule| rule.issuer.as_str()).collect();
+    let tokens = model.jwt_rules(&scope.namespace, &scope.workload, &scope.service, &scope.version);
+    let issuers: Vec<&str> = tokens.iter().map(|rule| rule.issuer.as_str()).collect();
     let of = Of { trust_domain: model.trust_domain(), issuers: &issuers };
     let rules = |gate: &Gate, layer| gate.rules(&of, layer);
     let http = |gate: &Gate| http::filter(HTTP_FILTER, gate.config("http", rules(gate, Layer::Requests)));
     let network = |gate: &Gate| http::network(NETWORK_FILTER, gate.config("network", rules(gate, Layer::Streams)));
-    let jwt = jwt::filter(model, scope);
+    let jwt = jwt::filter(model, &tokens);
     Filters { jwt, http: gates.iter().map(http).collect(), network: gates.iter().map(network).collect() }
 }
 

@@ -19,7 +19,7 @@ use mesh_common::names::{FILTER_JWT, JWT_PAYLOAD, JWT_WORDS};
 use mesh_common::resource::JwtRule;
 use prost::Message;
 
-use super::{Scope, http};
+use super::http;
 use crate::model::Model;
 
 /// No token has a key in it.
@@ -43,9 +43,8 @@ struct Entry {
     value: Option<JwtProvider>,
 }
 
-/// `None`: nobody's tokens mean anything here.
-pub(super) fn filter(model: &Model, scope: &Scope) -> Option<HttpFilter> {
-    let rules = model.jwt_rules(&scope.namespace, &scope.workload, &scope.service, &scope.version);
+/// Of the tokens that these rules take. `None`: nobody's mean anything here.
+pub(super) fn filter(model: &Model, rules: &[&JwtRule]) -> Option<HttpFilter> {
     if rules.is_empty() {
         return None;
     }
