@@ -7,3 +7,4 @@ pub mod lan;
 pub mod mesh;
 pub mod process;
 pub mod resolver;
+pub mod reviews;

@@ -3,61 +3,29 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use mesh_common::names::LISTENER_INBOUND;
-use mesh_common::resource::parse_yaml;
-use mesh_control::compile::{ClientKind, ResourceType, Scope, resource};
-use mesh_control::model::{Settings, build};
+use mesh_control::compile::ClientKind;
+use mesh_control::model::Keys;
 use mesh_e2e::mesh::{Mesh, User};
+use mesh_e2e::reviews;
 use mesh_proxy::authorization::{Subject, decide};
-use mesh_proxy::config::decode::decode;
 use mesh_proxy::config::{Authorization, Listener, NetworkFilter};
 use mesh_proxy::path::canonical;
 use mesh_proxy::route;
-use mesh_proxy::snapshot::{Resource, Type};
 use proptest::prelude::*;
-
-const REVIEWS: &str = "apiVersion: meshctl.dev/v1alpha1
-kind: WorkloadEntry
-metadata: {name: reviews-1, namespace: shop}
-spec: {service: reviews, version: v1, addresses: [10.1.0.1], ports: [{port: 9080, protocol: http}], serviceAccount: reviews, mesh: true}
-";
 
 /// What the proxy of `reviews` gets, with these policies: `namespace/name: spec`.
 fn listener(policies: &[(&str, &str)]) -> Arc<Listener> {
-    let mut text = REVIEWS.to_owned();
-    for (name, spec) in policies {
+    let object = |(name, spec): &(&str, &str)| {
         let (namespace, name) = name.split_once('/').unwrap();
-        text += &format!(
-            "---\napiVersion: meshctl.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{namespace: {namespace}, name: {name}}}\nspec: {spec}\n"
-        );
-    }
-    let objects = parse_yaml("test", &text).unwrap_or_else(|errors| panic!("{errors:?}\n{text}"));
-    let objects: BTreeMap<_, _> = objects.into_iter().map(|o| (o.key(), Arc::new(o))).collect();
-    let model = build(&objects, &Settings { trust_domain: "mesh.local".to_owned() }, &Default::default());
-    let scope = Scope {
-        namespace: "shop".to_owned(),
-        identity: None,
-        service: "reviews".to_owned(),
-        version: "v1".to_owned(),
-        workload: "reviews-1".to_owned(),
-        inbound_ports: Vec::new(),
-        client: ClientKind::Mesh,
-        faults: true,
-        peak_ewma: true,
-        limits: true,
-        locality: Default::default(),
+        format!(
+            "apiVersion: meshctl.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{namespace: {namespace}, name: {name}}}\nspec: {spec}\n"
+        )
     };
-    let any = resource(&model, &scope, ResourceType::Listener, LISTENER_INBOUND).unwrap();
-    let again = resource(&model, &scope, ResourceType::Listener, LISTENER_INBOUND).unwrap();
-    assert_eq!(any.value, again.value, "the same objects make the same bytes");
-    match decode(Type::Listener, &any.value).unwrap_or_else(|rejected| panic!("{rejected:?}")) {
-        Resource::Listener(listener) => listener,
-        other => panic!("{other:?}"),
-    }
+    let objects: Vec<_> = policies.iter().map(object).collect();
+    reviews::listener(&objects, &Keys::default(), ClientKind::Mesh).unwrap()
 }
 
 fn gates(listener: &Listener, http: bool) -> &Authorization {

@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
@@ -14,18 +13,15 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPai
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderMap, Method};
-use mesh_common::names::LISTENER_INBOUND;
-use mesh_common::resource::parse_yaml;
-use mesh_control::compile::{ClientKind, ResourceType, Scope, resource};
-use mesh_control::model::{Fetched, Keys, Settings, build};
+use mesh_control::compile::ClientKind;
+use mesh_control::model::{Fetched, Keys};
 use mesh_e2e::mesh::{Mesh, User};
 use mesh_e2e::process::eventually;
+use mesh_e2e::reviews;
 use mesh_proxy::authorization::{Subject, decide};
-use mesh_proxy::config::decode::decode;
 use mesh_proxy::config::{Listener, NetworkFilter};
 use mesh_proxy::jwt;
 use mesh_proxy::route;
-use mesh_proxy::snapshot::{Resource, Type};
 use serde_json::{Value, json};
 
 struct Issuer {
@@ -70,36 +66,7 @@ fn object(kind: &str, name: &str, spec: &Value) -> String {
 
 /// What the proxy of `reviews` gets.
 fn listener(objects: &[String], keys: &Keys, client: ClientKind) -> Arc<Listener> {
-    let reviews = json!({
-        "service": "reviews", "version": "v1", "addresses": ["10.1.0.1"], "serviceAccount": "reviews", "mesh": true,
-        "ports": [{"port": 9080, "protocol": "http"}],
-    });
-    let text = [object("WorkloadEntry", "shop/reviews-1", &reviews)].iter().chain(objects).cloned().collect::<Vec<_>>();
-    let text = text.join("\n---\n");
-    let objects = parse_yaml("test", &text).unwrap_or_else(|errors| panic!("{errors:?}\n{text}"));
-    let objects: BTreeMap<_, _> = objects.into_iter().map(|o| (o.key(), Arc::new(o))).collect();
-    let settings = Settings { trust_domain: "mesh.local".to_owned() };
-    let model = || build(&objects, &settings, &Default::default()).with_keys(&Arc::new(keys.clone()));
-    let scope = Scope {
-        namespace: "shop".to_owned(),
-        identity: None,
-        service: "reviews".to_owned(),
-        version: "v1".to_owned(),
-        workload: "reviews-1".to_owned(),
-        inbound_ports: Vec::new(),
-        client,
-        faults: true,
-        limits: true,
-        peak_ewma: true,
-        locality: Default::default(),
-    };
-    let any = resource(&model(), &scope, ResourceType::Listener, LISTENER_INBOUND).unwrap();
-    let again = resource(&model(), &scope, ResourceType::Listener, LISTENER_INBOUND).unwrap();
-    assert_eq!(any.value, again.value, "the same objects make the same bytes");
-    match decode(Type::Listener, &any.value).unwrap_or_else(|rejected| panic!("{rejected:?}")) {
-        Resource::Listener(listener) => listener,
-        other => panic!("{other:?}"),
-    }
+    reviews::listener(objects, keys, client).unwrap()
 }
 
 fn of_mesh(objects: &[String]) -> Arc<Listener> {
