@@ -74,6 +74,9 @@ fn envoy_is_routed_by_the_same_objects(api_type: &str) {
         "warning",
         "--concurrency",
         "1",
+        // How long a connection goes by an old policy.
+        "--drain-time-s",
+        "1",
         "--base-id",
         &std::process::id().to_string(),
     ]);
@@ -111,6 +114,32 @@ fn envoy_is_routed_by_the_same_objects(api_type: &str) {
     })
     .unwrap_or_else(|error| failed(error, &processes));
     assert_eq!(report.failed, 0);
+
+    // Both check the endpoints that they call, through the peer's proxy, and find them well. (Later the policies refuse
+    // the checks too: they have no token.)
+    eventually(Duration::from_secs(10), || {
+        let stats =
+            http_get(&lan, ENVOY, "http://127.0.0.1:19000/stats?filter=reviews.*(health_check|outlier_detection)");
+        let stat = |name: &str| -> u64 {
+            stats
+                .lines()
+                .filter_map(|l| l.split_once(": "))
+                .filter(|(key, _)| key.ends_with(name))
+                .filter_map(|(_, n)| n.parse::<u64>().ok())
+                .sum()
+        };
+        anyhow::ensure!(stat("health_check.success") > 0, "{stats}");
+        anyhow::ensure!(stats.contains("outlier_detection.ejections_active"), "{stats}");
+        anyhow::ensure!((stat("health_check.failure"), stat("ejections_active")) == (0, 0), "{stats}");
+        let metrics = http_get(&lan, 1, "http://127.0.0.1:15090/metrics");
+        let checks = |result: &str| {
+            metrics.lines().find(|l| l.starts_with("mesh_upstream_health_checks_total") && l.contains(result))
+        };
+        anyhow::ensure!(checks("success").is_some_and(|l| !l.ends_with(" 0")), "{metrics}");
+        anyhow::ensure!(checks("failure").is_some_and(|l| l.ends_with(" 0")), "{metrics}");
+        Ok(())
+    })
+    .unwrap();
 
     // It lets in whom the same policies let in.
     mesh.apply(
@@ -166,25 +195,6 @@ fn envoy_is_routed_by_the_same_objects(api_type: &str) {
     let metrics = http_get(&lan, 1, "http://127.0.0.1:15090/metrics");
     let secured = |l: &&str| l.starts_with("mesh_requests_total{") && l.contains("security=\"mutual_tls\"");
     assert!(metrics.lines().filter(secured).any(|l| l.contains("sa/legacy")), "{metrics}");
-
-    // Both check the endpoints that they call, through the peer's proxy, and find them well.
-    let stats = http_get(&lan, ENVOY, "http://127.0.0.1:19000/stats?filter=reviews.*(health_check|outlier_detection)");
-    let stat = |name: &str| -> u64 {
-        stats
-            .lines()
-            .filter_map(|l| l.split_once(": "))
-            .filter(|(key, _)| key.ends_with(name))
-            .filter_map(|(_, n)| n.parse::<u64>().ok())
-            .sum()
-    };
-    assert!(stat("health_check.success") > 0, "{stats}");
-    assert_eq!((stat("health_check.failure"), stat("ejections_active")), (0, 0), "{stats}");
-    assert!(stats.contains("outlier_detection.ejections_active"), "{stats}");
-    let checks = |result: &str| {
-        metrics.lines().find(|l| l.starts_with("mesh_upstream_health_checks_total") && l.contains(result))
-    };
-    assert!(checks("success").is_some_and(|l| !l.ends_with(" 0")), "{metrics}");
-    assert!(checks("failure").is_some_and(|l| l.ends_with(" 0")), "{metrics}");
 
     // The control plane knows what Envoy has.
     let status = mesh.meshctl(&["proxy", "status"]).unwrap();
