@@ -37,6 +37,30 @@ fn shares_are_exact(user: User) {
 }
 
 #[test]
+fn shares_stay_exact_while_other_things_change() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let _v1 = mesh.echo("reviews", "v1").unwrap();
+    let _v2 = mesh.echo("reviews", "v2").unwrap();
+    mesh.meshctl(&["route", "set-weight", "reviews", "v1=99", "v2=1"]).unwrap();
+    mesh.wait().unwrap();
+    let url = ["--url", "http://reviews:9080/", "--connections", "4", "--requests", "1000", "--rate", "250"];
+    let load = mesh.load("web", &url).unwrap();
+    load.flowing().unwrap();
+    for i in 1..=20 {
+        mesh.apply(&format!(
+            "apiVersion: meshctl.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: reviews}}\nspec:\n  targetRefs: [{{kind: Service, name: reviews}}]\n  \
+             timeouts: {{request: {i}0s}}\n"
+        ))
+        .unwrap();
+        mesh.wait().unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let report = load.report().unwrap();
+    let share = |version: &str| report.by_version.get(version).copied().unwrap_or(0);
+    assert_eq!((share("v1"), share("v2"), report.failed), (990, 10, 0), "{report:?}");
+}
+
+#[test]
 fn a_thousand_weight_changes_cost_nothing() {
     let mesh = Mesh::start(User::Same).unwrap();
     let _v1 = mesh.echo("reviews", "v1").unwrap();

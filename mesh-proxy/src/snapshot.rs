@@ -18,6 +18,7 @@ use crate::config::{Cluster, Endpoints, Listener, Name, RouteTable};
 mod interest;
 mod link;
 mod resource;
+mod rounds;
 
 pub(crate) use interest::Subscriptions;
 use interest::{Asked, Interest};
@@ -310,9 +311,10 @@ impl Store {
         let mut next = Snapshot::clone(&self.shared.current.load());
         let now = self.shared.clock.now();
         let mut answered = Vec::new();
-        for (version, resource) in update.resources {
+        for (version, mut resource) in update.resources {
             // One that nobody wants any more, or that was never asked for.
             let Some((name, used)) = interest.present(ty, resource.name(), version, &mut answered) else { continue };
+            rounds::go_on(&mut resource, &next);
             interest.follow(&resource, now);
             next.insert(name, resource, used);
         }

@@ -11,6 +11,7 @@ mod jwt;
 mod limit;
 mod listener;
 mod route;
+mod weighted;
 
 pub use authorization::*;
 pub use cluster::*;
@@ -20,6 +21,7 @@ pub use jwt::*;
 pub use limit::*;
 pub use listener::*;
 pub use route::*;
+pub use weighted::*;
 
 /// A DNS name of the mesh, from `mesh.workload.v1.Name`.
 #[derive(Clone, Debug, PartialEq, Eq)]

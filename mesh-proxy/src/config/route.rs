@@ -1,10 +1,10 @@
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
-use super::Cors;
+use super::{Cors, WeightedClusters};
 use crate::fault::Share;
 
 /// A route configuration.
@@ -36,7 +36,7 @@ pub struct Route {
     pub fault: Option<Arc<Fault>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct RouteMatch {
     pub path: PathMatch,
     pub method: Option<Method>,
@@ -57,7 +57,19 @@ pub enum PathMatch {
     Regex(regex::Regex),
 }
 
-#[derive(Debug)]
+impl PartialEq for PathMatch {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Prefix(a), Self::Prefix(b))
+            | (Self::SegmentPrefix(a), Self::SegmentPrefix(b))
+            | (Self::Exact(a), Self::Exact(b)) => a == b,
+            (Self::Regex(a), Self::Regex(b)) => a.as_str() == b.as_str(),
+            _ => false,
+        }
+    }
+}
+
+#[derive(Debug, PartialEq)]
 pub struct HeaderMatch {
     /// Lower case; `:method`, `:path` and `:authority` are allowed.
     pub name: String,
@@ -65,7 +77,7 @@ pub struct HeaderMatch {
     pub invert: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct QueryMatch {
     pub name: String,
     pub matcher: StringMatch,
@@ -79,6 +91,20 @@ pub enum StringMatch {
     Contains(String),
     Regex(regex::Regex),
     Present(bool),
+}
+
+impl PartialEq for StringMatch {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(a), Self::Exact(b))
+            | (Self::Prefix(a), Self::Prefix(b))
+            | (Self::Suffix(a), Self::Suffix(b))
+            | (Self::Contains(a), Self::Contains(b)) => a == b,
+            (Self::Regex(a), Self::Regex(b)) => a.as_str() == b.as_str(),
+            (Self::Present(a), Self::Present(b)) => a == b,
+            _ => false,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -243,99 +269,4 @@ pub enum FaultKind {
         grpc: u32,
     },
     Reset,
-}
-
-/// Clusters with weights, chosen by smooth weighted round robin: over as many requests as the sum of the weights
-/// (divided by their greatest common divisor), each cluster gets exactly its share.
-#[derive(Debug)]
-pub struct WeightedClusters {
-    choices: Vec<WeightedCluster>,
-    total: i64,
-    current: Mutex<Vec<i64>>,
-}
-
-#[derive(Clone, Debug)]
-pub struct WeightedCluster {
-    pub cluster: Arc<str>,
-    pub weight: u32,
-    pub request_headers: HeaderMutation,
-    pub response_headers: HeaderMutation,
-}
-
-impl WeightedClusters {
-    /// Clusters with weight zero are never chosen. With nothing to choose from, [`pick`](Self::pick) returns `None`.
-    pub fn new(choices: Vec<WeightedCluster>) -> Self {
-        let choices: Vec<_> = choices.into_iter().filter(|c| c.weight > 0).collect();
-        let total = choices.iter().map(|c| i64::from(c.weight)).sum();
-        let current = Mutex::new(vec![0; choices.len()]);
-        Self { choices, total, current }
-    }
-
-    pub fn single(cluster: &str) -> Self {
-        Self::new(vec![WeightedCluster {
-            cluster: cluster.into(),
-            weight: 1,
-            request_headers: HeaderMutation::default(),
-            response_headers: HeaderMutation::default(),
-        }])
-    }
-
-    pub fn choices(&self) -> &[WeightedCluster] {
-        &self.choices
-    }
-
-    pub fn pick(&self) -> Option<&WeightedCluster> {
-        if self.choices.len() < 2 {
-            return self.choices.first();
-        }
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut best = 0;
-        for (i, choice) in self.choices.iter().enumerate() {
-            current[i] += i64::from(choice.weight);
-            if current[i] > current[best] {
-                best = i;
-            }
-        }
-        current[best] -= self.total;
-        self.choices.get(best)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn weighted(weights: &[u32]) -> WeightedClusters {
-        let choice = |(i, weight): (usize, &u32)| WeightedCluster {
-            cluster: i.to_string().into(),
-            weight: *weight,
-            request_headers: HeaderMutation::default(),
-            response_headers: HeaderMutation::default(),
-        };
-        WeightedClusters::new(weights.iter().enumerate().map(choice).collect())
-    }
-
-    #[test]
-    fn nothing_to_choose_from() {
-        assert!(weighted(&[]).pick().is_none());
-        assert!(weighted(&[0, 0]).pick().is_none());
-    }
-
-    proptest! {
-        #[test]
-        fn every_window_of_the_total_has_exact_shares(weights in prop::collection::vec(0u32..60, 1..6), offset in 0usize..500) {
-            let total = weights.iter().sum::<u32>() as usize;
-            prop_assume!(total > 0);
-            let clusters = weighted(&weights);
-            for _ in 0..offset {
-                clusters.pick();
-            }
-            let mut counts = vec![0u32; weights.len()];
-            for _ in 0..total {
-                counts[clusters.pick().unwrap().cluster.parse::<usize>().unwrap()] += 1;
-            }
-            prop_assert_eq!(counts, weights);
-        }
-    }
 }

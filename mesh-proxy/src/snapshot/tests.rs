@@ -25,8 +25,18 @@ fn cluster(name: &str) -> Resource {
 }
 
 fn table(name: &str, cluster: &str) -> Resource {
+    table_of(name, vec![(PathMatch::Prefix("/".into()), WeightedClusters::single(cluster))])
+}
+
+fn table_of(name: &str, routes: Vec<(PathMatch, WeightedClusters)>) -> Resource {
+    let routes = routes.into_iter().map(|(path, clusters)| Arc::new(route(path, clusters))).collect();
+    let host = VirtualHost { name: String::new(), domains: vec!["*".into()], routes };
+    Resource::Routes(Arc::new(RouteTable { name: name.to_owned(), virtual_hosts: vec![host], ignore_port: false }))
+}
+
+fn route(path: PathMatch, clusters: WeightedClusters) -> Route {
     let forward = Forward {
-        clusters: WeightedClusters::single(cluster),
+        clusters,
         timeout: Duration::ZERO,
         idle_timeout: None,
         retry: RetryPolicy {
@@ -43,23 +53,15 @@ fn table(name: &str, cluster: &str) -> Resource {
         mirrors: vec![],
         hash: vec![],
     };
-    let route = Route {
+    Route {
         name: String::new(),
-        matches: RouteMatch {
-            path: PathMatch::Prefix("/".into()),
-            method: None,
-            headers: vec![],
-            query: vec![],
-            grpc: false,
-        },
+        matches: RouteMatch { path, method: None, headers: vec![], query: vec![], grpc: false },
         action: Action::Forward(Box::new(forward)),
         request_headers: HeaderMutation::default(),
         response_headers: HeaderMutation::default(),
         cors: None,
         fault: None,
-    };
-    let host = VirtualHost { name: String::new(), domains: vec!["*".into()], routes: vec![Arc::new(route)] };
-    Resource::Routes(Arc::new(RouteTable { name: name.to_owned(), virtual_hosts: vec![host], ignore_port: false }))
+    }
 }
 
 fn listener(name: &str) -> Resource {
@@ -373,4 +375,75 @@ fn the_number_of_names_is_bounded_and_the_least_recently_used_go() {
     let changes = store.changes();
     assert_eq!(changes[0].1.subscribe, ["one more"]);
     assert!(changes[0].1.unsubscribe.iter().all(|name| name.parse::<u64>().unwrap() < 1000));
+}
+
+fn split(weights: [u32; 2]) -> WeightedClusters {
+    let choice = |(cluster, weight): (&str, u32)| WeightedCluster {
+        cluster: cluster.into(),
+        weight,
+        request_headers: HeaderMutation::default(),
+        response_headers: HeaderMutation::default(),
+    };
+    WeightedClusters::new(["v1", "v2"].into_iter().zip(weights).map(choice).collect())
+}
+
+#[test]
+fn shares_stay_exact_while_the_table_changes_for_other_reasons() {
+    let store = Store::new(Instant::now());
+    store.ask(Type::Routes, "t");
+    let mut canary = 0;
+    for i in 0..1000 {
+        // A route comes and goes before that of the split.
+        let main = (PathMatch::Prefix("/".into()), split([99, 1]));
+        let other = (PathMatch::Exact("/other".into()), split([99, 1]));
+        put(&store, table_of("t", if i % 2 == 0 { vec![other, main] } else { vec![main] }));
+        let snapshot = store.load();
+        let Action::Forward(forward) = &snapshot.routes("t").unwrap().virtual_hosts[0].routes.last().unwrap().action
+        else {
+            panic!()
+        };
+        canary += u32::from(&*forward.clusters.pick().unwrap().cluster == "v2");
+    }
+    assert_eq!(canary, 10);
+}
+
+#[test]
+fn shares_of_byte_streams_and_datagrams_stay_exact_too() {
+    let tcp = || TcpProxy {
+        stat_prefix: String::new(),
+        authorization: Authorization::default(),
+        clusters: split([9, 1]),
+        idle_timeout: Duration::ZERO,
+        fault: None,
+        hash_source: false,
+        limits: None,
+    };
+    let udp = || UdpProxy {
+        stat_prefix: String::new(),
+        clusters: split([9, 1]),
+        idle_timeout: Duration::from_secs(1),
+        hash_source: false,
+    };
+    let store = Store::new(Instant::now());
+    store.ask(Type::Listener, "l");
+    let mut canary = (0, 0);
+    for _ in 0..100 {
+        let chain =
+            FilterChain { matches: ChainMatch::default(), tls: None, filter: NetworkFilter::Tcp(Arc::new(tcp())) };
+        put(
+            &store,
+            Resource::Listener(Arc::new(Listener {
+                name: "l".to_owned(),
+                chains: vec![],
+                default_chain: Some(chain),
+                udp: Some(Arc::new(udp())),
+            })),
+        );
+        let snapshot = store.load();
+        let listener = snapshot.listener("l").unwrap();
+        let NetworkFilter::Tcp(tcp) = &listener.default_chain.as_ref().unwrap().filter else { panic!() };
+        canary.0 += u32::from(&*tcp.clusters.pick().unwrap().cluster == "v2");
+        canary.1 += u32::from(&*listener.udp.as_ref().unwrap().clusters.pick().unwrap().cluster == "v2");
+    }
+    assert_eq!(canary, (10, 10));
 }
