@@ -4,7 +4,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll};
+use std::task::{Context as TaskContext, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::drain::{Drain, reached};
 use super::framing::MAX_HEAD;
-use super::io::{DownstreamIo, Io, Signals};
+use super::io::{DownstreamIo, Io, Keep, Signals};
 use super::pipeline::handle;
 use super::timer::{Timer, Timers};
 use super::unused::unused;
@@ -28,6 +28,10 @@ use crate::listen::{Context, Direction, Downstream, Flight, Phase};
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long the head of a request may take from its first byte on.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// An HTTP/1 connection on which nothing happens for this long gives its buffers back. That costs the next request about as
+/// much as a new connection would, without the handshake. Short in tests, so that all of them meet it.
+const REST_AFTER: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 5000 });
 
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
@@ -147,12 +151,36 @@ async fn serve_until_end<IO: DownstreamIo>(
     }
 }
 
-async fn serve_http1<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, mut close: Drain) -> hyper::Result<()> {
-    let mut leave = match conn.downstream.direction {
+async fn serve_http1<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, close: Drain) -> hyper::Result<()> {
+    let leave = match conn.downstream.direction {
         Direction::Inbound => Some(Drain::new(conn.ctx.phase.clone(), Phase::Draining)),
         Direction::Outbound => None,
     };
-    let signals = conn.signals.clone();
+    let mut until = Until { close, closing: false, leave, conn };
+    let (mut io, keep) = io.framed();
+    loop {
+        // Boxed, so that it takes no memory while the connection rests.
+        let served = Box::pin(serve_http1_awake(io, &mut until));
+        match served.await {
+            Awake::Ended(result) => return result,
+            Awake::Rests => (),
+        }
+        match until.woken(&keep).await {
+            Some(woken) => io = woken,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Why an HTTP/1 connection is not served any more.
+enum Awake {
+    Ended(hyper::Result<()>),
+    /// For as long as its client sends nothing.
+    Rests,
+}
+
+async fn serve_http1_awake<IO: DownstreamIo>(io: Io<IO>, until: &mut Until) -> Awake {
+    let conn = until.conn.clone();
     let patience = Patience { conn: conn.clone() };
     let mut served = pin!(
         http1::Builder::new()
@@ -162,21 +190,59 @@ async fn serve_http1<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, mut cl
             .max_headers(MAX_FIELDS_HTTP1)
             .max_header_size(MAX_HEAD)
             .max_buf_size(BUFFER_HTTP1)
-            .serve_connection(TokioIo::new(io.framed()), service_fn(move |request| handle(conn.clone(), request)))
+            .serve_connection(TokioIo::new(io), service_fn(move |request| handle(conn.clone(), request)))
             .with_upgrades()
     );
     poll_fn(|cx| {
-        if leave.as_mut().is_some_and(|leave| leave.poll(cx).is_ready()) {
-            signals.leave();
-        }
-        if close.poll(cx).is_ready() {
+        if until.poll_close(cx).is_ready() {
             // This ends a connection that waits for its next request at once, which may be on its way already. So it is
             // left for when nobody is expected to have one.
             served.as_mut().graceful_shutdown();
+            until.closing = true;
         }
-        served.as_mut().poll(cx)
+        match served.as_mut().poll(cx) {
+            Poll::Ready(result) => Poll::Ready(Awake::Ended(result)),
+            Poll::Pending if !until.closing && until.conn.signals.may_rest() => Poll::Ready(Awake::Rests),
+            Poll::Pending => Poll::Pending,
+        }
     })
     .await
+}
+
+/// What an HTTP/1 connection ends by, other than its client.
+struct Until {
+    close: Drain,
+    closing: bool,
+    leave: Option<Drain>,
+    conn: Arc<Connection>,
+}
+
+impl Until {
+    /// Ready once, when the connection is to end.
+    fn poll_close(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
+        if self.leave.as_mut().is_some_and(|leave| leave.poll(cx).is_ready()) {
+            self.conn.signals.leave();
+        }
+        self.close.poll(cx)
+    }
+
+    /// The connection, when its client has sent something; `None` if it ended before.
+    async fn woken<IO: DownstreamIo>(&mut self, keep: &Keep<IO>) -> Option<Io<IO>> {
+        let signals = self.conn.signals.clone();
+        let idle = self.conn.manager.idle_timeout;
+        let mut timer = (!idle.is_zero())
+            .then(|| Instant::now().checked_add(idle.saturating_sub(REST_AFTER)))
+            .flatten()
+            .map(|deadline| self.conn.timers.at(deadline));
+        let mut woken = pin!(keep.wake(&signals));
+        poll_fn(|cx| {
+            if self.poll_close(cx).is_ready() || timer.as_mut().is_some_and(|timer| timer.poll(cx).is_ready()) {
+                return Poll::Ready(None);
+            }
+            woken.as_mut().poll(cx)
+        })
+        .await
+    }
 }
 
 async fn serve_http2<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, goaway: Phase) -> hyper::Result<()> {
@@ -254,12 +320,14 @@ impl hyper::rt::Timer for Patience {
         let idle = self.conn.manager.idle_timeout;
         let began = deadline.checked_sub(HEAD_TIMEOUT).unwrap_or(deadline);
         let idle_until = began.checked_add(idle).filter(|_| !idle.is_zero());
-        Box::pin(Wait { conn: self.conn.clone(), idle_until, timer: None })
+        Box::pin(Wait { conn: self.conn.clone(), rest_at: Some(began + REST_AFTER), idle_until, timer: None })
     }
 }
 
 struct Wait {
     conn: Arc<Connection>,
+    /// `None` once that has been said.
+    rest_at: Option<Instant>,
     idle_until: Option<Instant>,
     timer: Option<Timer>,
 }
@@ -271,10 +339,18 @@ impl Future for Wait {
 
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<()> {
         let this = self.get_mut();
-        let head = this.conn.signals.head_began().map(|began| began + HEAD_TIMEOUT);
-        let Some(deadline) = head.or(this.idle_until) else { return Poll::Pending };
-        let timer = this.timer.get_or_insert_with(|| this.conn.timers.at(deadline));
-        timer.set(deadline);
-        timer.poll(cx)
+        loop {
+            let head = this.conn.signals.head_began().map(|began| began + HEAD_TIMEOUT);
+            let rest_at = this.rest_at.filter(|at| head.is_none() && this.idle_until.is_none_or(|until| *at < until));
+            let Some(deadline) = head.or(rest_at).or(this.idle_until) else { return Poll::Pending };
+            let timer = this.timer.get_or_insert_with(|| this.conn.timers.at(deadline));
+            timer.set(deadline);
+            ready!(timer.poll(cx));
+            if rest_at.is_none() {
+                return Poll::Ready(());
+            }
+            this.rest_at = None;
+            this.conn.signals.rest();
+        }
     }
 }

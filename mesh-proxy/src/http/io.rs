@@ -1,6 +1,8 @@
 //! The downstream connection, and what its bytes and its requests tell each other.
 
+use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -51,6 +53,10 @@ pub(crate) struct Signals {
     pub(super) framing: Framing,
     /// Of HTTP/2.
     pub(super) load: Load,
+    /// Of HTTP/1: nothing has happened for a while.
+    resting: AtomicBool,
+    /// What was written may not have gone on yet.
+    unsent: AtomicBool,
     /// [`IDLE`], [`SERVING`], or milliseconds after `start` plus one when the first byte of a request head came in.
     head: AtomicU64,
 }
@@ -63,6 +69,9 @@ impl Drop for Tunnel {
         self.0.send_modify(|tunnels| *tunnels -= 1);
     }
 }
+
+/// What is read at once of a connection that rested.
+pub(super) const FIRST_READ: usize = 4 << 10;
 
 const IDLE: u64 = 0;
 const SERVING: u64 = u64::MAX;
@@ -78,6 +87,8 @@ impl Signals {
             tunnels: watch::Sender::new(0),
             framing: Framing::default(),
             load: Load::default(),
+            resting: AtomicBool::new(false),
+            unsent: AtomicBool::new(false),
             head: AtomicU64::new(IDLE),
         }
     }
@@ -139,6 +150,19 @@ impl Signals {
         }
     }
 
+    /// Nothing has happened for so long that the connection can do with less memory.
+    pub(super) fn rest(&self) {
+        self.resting.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the connection can rest: it was told to since this was last asked, and nothing is under way.
+    pub(super) fn may_rest(&self) -> bool {
+        self.resting.load(Ordering::Relaxed)
+            && self.resting.swap(false, Ordering::Relaxed)
+            && self.head.load(Ordering::Relaxed) == IDLE
+            && !self.unsent.load(Ordering::Relaxed)
+    }
+
     fn bytes_came(&self) {
         if self.head.load(Ordering::Relaxed) == IDLE {
             let at = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(SERVING - 2) + 1;
@@ -149,30 +173,67 @@ impl Signals {
 
 /// The connection, of which the signals are told.
 pub(crate) struct Io<IO: DownstreamIo> {
-    inner: IO,
+    /// `None` only while being dropped.
+    inner: Option<IO>,
     signals: Arc<Signals>,
-    /// What was read to tell the protocol.
+    /// What was read to tell the protocol, or that a rest is over.
     before: Bytes,
     /// Of HTTP/1.
+    framing: Option<Box<framing::Reader>>,
+    keep: Option<Keep<IO>>,
+}
+
+/// Where a connection's I/O stays when who has it is dropped, if it is to be used again.
+pub(super) struct Keep<IO>(Arc<Mutex<Option<Kept<IO>>>>);
+
+struct Kept<IO> {
+    inner: IO,
     framing: Option<Box<framing::Reader>>,
 }
 
 impl<IO: DownstreamIo> Io<IO> {
     pub(crate) fn new(io: IO, signals: Arc<Signals>, before: Bytes) -> Self {
-        Self { inner: io, signals, before, framing: None }
+        Self { inner: Some(io), signals, before, framing: None, keep: None }
     }
 
-    /// The same for HTTP/1, with an eye on where its requests begin and end.
-    pub(crate) fn framed(mut self) -> Self {
+    /// The same for HTTP/1, with an eye on where its requests begin and end; and where it stays when it is dropped.
+    pub(super) fn framed(mut self) -> (Self, Keep<IO>) {
+        let keep = Arc::new(Mutex::new(None));
         self.framing = Some(Box::new(framing::Reader::new(&self.signals.framing)));
-        self
+        self.keep = Some(Keep(keep.clone()));
+        (self, Keep(keep))
+    }
+
+    fn inner(&mut self) -> io::Result<Pin<&mut IO>> {
+        self.inner.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl<IO: DownstreamIo> Keep<IO> {
+    /// What was kept, once it has something to read. `None`: the client is gone, or nothing was kept.
+    pub(super) async fn wake(&self, signals: &Arc<Signals>) -> Option<Io<IO>> {
+        let Kept { mut inner, framing } = self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let before = poll_fn(|cx| {
+            // On the stack: a connection that rests has no buffer.
+            let mut bytes = [MaybeUninit::uninit(); FIRST_READ];
+            let mut buf = ReadBuf::uninit(&mut bytes);
+            ready!(Pin::new(&mut inner).poll_read(cx, &mut buf))?;
+            Poll::Ready(io::Result::Ok(Bytes::copy_from_slice(buf.filled())))
+        });
+        let before = before.await.ok().filter(|bytes| !bytes.is_empty())?;
+        let keep = Some(Keep(self.0.clone()));
+        Some(Io { inner: Some(inner), signals: signals.clone(), before, framing, keep })
     }
 }
 
 impl<IO: DownstreamIo> Drop for Io<IO> {
     fn drop(&mut self) {
+        let Some(inner) = self.inner.take() else { return };
         if self.signals.reset.load(Ordering::Relaxed) {
-            self.inner.reset_on_close();
+            inner.reset_on_close();
+        } else if let Some(Keep(keep)) = &self.keep {
+            let kept = Kept { inner, framing: self.framing.take() };
+            *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
         }
     }
 }
@@ -182,7 +243,7 @@ impl<IO: DownstreamIo> AsyncRead for Io<IO> {
         let this = self.get_mut();
         let already = buf.filled().len();
         if this.before.is_empty() {
-            ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+            ready!(this.inner()?.poll_read(cx, buf))?;
         } else {
             let bytes = this.before.split_to(this.before.len().min(buf.remaining()));
             buf.put_slice(&bytes);
@@ -197,19 +258,24 @@ impl<IO: DownstreamIo> AsyncRead for Io<IO> {
 
 impl<IO: DownstreamIo> AsyncWrite for Io<IO> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write(cx, buf)
+        let this = self.get_mut();
+        this.signals.unsent.store(true, Ordering::Relaxed);
+        this.inner()?.poll_write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+        let this = self.get_mut();
+        ready!(this.inner()?.poll_flush(cx))?;
+        this.signals.unsent.store(false, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+        self.get_mut().inner()?.poll_shutdown(cx)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
+        self.inner.as_ref().is_some_and(IO::is_write_vectored)
     }
 
     fn poll_write_vectored(
@@ -217,6 +283,8 @@ impl<IO: DownstreamIo> AsyncWrite for Io<IO> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        this.signals.unsent.store(true, Ordering::Relaxed);
+        this.inner()?.poll_write_vectored(cx, bufs)
     }
 }

@@ -20,7 +20,7 @@ pub use metrics::{ActiveConnection, DnsResult, StreamMetrics};
 pub use record::{Protocol, RequestRecord, TcpRecord};
 pub use udp::{UdpDrop, UdpMetrics};
 
-use access_log::Writer;
+use access_log::Log;
 use metrics::Metrics;
 
 /// Lines about failed connections in the program's own log, for each second.
@@ -62,7 +62,7 @@ pub struct Telemetry {
 #[derive(Debug)]
 struct Inner {
     metrics: Metrics,
-    access_log: Option<Writer>,
+    access_log: Option<Log>,
     log_allowance: AtomicU32,
 }
 
@@ -71,7 +71,7 @@ impl Telemetry {
     ///
     /// When the access log's file cannot be opened.
     pub fn new(options: TelemetryOptions) -> io::Result<Self> {
-        let access_log = Writer::start(options.access_log, options.access_log_file.as_deref())?;
+        let access_log = Log::start(options.access_log, options.access_log_file.as_deref())?;
         let metrics = Metrics::new(options.local, options.max_series);
         Ok(Self { inner: Arc::new(Inner { metrics, access_log, log_allowance: AtomicU32::new(LOG_ALLOWANCE) }) })
     }
@@ -163,7 +163,7 @@ impl Telemetry {
 
     /// The metrics in Prometheus' text format.
     pub fn render(&self) -> String {
-        let dropped = self.inner.access_log.as_ref().map_or(0, Writer::dropped);
+        let dropped = self.inner.access_log.as_ref().map_or(0, Log::dropped);
         self.inner.metrics.render(dropped)
     }
 

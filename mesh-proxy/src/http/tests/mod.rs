@@ -20,6 +20,7 @@ mod lifecycle;
 mod limits;
 mod overload;
 mod rates;
+mod resting;
 mod retries;
 mod smuggling;
 mod timeouts;
