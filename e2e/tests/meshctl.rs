@@ -103,6 +103,7 @@ fn a_change_is_waited_for_and_seen_in_the_proxies(user: User) {
         ("clusters", "web", "reviews"),
         ("endpoints", "web", "9080"),
         ("secrets", "web", "spiffe://mesh.local/ns/default/sa/web"),
+        ("secrets", "web", "trust bundle"),
         ("names", "web", "reviews"),
         ("listeners", "reviews-v1", "inbound"),
         ("secrets", "reviews-v1", "spiffe://mesh.local/ns/default/sa/reviews"),
