@@ -24,7 +24,36 @@ pub enum User {
     Unprivileged,
 }
 
-const UNPRIVILEGED: u32 = 65_532;
+impl User {
+    /// The user and group to become.
+    pub fn id(self) -> Option<u32> {
+        match self {
+            Self::Same => None,
+            Self::Unprivileged => Some(65_532),
+        }
+    }
+}
+
+/// Tests `NAME::as_root` and `NAME::without_root` of each function, which takes the `User`.
+#[macro_export]
+macro_rules! as_root_and_without {
+    ($($test:ident),+ $(,)?) => {$(
+        mod $test {
+            use $crate::mesh::User;
+
+            #[test]
+            fn as_root() {
+                super::$test(User::Same);
+            }
+
+            #[test]
+            fn without_root() {
+                super::$test(User::Unprivileged);
+            }
+        }
+    )+};
+}
+
 const PROGRAMS: [&str; 5] = ["mesh-control", "mesh-proxy", "meshctl", "shop", "testapp"];
 
 pub struct Mesh {
@@ -50,10 +79,10 @@ impl Mesh {
             fs::copy(built(program)?, &copy).with_context(|| format!("cannot copy {program}"))?;
             fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
         }
-        if user == User::Unprivileged {
+        if let Some(id) = user.id() {
             fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
             for part in ["data", "logs"] {
-                std::os::unix::fs::chown(folder.path().join(part), Some(UNPRIVILEGED), Some(UNPRIVILEGED))?;
+                std::os::unix::fs::chown(folder.path().join(part), Some(id), Some(id))?;
             }
         }
         let ports = [free_port()?, free_port()?, free_port()?];
@@ -130,8 +159,8 @@ impl Mesh {
         command.env("MESH_DATA", self.data()).env("HOME", self.data()).env_remove("MESH_CONTROL");
         command.env("RUST_BACKTRACE", "1").current_dir(self.folder.path());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        if self.user == User::Unprivileged {
-            command.uid(UNPRIVILEGED).gid(UNPRIVILEGED);
+        if let Some(id) = self.user.id() {
+            command.uid(id).gid(id);
         }
         command
     }
@@ -179,9 +208,9 @@ impl Mesh {
         Process::start(&format!("{service}-{}", self.next()), command, &self.logs())
     }
 
-    /// The same where that answers what the mesh does not know. Needs root.
+    /// The same where that answers what the mesh does not know. Needs root, whoever runs the mesh.
     pub fn run_resolving(&self, resolver: &Resolver, service: &str, app: &[&str]) -> anyhow::Result<Process> {
-        let command = resolver.used_by(&self.run_command(service, &[], app)?);
+        let command = resolver.used_by(self.user, &self.run_command(service, &[], app)?);
         Process::start(&format!("{service}-{}", self.next()), command, &self.logs())
     }
 

@@ -11,6 +11,8 @@ use std::thread;
 use anyhow::Context;
 use tempfile::TempDir;
 
+use crate::mesh::User;
+
 /// What a client without EDNS takes over UDP.
 const PLAIN_UDP: usize = 512;
 /// How many addresses names that begin with `many` have: far too many for UDP.
@@ -40,11 +42,15 @@ impl Resolver {
         Ok(Self { folder })
     }
 
-    /// The same command, with this as its machine's resolver.
-    pub fn used_by(&self, command: &Command) -> Command {
+    /// The same command, with this as its machine's resolver, by this user.
+    pub fn used_by(&self, user: User, command: &Command) -> Command {
         let mut wrapped = Command::new("unshare");
         wrapped.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\""]);
-        wrapped.arg(self.resolv_conf()).arg(command.get_program()).args(command.get_args());
+        wrapped.arg(self.resolv_conf());
+        if let Some(id) = user.id() {
+            wrapped.args(["setpriv", "--clear-groups", &format!("--reuid={id}"), &format!("--regid={id}"), "--"]);
+        }
+        wrapped.arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
             match value {
                 Some(value) => wrapped.env(name, value),

@@ -7,18 +7,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::ensure;
+use mesh_e2e::as_root_and_without;
 use mesh_e2e::mesh::{Mesh, User, free_port};
 use mesh_e2e::process::eventually;
 
-#[test]
-fn shares_are_exact_as_root() {
-    shares_are_exact(User::Same);
-}
-
-#[test]
-fn shares_are_exact_without_root() {
-    shares_are_exact(User::Unprivileged);
-}
+as_root_and_without!(shares_are_exact, a_thousand_weight_changes_cost_nothing);
 
 fn shares_are_exact(user: User) {
     let mesh = Mesh::start(user).unwrap();
@@ -60,9 +53,8 @@ fn shares_stay_exact_while_other_things_change() {
     assert_eq!((share("v1"), share("v2"), report.failed), (990, 10, 0), "{report:?}");
 }
 
-#[test]
-fn a_thousand_weight_changes_cost_nothing() {
-    let mesh = Mesh::start(User::Same).unwrap();
+fn a_thousand_weight_changes_cost_nothing(user: User) {
+    let mesh = Mesh::start(user).unwrap();
     let _v1 = mesh.echo("reviews", "v1").unwrap();
     let _v2 = mesh.echo("reviews", "v2").unwrap();
     mesh.meshctl(&["route", "set-weight", "reviews", "v1=50", "v2=50"]).unwrap();

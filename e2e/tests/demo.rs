@@ -8,21 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use mesh_e2e::as_root_and_without;
 use mesh_e2e::mesh::{Mesh, User};
 use mesh_e2e::process::{Process, eventually};
 use nix::sys::signal::Signal;
 
-#[test]
-fn the_scenario_is_as_asked_as_root() {
-    once(User::Same);
-}
+as_root_and_without!(the_scenario_is_as_asked, the_demo_works_with_meshctl_and_leaves_nothing_behind);
 
-#[test]
-fn the_scenario_is_as_asked_without_root() {
-    once(User::Unprivileged);
-}
-
-fn once(user: User) {
+fn the_scenario_is_as_asked(user: User) {
     let mesh = Mesh::start(user).unwrap();
     let mut demo = demo(&mesh, &["--once"]);
     let status = demo.wait(Duration::from_secs(120)).unwrap();
@@ -80,17 +73,7 @@ fn demos_that_start_at_once_do_not_meet() {
     }
 }
 
-#[test]
-fn the_demo_works_with_meshctl_and_leaves_nothing_behind_as_root() {
-    leaves_nothing_behind(User::Same);
-}
-
-#[test]
-fn the_demo_works_with_meshctl_and_leaves_nothing_behind_without_root() {
-    leaves_nothing_behind(User::Unprivileged);
-}
-
-fn leaves_nothing_behind(user: User) {
+fn the_demo_works_with_meshctl_and_leaves_nothing_behind(user: User) {
     let mut mesh = Mesh::start(user).unwrap();
     // Other programs write into the real ones meanwhile.
     for (variable, name) in [("TMPDIR", "tmp"), ("XDG_RUNTIME_DIR", "run")] {

@@ -41,7 +41,7 @@ fn envoy_with_state_of_the_world_xds() {
 
 fn envoy_is_routed_by_the_same_objects(api_type: &str) {
     let mesh = Mesh::start(User::Same).unwrap();
-    let lan = Lan::new(3).unwrap();
+    let lan = Lan::new(User::Same, 3).unwrap();
     let mut processes = Vec::new();
     for (host, version) in [(1, "v1"), (2, "v2")] {
         processes.extend(sidecar(&mesh, &lan, host, "reviews", version));

@@ -5,8 +5,15 @@
 use std::time::{Duration, Instant};
 
 use mesh_e2e::app::load::Report;
+use mesh_e2e::as_root_and_without;
 use mesh_e2e::mesh::{Mesh, User};
 use mesh_e2e::process::{Process, eventually};
+
+as_root_and_without!(
+    delay_hits_half_of_one_callers_requests,
+    abort_hits_its_share_and_can_be_cleared,
+    reset_breaks_http_and_tcp_connections,
+);
 
 /// Shares are exact over a thousand.
 const HTTP: [&str; 8] = ["--url", "http://reviews:9080/", "--connections", "40", "--requests", "1000", "--slow", "250"];
@@ -21,9 +28,8 @@ fn report(mesh: &Mesh, account: &str, args: &[&str]) -> Report {
     mesh.load(account, args).unwrap().report().unwrap()
 }
 
-#[test]
-fn delay_hits_half_of_one_callers_requests() {
-    let (mesh, _reviews) = shop(User::Same);
+fn delay_hits_half_of_one_callers_requests(user: User) {
+    let (mesh, _reviews) = shop(user);
     mesh.meshctl(&["fault", "delay", "reviews", "--percent", "50", "--delay", "300ms", "--for", "5m", "--from", "web"])
         .unwrap();
     mesh.wait().unwrap();
@@ -34,9 +40,8 @@ fn delay_hits_half_of_one_callers_requests() {
     assert_eq!((spared.slow, spared.good()), (0, 1000), "{spared:?}");
 }
 
-#[test]
-fn abort_hits_its_share_and_can_be_cleared_without_root() {
-    let (mesh, _reviews) = shop(User::Unprivileged);
+fn abort_hits_its_share_and_can_be_cleared(user: User) {
+    let (mesh, _reviews) = shop(user);
     mesh.meshctl(&["fault", "abort", "reviews", "--percent", "25", "--status", "418", "--for", "5m", "--from", "web"])
         .unwrap();
     mesh.wait().unwrap();
@@ -75,9 +80,8 @@ fn abort_hits_its_share_and_can_be_cleared_without_root() {
     assert!(jason.errors.iter().all(|e| e.contains("gRPC status \"8\"")), "{jason:?}");
 }
 
-#[test]
-fn reset_breaks_http_and_tcp_connections() {
-    let (mesh, _reviews) = shop(User::Same);
+fn reset_breaks_http_and_tcp_connections(user: User) {
+    let (mesh, _reviews) = shop(user);
     let _stock = mesh
         .run("stock", &["--version", "v1", "--port", "7000:tcp"], &["testapp", "tcp", "--listen", "0.0.0.0:7000"])
         .unwrap();

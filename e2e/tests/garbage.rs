@@ -8,14 +8,16 @@ use std::time::Duration;
 use anyhow::ensure;
 use mesh_e2e::app::garbage;
 use mesh_e2e::app::load::Report;
+use mesh_e2e::as_root_and_without;
 use mesh_e2e::mesh::{Mesh, User, free_port};
 use mesh_e2e::process::eventually;
 
+as_root_and_without!(broken_bytes_on_every_port_hurt_nobody);
+
 const LOAD: [&str; 6] = ["--url", "http://reviews:9080/", "--connections", "4", "--rate", "100"];
 
-#[test]
-fn broken_bytes_on_every_port_hurt_nobody() {
-    let mut mesh = Mesh::start(User::Same).unwrap();
+fn broken_bytes_on_every_port_hurt_nobody(user: User) {
+    let mut mesh = Mesh::start(user).unwrap();
     let mut reviews = mesh.echo("reviews", "v1").unwrap();
     let load = mesh.load("web", &LOAD).unwrap();
 

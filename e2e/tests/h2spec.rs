@@ -63,7 +63,7 @@ fn what_the_application_says_to_its_proxy() {
 #[test]
 fn what_peers_say_to_the_application_s_proxy() {
     let mesh = Mesh::start(User::Same).unwrap();
-    let lan = Lan::new(2).unwrap();
+    let lan = Lan::new(User::Same, 2).unwrap();
     let mut app = lan.on(WORKLOAD, mesh.program("testapp"));
     app.args(["http", "--version", "v1"]);
     let _app = Process::start("app", app, &mesh.logs()).unwrap();

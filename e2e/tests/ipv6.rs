@@ -5,17 +5,10 @@
 use std::net::Ipv6Addr;
 use std::process::Command;
 
+use mesh_e2e::as_root_and_without;
 use mesh_e2e::mesh::{Mesh, User, free_port};
 
-#[test]
-fn ipv6_goes_through_the_mesh_as_root() {
-    ipv6_goes_through_the_mesh(User::Same);
-}
-
-#[test]
-fn ipv6_goes_through_the_mesh_without_root() {
-    ipv6_goes_through_the_mesh(User::Unprivileged);
-}
+as_root_and_without!(ipv6_goes_through_the_mesh);
 
 fn ipv6_goes_through_the_mesh(user: User) {
     let mesh = Mesh::start(user).unwrap();

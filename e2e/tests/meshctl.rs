@@ -10,6 +10,7 @@ use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 use envoy_types::pb::google::rpc::Status;
+use mesh_e2e::as_root_and_without;
 use mesh_e2e::mesh::{Mesh, User};
 use mesh_e2e::process::eventually;
 use mesh_e2e::resolver::{MANY, Resolver};
@@ -17,6 +18,16 @@ use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+
+as_root_and_without!(
+    exit_codes_are_as_documented,
+    a_change_is_waited_for_and_seen_in_the_proxies,
+    objects_are_edited_and_deleted,
+    faults_are_listed_and_cleared_one_by_one,
+    log_levels_change_while_the_mesh_runs,
+    a_start_that_failed_leaves_nothing_and_says_once_what_to_do,
+    long_answers_of_the_hosts_resolver_arrive_whole,
+);
 
 fn out(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -29,9 +40,8 @@ fn code(output: Output, want: i32) -> String {
     error
 }
 
-#[test]
-fn exit_codes_are_as_documented() {
-    let mesh = Mesh::start(User::Same).unwrap();
+fn exit_codes_are_as_documented(user: User) {
+    let mesh = Mesh::start(user).unwrap();
     let run = |args: &[&str]| mesh.meshctl_output(args).unwrap();
     code(run(&["version"]), 0);
     code(run(&["route", "set-weight", "reviews", "v1=many"]), 2);
@@ -77,9 +87,8 @@ fn exit_codes_are_as_documented() {
     );
 }
 
-#[test]
-fn a_change_is_waited_for_and_seen_in_the_proxies() {
-    let mesh = Mesh::start(User::Same).unwrap();
+fn a_change_is_waited_for_and_seen_in_the_proxies(user: User) {
+    let mesh = Mesh::start(user).unwrap();
     let _v1 = mesh.echo("reviews", "v1").unwrap();
     let _v2 = mesh.echo("reviews", "v2").unwrap();
     let load = mesh.load("web", &["--url", "http://reviews:9080/", "--rate", "20"]).unwrap();
@@ -94,6 +103,7 @@ fn a_change_is_waited_for_and_seen_in_the_proxies() {
         ("clusters", "web", "reviews"),
         ("endpoints", "web", "9080"),
         ("secrets", "web", "spiffe://mesh.local/ns/default/sa/web"),
+        ("secrets", "web", "trust bundle"),
         ("names", "web", "reviews"),
         ("listeners", "reviews-v1", "inbound"),
         ("secrets", "reviews-v1", "spiffe://mesh.local/ns/default/sa/reviews"),
@@ -153,9 +163,8 @@ async fn refuse_clusters(control: &str, why: &str) -> (mpsc::Sender<DiscoveryReq
     (send, answers)
 }
 
-#[test]
-fn objects_are_edited_and_deleted() {
-    let mesh = Mesh::start(User::Same).unwrap();
+fn objects_are_edited_and_deleted(user: User) {
+    let mesh = Mesh::start(user).unwrap();
     mesh.apply("apiVersion: v1\nkind: Service\nmetadata: {name: reviews}\nspec: {ports: [{port: 9080}]}\n").unwrap();
     let edit = |sed: &str| {
         let editor = mesh.folder().join("bin/editor");
@@ -181,9 +190,8 @@ fn objects_are_edited_and_deleted() {
     mesh.meshctl(&["delete", "service/reviews", "--ignore-not-found"]).unwrap();
 }
 
-#[test]
-fn faults_are_listed_and_cleared_one_by_one() {
-    let mesh = Mesh::start(User::Same).unwrap();
+fn faults_are_listed_and_cleared_one_by_one(user: User) {
+    let mesh = Mesh::start(user).unwrap();
     let _reviews = mesh.echo("reviews", "v1").unwrap();
     mesh.meshctl(&["fault", "delay", "reviews", "--percent", "50", "--delay", "2s", "--from", "web"]).unwrap();
     mesh.meshctl(&["fault", "abort", "reviews", "--percent", "10", "--status", "503"]).unwrap();
@@ -199,9 +207,8 @@ fn faults_are_listed_and_cleared_one_by_one() {
     code(mesh.meshctl_output(&["fault", "clear", "nothing-like-it"]).unwrap(), 3);
 }
 
-#[test]
-fn log_levels_change_while_the_mesh_runs() {
-    let mesh = Mesh::start(User::Same).unwrap();
+fn log_levels_change_while_the_mesh_runs(user: User) {
+    let mesh = Mesh::start(user).unwrap();
     let _reviews = mesh.echo("reviews", "v1").unwrap();
     let control = || {
         let process = mesh.control.as_ref().unwrap();
@@ -259,9 +266,8 @@ fn shells_complete_commands() {
     assert!(loaded.contains("_meshctl\n") && loaded.contains("_meshctl: function"), "{loaded}");
 }
 
-#[test]
-fn a_start_that_failed_leaves_nothing_and_says_once_what_to_do() {
-    let mesh = Mesh::start(User::Same).unwrap();
+fn a_start_that_failed_leaves_nothing_and_says_once_what_to_do(user: User) {
+    let mesh = Mesh::start(user).unwrap();
     let token = mesh.token("web").unwrap().display().to_string();
     let run = || mesh.meshctl_output(&["run", "--service", "web", "--token-file", &token, "--", "/bin/true"]).unwrap();
     assert!(run().status.success());
@@ -274,9 +280,8 @@ fn a_start_that_failed_leaves_nothing_and_says_once_what_to_do() {
 }
 
 /// The host's resolver cuts off over UDP what is too long for it, and the application's own resolver asks again over TCP.
-#[test]
-fn long_answers_of_the_hosts_resolver_arrive_whole() {
-    let mesh = Mesh::start(User::Same).unwrap();
+fn long_answers_of_the_hosts_resolver_arrive_whole(user: User) {
+    let mesh = Mesh::start(user).unwrap();
     let resolver = Resolver::start().unwrap();
     let ask = "import socket; print(len({it[4][0] for it in socket.getaddrinfo('many.example.', 80, socket.AF_INET)}))";
     let mut client = mesh.run_resolving(&resolver, "web", &["/usr/bin/python3", "-c", ask]).unwrap();

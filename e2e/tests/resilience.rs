@@ -7,18 +7,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use mesh_e2e::app::load;
+use mesh_e2e::as_root_and_without;
 use mesh_e2e::mesh::{Mesh, User};
 use mesh_e2e::process::eventually;
 use mesh_e2e::resolver::Resolver;
 use nix::sys::signal::Signal;
 
+as_root_and_without!(
+    killing_the_control_plane_costs_nothing,
+    killing_an_application_costs_at_most_what_it_held,
+    killing_a_proxy_costs_at_most_what_it_held,
+    killing_a_callers_proxy_ends_that_caller_alone,
+);
+
 const LOAD: [&str; 6] = ["--url", "http://reviews:9080/", "--connections", "8", "--rate", "400"];
 
 /// Nothing fails. Proxies keep what they have, and take up again by themselves; also when their certificates, good for ten
 /// seconds here and renewed after five, have to be renewed meanwhile.
-#[test]
-fn killing_the_control_plane_costs_nothing() {
-    let mut mesh = Mesh::start(User::Same).unwrap();
+fn killing_the_control_plane_costs_nothing(user: User) {
+    let mut mesh = Mesh::start(user).unwrap();
     mesh.environment.push(("MESH_CERTIFICATE_TTL", "10".to_owned()));
     let _v1 = mesh.echo("reviews", "v1").unwrap();
     let _v2 = mesh.echo("reviews", "v2").unwrap();
@@ -61,9 +68,8 @@ fn killing_the_control_plane_costs_nothing() {
 
 /// The application's death is seen at once: requests that it had taken may fail (one for each connection at most), the
 /// others go to the version that is left, and the workload is gone from discovery.
-#[test]
-fn killing_an_application_costs_at_most_what_it_held() {
-    let mesh = Mesh::start(User::Same).unwrap();
+fn killing_an_application_costs_at_most_what_it_held(user: User) {
+    let mesh = Mesh::start(user).unwrap();
     let _one = mesh.echo("reviews", "v1").unwrap();
     let mut two = mesh.echo("reviews", "v2").unwrap();
     let load = mesh.load("web", &LOAD).unwrap();
@@ -80,9 +86,8 @@ fn killing_an_application_costs_at_most_what_it_held() {
 }
 
 /// A server's proxy that is killed takes its requests in flight with it, and no others.
-#[test]
-fn killing_a_proxy_costs_at_most_what_it_held() {
-    let mesh = Mesh::start(User::Same).unwrap();
+fn killing_a_proxy_costs_at_most_what_it_held(user: User) {
+    let mesh = Mesh::start(user).unwrap();
     let _one = mesh.echo("reviews", "v1").unwrap();
     let two = mesh.echo("reviews", "v2").unwrap();
     let load = mesh.load("web", &LOAD).unwrap();
@@ -95,9 +100,8 @@ fn killing_a_proxy_costs_at_most_what_it_held() {
 }
 
 /// A caller without its proxy would have no network, or one past the mesh: it is ended. Other callers lose nothing.
-#[test]
-fn killing_a_callers_proxy_ends_that_caller_alone() {
-    let mesh = Mesh::start(User::Same).unwrap();
+fn killing_a_callers_proxy_ends_that_caller_alone(user: User) {
+    let mesh = Mesh::start(user).unwrap();
     let _reviews = mesh.echo("reviews", "v1").unwrap();
     let other = mesh.load("web", &LOAD).unwrap();
     let mut caller = mesh.load("shop", &LOAD).unwrap();

@@ -4,9 +4,12 @@
 
 use std::time::Duration;
 
+use mesh_e2e::as_root_and_without;
 use mesh_e2e::mesh::{Mesh, User};
 use mesh_e2e::process::{Process, eventually};
 use serde_json::Value;
+
+as_root_and_without!(filters_do_what_they_say);
 
 const FILTERS: &str = r#"
 apiVersion: gateway.networking.k8s.io/v1
@@ -45,16 +48,6 @@ kind: DirectResponse
 metadata: {name: later}
 spec: {status: 503, contentType: application/json, body: '{"later": "100%"}'}
 "#;
-
-#[test]
-fn filters_do_what_they_say_as_root() {
-    filters_do_what_they_say(User::Same);
-}
-
-#[test]
-fn filters_do_what_they_say_without_root() {
-    filters_do_what_they_say(User::Unprivileged);
-}
 
 fn filters_do_what_they_say(user: User) {
     let mesh = Mesh::start(user).unwrap();

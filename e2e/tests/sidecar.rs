@@ -8,9 +8,12 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::ensure;
+use mesh_e2e::as_root_and_without;
 use mesh_e2e::lan::Lan;
 use mesh_e2e::mesh::{Mesh, User};
 use mesh_e2e::process::{Process, eventually};
+
+as_root_and_without!(a_sidecar_by_hand);
 
 const PERMISSIVE: &str = "apiVersion: meshctl.dev/v1alpha1
 kind: PeerAuthentication
@@ -39,10 +42,9 @@ fn intercept(mesh: &Mesh, lan: &Lan, args: &[&str]) {
     assert!(output.status.success(), "{}", said(&output));
 }
 
-#[test]
-fn a_sidecar_by_hand() {
-    let mesh = Mesh::start(User::Same).unwrap();
-    let lan = Lan::new(2).unwrap();
+fn a_sidecar_by_hand(user: User) {
+    let mesh = Mesh::start(user).unwrap();
+    let lan = Lan::new(user, 2).unwrap();
     let mut app = lan.on(WORKLOAD, mesh.program("testapp"));
     app.args(["http", "--version", "v1"]);
     let _app = Process::start("app", app, &mesh.logs()).unwrap();
@@ -101,7 +103,7 @@ fn names_of_the_mesh_resolve_and_others_go_to_the_resolver(mesh: &Mesh, lan: &La
 /// Plain text, TLS without a certificate, and TLS with a stranger's; until the port is opened to them.
 fn strict_ports_take_nobody_from_outside(mesh: &Mesh, lan: &Lan) {
     let (key, certificate) = (mesh.logs().join("key.pem"), mesh.logs().join("stranger.pem"));
-    let mut openssl = Command::new("openssl");
+    let mut openssl = lan.on(OUTSIDE, "openssl");
     openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]);
     openssl.args(["-subj", "/CN=stranger", "-addext", "subjectAltName=URI:spiffe://mesh.local/ns/default/sa/web"]);
     let output = openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate).output().unwrap();
@@ -127,8 +129,8 @@ fn strict_ports_take_nobody_from_outside(mesh: &Mesh, lan: &Lan) {
 /// Without root and where the host allows no user namespaces, it says so, and how to go on.
 #[test]
 fn where_namespaces_are_forbidden_meshctl_says_what_to_do() {
-    const NOBODY: u32 = 65_532;
-    let mesh = Mesh::start(User::Unprivileged).unwrap();
+    let user = User::Unprivileged;
+    let (mesh, nobody) = (Mesh::start(user).unwrap(), user.id().unwrap());
     // A user namespace in which no other can be made.
     let script =
         "echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --ambient-caps=-all --inh-caps=-all \"$@\"";
@@ -137,7 +139,7 @@ fn where_namespaces_are_forbidden_meshctl_says_what_to_do() {
         command.args(["--user", "--map-current-user", "--keep-caps", "sh", "-c", script, "sh"]);
         command.arg(mesh.program("meshctl")).args(args).current_dir(mesh.folder());
         let control = format!("unix:{}", mesh.data().join("control.sock").display());
-        command.env("HOME", mesh.data()).env("MESH_CONTROL", control).uid(NOBODY).gid(NOBODY).output().unwrap()
+        command.env("HOME", mesh.data()).env("MESH_CONTROL", control).uid(nobody).gid(nobody).output().unwrap()
     };
     let token = mesh.token("web").unwrap();
     let run = ["run", "--service", "web", "--token-file", &token.to_string_lossy(), "--", "true"];

@@ -5,17 +5,10 @@
 
 use std::time::Duration;
 
+use mesh_e2e::as_root_and_without;
 use mesh_e2e::mesh::{Mesh, User};
 
-#[test]
-fn streams_pass_as_root() {
-    streams_pass(User::Same);
-}
-
-#[test]
-fn streams_pass_without_root() {
-    streams_pass(User::Unprivileged);
-}
+as_root_and_without!(streams_pass);
 
 fn streams_pass(user: User) {
     let mesh = Mesh::start(user).unwrap();

@@ -21,8 +21,9 @@ use crate::kubernetes::forward::Target;
 /// What a proxy says of itself.
 #[derive(Debug, Deserialize)]
 pub struct State {
-    pub identity: Option<String>,
-    pub certificate_expires: Option<String>,
+    /// With the fields of Envoy's `Secret`.
+    #[serde(default)]
+    pub secrets: Vec<serde_json::Value>,
 }
 
 /// A mesh-proxy that can be reached.

@@ -56,6 +56,25 @@ pub enum End {
     Reset,
 }
 
+/// What was done to a request or a byte stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Injected {
+    Delay,
+    Abort,
+    Reset,
+}
+
+impl Injected {
+    /// As metrics say it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Delay => "delay",
+            Self::Abort => "abort",
+            Self::Reset => "reset",
+        }
+    }
+}
+
 /// Every rule that has not expired and matches counts the request, and hits its share. Delays add up; the first abort
 /// or reset decides.
 pub fn decide(fault: &Fault, subject: &Subject<'_>, now_unix_ms: i64) -> Verdict {

@@ -10,8 +10,9 @@ use anyhow::Context;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
+use hyper::header::CONTENT_LENGTH;
 use hyper::service::service_fn;
-use hyper::{HeaderMap, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -65,7 +66,7 @@ async fn answer(
         .iter()
         .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into()))
         .collect();
-    let reply = serde_json::json!({
+    let text = serde_json::json!({
         "version": &*version,
         "method": head.method.as_str(),
         "path": head.uri.path_and_query().map(|p| p.as_str()),
@@ -73,9 +74,16 @@ async fn answer(
         "peer": peer.to_string(),
         "headers": headers,
         "body_bytes": received,
-    });
+    })
+    .to_string();
     let grpc = head.headers.get("content-type").is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-    let mut response = if grpc { empty_message() } else { Response::new(Full::from(reply.to_string()).boxed()) };
+    let length = text.len();
+    // hyper leaves out the body of the reply to HEAD over HTTP/1.1 alone.
+    let text = if head.method == Method::HEAD { String::new() } else { text };
+    let mut response = if grpc { empty_message() } else { Response::new(Full::from(text).boxed()) };
+    if head.method == Method::HEAD {
+        response.headers_mut().insert(CONTENT_LENGTH, length.into());
+    }
     *response.status_mut() = status;
     if let Ok(value) = version.parse() {
         response.headers_mut().insert("x-version", value);

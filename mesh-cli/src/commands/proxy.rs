@@ -140,7 +140,7 @@ async fn config(context: &Context, args: &Config) -> Result<(), Failure> {
     let configs = fetch(&control, id).await?;
     let types =
         Types::load().map_err(|e| Failure::new(format!("The built-in protobuf descriptors are broken: {e}.")))?;
-    let own = own_certificate(&control, id).await;
+    let own = own_secrets(&control, id).await;
     let named = |part: Part| {
         let mut entries = dump::entries(&types, &configs, part);
         if matches!(part, Part::Secrets | Part::All) {
@@ -188,10 +188,11 @@ async fn log_level(context: &Context, args: &LogLevel) -> Result<(), Failure> {
     context.out.data(&serde_json::json!({"proxy": id, "filter": args.filter}))
 }
 
-/// A mesh-proxy makes its own key, so its certificate does not come with its configuration; it says itself what it has.
-async fn own_certificate(control: &Control, id: &str) -> Option<dump::Entry> {
-    let state = AdminProxy::find(control, id)?.state().await.ok()?;
-    Some(dump::own_certificate(state.identity?, state.certificate_expires.unwrap_or_default()))
+/// A mesh-proxy makes its own key, so its secrets do not come with its configuration; it says itself what it has.
+async fn own_secrets(control: &Control, id: &str) -> Vec<dump::Entry> {
+    let Some(proxy) = AdminProxy::find(control, id) else { return Vec::new() };
+    let secrets = proxy.state().await.map(|state| state.secrets).unwrap_or_default();
+    secrets.into_iter().map(dump::own_secret).collect()
 }
 
 fn find<'a>(proxies: &'a [Proxy], name: &str, namespace: &str) -> Result<&'a Proxy, Failure> {

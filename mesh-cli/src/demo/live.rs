@@ -125,7 +125,8 @@ async fn read(addresses: &[SocketAddr]) -> Readings {
     readings
 }
 
-async fn get(address: SocketAddr) -> anyhow::Result<String> {
+/// One proxy's metrics.
+pub(super) async fn get(address: SocketAddr) -> anyhow::Result<String> {
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);

@@ -101,6 +101,15 @@ pub(super) fn add(all: &mut BTreeMap<Target, Counts>, text: &str) {
     }
 }
 
+/// How many faults of a kind one proxy's `/metrics` says that it has injected.
+pub(super) fn injected(text: &str, kind: &str) -> f64 {
+    let samples = text.lines().filter_map(sample);
+    let of_it = samples.filter(|(name, labels, _)| {
+        *name == "mesh_faults_injected_total" && labels.get("fault").is_some_and(|fault| fault == kind)
+    });
+    of_it.map(|(_, _, value)| value).sum()
+}
+
 /// Whether the server, or the way to it, failed; a refusal that is the client's fault does not count.
 fn failed(code: &str, grpc: &str) -> bool {
     code.parse::<u16>().is_ok_and(|code| code >= 500 || code == 0)
@@ -155,6 +164,8 @@ mesh_request_duration_seconds_bucket{direction="outbound",destination_service="r
 mesh_request_duration_seconds_bucket{direction="outbound",destination_service="reviews.default.svc.cluster.local",destination_version="v1",le="+Inf"} 100
 mesh_requests_total{direction="outbound",destination_service="unknown",destination_version="unknown",security="none",response_code="404"} 7
 mesh_proxy_connections_active 3
+mesh_faults_injected_total{fault="delay"} 5
+mesh_faults_injected_total{fault="abort"} 2
 garbage{x="
 "#;
 
@@ -168,6 +179,11 @@ garbage{x="
         assert_eq!((counts.requests, counts.failed, counts.mutual_tls), (200.0, 20.0, 180.0));
         assert_eq!(counts.quantile(0.5), Some(Duration::from_millis(1)));
         assert_eq!(counts.quantile(0.75), Some(Duration::from_micros(1500)));
+    }
+
+    #[test]
+    fn faults_are_summed_by_kind() {
+        assert_eq!(["delay", "abort", "reset"].map(|kind| injected(TEXT, kind)), [5.0, 2.0, 0.0]);
     }
 
     #[test]

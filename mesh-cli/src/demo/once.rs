@@ -3,22 +3,22 @@
 
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use tokio::process::Command;
 
-use super::live::milliseconds;
+use super::live::{self, milliseconds};
 use super::load::{Client, Tally};
+use super::metrics;
 use super::running::Running;
 use crate::commands::Context;
 use crate::failure::{Exit, Failure};
 use crate::output::{Cell, Table};
 
-/// Weights are exact over so many requests.
+/// Weights and faults hit exact shares of so many.
 const REQUESTS: u32 = 1000;
 const CONNECTIONS: u32 = 8;
-/// Faults are drawn at random: 4 standard deviations of a share of one half are 10 percent points.
-const FAULT_REQUESTS: u32 = 400;
-const FAULT_CONNECTIONS: u32 = 20;
-const FAULT_TOLERANCE: f64 = 10.0;
+/// A delayed request holds up those behind it.
+const FAULT_CONNECTIONS: u32 = 40;
 /// One request of a thousand, for rounding at the ends.
 const SHARE_TOLERANCE: f64 = 0.1;
 const DELAY: Duration = Duration::from_millis(500);
@@ -36,7 +36,8 @@ struct Scene {
 enum Expect {
     /// Share in percent that `v2` of reviews answers, `v1` answering the rest; nothing fails.
     V2(f64),
-    /// Share in percent that takes at least [`DELAY`]; nothing fails.
+    /// Share in percent that the proxies have delayed, each of which takes at least [`DELAY`]; nothing fails. What else takes
+    /// long is the host's affair.
     Delayed(f64),
     /// Share in percent that gets status 503.
     Aborted(f64),
@@ -104,11 +105,13 @@ pub(super) async fn play(context: &Context, running: &Running, client: &Client) 
             context.out.note(&format!("$ meshctl {command}"));
             meshctl(running, command).await?;
         }
-        let tally = match scene.expect {
-            Expect::V2(_) => client.send(REQUESTS, CONNECTIONS, scene.headers).await,
-            _ => client.send(FAULT_REQUESTS, FAULT_CONNECTIONS, scene.headers).await,
+        let connections = match scene.expect {
+            Expect::V2(_) => CONNECTIONS,
+            Expect::Delayed(_) | Expect::Aborted(_) => FAULT_CONNECTIONS,
         };
-        let verdict = scene.expect.judge(&tally);
+        let before = delays(running).await?;
+        let tally = client.send(REQUESTS, connections, scene.headers).await;
+        let verdict = scene.expect.judge(&tally, delays(running).await? - before);
         off += u32::from(!verdict.good);
         table.row(vec![
             scene.title.into(),
@@ -136,11 +139,12 @@ struct Verdict {
 }
 
 impl Expect {
-    fn judge(self, tally: &Tally) -> Verdict {
+    /// `delayed` is how many requests the proxies have delayed.
+    fn judge(self, tally: &Tally, delayed: f64) -> Verdict {
         let version = |name: &str| tally.share(tally.versions.get(name).copied().unwrap_or(0));
-        let near = |measured: f64, asked: f64, tolerance: f64| (measured - asked).abs() <= tolerance + 1e-9;
-        // None and all are not a matter of chance.
-        let drawn = |asked: f64| if asked > 0.0 && asked < 100.0 { FAULT_TOLERANCE } else { 0.0 };
+        let near = |measured: f64, asked: f64| (measured - asked).abs() <= SHARE_TOLERANCE + 1e-9;
+        // Of faults; what nobody asked for is none.
+        let exact = |measured: f64, asked: f64| (measured - asked).abs() < 1e-6;
         let all_good = tally.good() == tally.requests();
         match self {
             Self::V2(asked) => {
@@ -148,16 +152,17 @@ impl Expect {
                 Verdict {
                     asked: format!("v1 {}% v2 {asked}%", 100.0 - asked),
                     measured: format!("v1 {v1:.1}% v2 {v2:.1}%"),
-                    good: all_good && near(v2, asked, SHARE_TOLERANCE) && near(v1, 100.0 - asked, SHARE_TOLERANCE),
+                    good: all_good && near(v2, asked) && near(v1, 100.0 - asked),
                 }
             }
             Self::Delayed(asked) => {
                 let slow = tally.latencies.iter().filter(|latency| **latency >= DELAY).count();
-                let measured = tally.share(u32::try_from(slow).unwrap_or(u32::MAX));
+                let slow = u32::try_from(slow).unwrap_or(u32::MAX);
+                let measured = 100.0 * delayed / f64::from(tally.requests().max(1));
                 Verdict {
                     asked: format!("{asked}% +{}", milliseconds(DELAY)),
                     measured: format!("{measured:.1}%"),
-                    good: all_good && near(measured, asked, drawn(asked)),
+                    good: all_good && exact(measured, asked) && f64::from(slow) >= delayed,
                 }
             }
             Self::Aborted(asked) => {
@@ -166,11 +171,21 @@ impl Expect {
                 Verdict {
                     asked: format!("{asked}% 503"),
                     measured: format!("{measured:.1}%"),
-                    good: aborted + tally.good() == tally.requests() && near(measured, asked, drawn(asked)),
+                    good: aborted + tally.good() == tally.requests() && exact(measured, asked),
                 }
             }
         }
     }
+}
+
+/// How many requests all proxies together say that they have delayed.
+async fn delays(running: &Running) -> Result<f64, Failure> {
+    let counts = running.workloads.iter().map(|workload| async {
+        let text = live::get(workload.sidecar.metrics).await;
+        let silent = |error| Failure::new(format!("The proxy of {} gives no metrics: {error}.", workload.part.name()));
+        Ok::<_, Failure>(metrics::injected(&text.map_err(silent)?, "delay"))
+    });
+    Ok(try_join_all(counts).await?.into_iter().sum())
 }
 
 /// Runs this program as a user would.
@@ -201,18 +216,31 @@ mod tests {
 
     #[test]
     fn shares_must_be_exact_and_nothing_may_fail() {
-        let good = |tally: &Tally| Expect::V2(10.0).judge(tally).good;
+        let good = |tally: &Tally| Expect::V2(10.0).judge(tally, 0.0).good;
         assert!(good(&tally(&[("v1", 900), ("v2", 100)], &[(200, 1000)], 0)));
         assert!(!good(&tally(&[("v1", 890), ("v2", 110)], &[(200, 1000)], 0)));
         assert!(!good(&tally(&[("v1", 900), ("v2", 100)], &[(200, 999), (503, 1)], 0)));
     }
 
     #[test]
-    fn faults_may_vary_by_chance_but_not_where_there_is_none() {
-        assert!(Expect::Delayed(50.0).judge(&tally(&[], &[(200, 400)], 215)).good);
-        assert!(!Expect::Delayed(50.0).judge(&tally(&[], &[(200, 400)], 100)).good);
-        assert!(!Expect::Delayed(0.0).judge(&tally(&[], &[(200, 400)], 1)).good);
-        assert!(Expect::Aborted(30.0).judge(&tally(&[], &[(200, 275), (503, 125)], 0)).good);
-        assert!(!Expect::Aborted(30.0).judge(&tally(&[], &[(200, 275), (500, 125)], 0)).good);
+    fn what_the_proxies_delayed_must_be_as_asked_and_have_taken_its_time() {
+        let good = |asked: f64, delayed: f64, tally: &Tally| Expect::Delayed(asked).judge(tally, delayed).good;
+        let slow = |slow: usize| tally(&[], &[(200, 1000)], slow);
+        assert!(good(50.0, 500.0, &slow(500)));
+        assert!(!good(50.0, 499.0, &slow(500)));
+        assert!(!good(50.0, 500.0, &slow(499)), "one was not delayed at all");
+        // A host that stalls makes others slow as well.
+        assert!(good(50.0, 500.0, &slow(900)) && good(0.0, 0.0, &slow(40)));
+        assert!(!good(0.0, 1.0, &slow(1)));
+        assert!(!good(50.0, 500.0, &tally(&[], &[(200, 999), (503, 1)], 500)));
+    }
+
+    #[test]
+    fn aborts_are_exact_and_nothing_else_fails() {
+        let good = |asked: f64, tally: &Tally| Expect::Aborted(asked).judge(tally, 0.0).good;
+        assert!(good(30.0, &tally(&[], &[(200, 700), (503, 300)], 0)));
+        assert!(!good(30.0, &tally(&[], &[(200, 699), (503, 301)], 0)));
+        assert!(!good(30.0, &tally(&[], &[(200, 700), (500, 300)], 0)));
+        assert!(!good(0.0, &tally(&[], &[(200, 999), (503, 1)], 0)));
     }
 }

@@ -112,11 +112,10 @@ fn entry(types: &Types, config: &GenericXdsConfig) -> Entry {
     }
 }
 
-/// The certificate of a proxy that made its own key; it did not come over xDS.
-pub fn own_certificate(identity: String, expires: String) -> Entry {
-    let resource = serde_json::json!({"identity": identity, "valid_until": expires});
+/// A secret of a proxy that made its own key; it did not come over xDS.
+pub fn own_secret(resource: Value) -> Entry {
     Entry {
-        name: types::SECRET_IDENTITY.to_owned(),
+        name: text::text(&resource["name"]).to_owned(),
         type_url: types::TYPE_SECRET.to_owned(),
         version: String::new(),
         status: "OWN".to_owned(),

@@ -16,14 +16,6 @@ pub fn table(entries: &[Entry]) -> Table {
     let mut table = Table::new(&["SECRET", "KIND", "SUBJECT", "VALID FROM", "VALID UNTIL", "STATE", "+SERIAL"]);
     for entry in entries {
         let secret = &entry.resource;
-        if entry.status == "OWN" {
-            let (identity, until) = (text(&secret["identity"]), text(&secret["valid_until"]));
-            let cells = [entry.name.as_str(), "certificate", identity, "", until].map(Into::into);
-            let mut cells = Vec::from(cells);
-            cells.extend([state(entry), "".into()]);
-            table.row(cells);
-            continue;
-        }
         let chain = data(&secret["tls_certificate"]["certificate_chain"]);
         let roots = data(&secret["validation_context"]["trusted_ca"]);
         let (kind, pem) = match (chain, roots) {

@@ -217,6 +217,27 @@ fn secrets_without_a_readable_certificate_are_still_listed() {
     assert_eq!(rows, ["ROOTCA  trust bundle  -        -           -            synced"]);
 }
 
+/// One table for what an Envoy was sent and for what a mesh-proxy says of itself.
+#[test]
+fn a_proxys_own_secrets_are_shown_as_those_that_came_over_xds() {
+    let unreadable = |name: &str, kind: &str, what: &str| {
+        own_secret(serde_json::json!({ "name": name, kind: { what: { "inline_string": "not a certificate" } } }))
+    };
+    let own = [
+        unreadable("default", "tls_certificate", "certificate_chain"),
+        unreadable("ROOTCA", "validation_context", "trusted_ca"),
+    ];
+    let rows = table(Part::Secrets, &own).render(false, false, None);
+    let rows: Vec<_> = rows.lines().skip(1).collect();
+    assert_eq!(
+        rows,
+        [
+            "default  certificate   -        -           -            own",
+            "ROOTCA   trust bundle  -        -           -            own"
+        ]
+    );
+}
+
 #[test]
 fn names_and_what_is_missing_are_shown() {
     let name = mesh_common::proto::workload::Name {

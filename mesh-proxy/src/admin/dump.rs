@@ -1,13 +1,17 @@
-//! The configuration in force as JSON, for people. It holds no keys and no certificates: a snapshot has none.
+//! The configuration in force as JSON, for people. It holds no keys: a snapshot has none, and of the SVID only what peers see
+//! is shown, in the form in which an Envoy shows the same secrets.
 
 use std::net::SocketAddr;
 
+use mesh_common::names::{SECRET_IDENTITY, SECRET_ROOTS};
+use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 
 use crate::config::{
     Action, Cluster, Discovery, Endpoint, Endpoints, FilterChain, Forward, HeaderMatch, Listener, Name, NetworkFilter,
     PathMatch, Route, RouteMatch, RouteSource, RouteTable, StringMatch, Transport, WeightedClusters,
 };
+use crate::identity::pem;
 use crate::snapshot::{Snapshot, Type};
 use crate::tls::Tls;
 use crate::upstream::{Shunned, Upstreams};
@@ -16,12 +20,22 @@ pub(super) fn config(snapshot: &Snapshot, upstreams: &Upstreams, tls: &Tls) -> V
     json!({
         "identity": tls.identity().map(|it| it.to_string()),
         "certificate_expires": tls.expires().and_then(|it| jiff::Timestamp::from_second(it).ok()).map(|it| it.to_string()),
+        "secrets": secrets(tls),
         "listeners": all(snapshot, Type::Listener, |name| snapshot.listener(name).map(|it| listener(it))),
         "routes": all(snapshot, Type::Routes, |name| snapshot.routes(name).map(|it| routes(it))),
         "clusters": all(snapshot, Type::Cluster, |name| snapshot.cluster(name).map(|it| cluster(it, upstreams))),
         "endpoints": all(snapshot, Type::Endpoints, |name| snapshot.endpoints(name).map(|it| endpoints(it))),
         "names": all(snapshot, Type::Name, |question| snapshot.name(question).map(|it| name(question, it))),
     })
+}
+
+fn secrets(tls: &Tls) -> Vec<Value> {
+    let inline = |certificates: &[CertificateDer<'_>]| json!({ "inline_string": pem(certificates) });
+    let own =
+        |chain: Vec<_>| json!({ "name": SECRET_IDENTITY, "tls_certificate": { "certificate_chain": inline(&chain) } });
+    let roots = |roots: &[_]| json!({ "name": SECRET_ROOTS, "validation_context": { "trusted_ca": inline(roots) } });
+    let bundle = tls.bundle();
+    tls.chain().map(own).into_iter().chain(bundle.map(|it| roots(it.roots()))).collect()
 }
 
 /// In the order of their names, so that two dumps can be compared.

@@ -1,5 +1,7 @@
 use std::sync::Arc;
 
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -12,6 +14,7 @@ use crate::registry::depart::Departing;
 use crate::snapshot::{Resource, Store};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use crate::tls::Tls;
+use crate::tls::tests::Authority;
 use crate::upstream::Upstreams;
 
 struct Running {
@@ -113,6 +116,25 @@ async fn the_configuration_can_be_read_locally() {
     // A browser that was led here by a name.
     let rebound = "GET /config_dump HTTP/1.1\r\nhost: evil.example:15021\r\nconnection: close\r\n\r\n";
     assert_eq!(send(running.ready, rebound).await.0, 403);
+}
+
+#[test]
+fn secrets_are_shown_as_an_envoy_shows_them_and_without_the_key() {
+    let (admin, ..) = admin();
+    let dump = || dump::config(&admin.ctx.store.load(), &admin.ctx.upstreams, &admin.ctx.tls);
+    assert_eq!(dump()["secrets"], serde_json::json!([]), "there is no certificate yet");
+    let svid = Authority::new().svid("web");
+    let (chain, roots) = (svid.certificate.cert.clone(), svid.bundle.roots().to_vec());
+    admin.ctx.tls.rotate(svid);
+    let secrets = &dump()["secrets"];
+    let read = |secret: &serde_json::Value, kind: &str, what: &str| -> Vec<CertificateDer<'static>> {
+        let text = secret[kind][what]["inline_string"].as_str().unwrap();
+        CertificateDer::pem_slice_iter(text.as_bytes()).map(Result::unwrap).collect()
+    };
+    assert_eq!((&secrets[0]["name"], &secrets[1]["name"]), (&"default".into(), &"ROOTCA".into()));
+    assert_eq!(read(&secrets[0], "tls_certificate", "certificate_chain"), chain);
+    assert_eq!(read(&secrets[1], "validation_context", "trusted_ca"), roots);
+    assert!(!secrets.to_string().to_lowercase().contains("private"), "{secrets}");
 }
 
 #[test]

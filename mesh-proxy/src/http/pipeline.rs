@@ -22,7 +22,7 @@ use crate::config::{
     Action, Authorization, Fault, Forward, HttpManager, RetryPolicy, Route, RouteSource, RouteTable, WeightedCluster,
 };
 use crate::error::{Error, Kind, Retry, Side};
-use crate::fault::{self, End};
+use crate::fault::{self, End, Injected};
 use crate::hash::{self, Keyed};
 use crate::jwt::{self, Verified};
 use crate::limit::{self, LimitHit};
@@ -221,14 +221,21 @@ async fn inject(fault: &Fault, exchange: &mut Exchange) -> Result<(), Ended> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let verdict = fault::decide(fault, &exchange.head.subject(), i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
     if !verdict.delay.is_zero() {
+        exchange.conn.ctx.telemetry.fault(Injected::Delay);
         // As slow as an upstream would be, and no slower than the client is to wait for one. Nothing reads the body
         // meanwhile: the time counts from the request's head.
         Box::pin(exchange.deadline.limit(None, tokio::time::sleep(verdict.delay))).await?;
     }
     match verdict.end {
         None => Ok(()),
-        Some(End::Abort { http, grpc }) => Err(Ended::Abort(http, grpc)),
-        Some(End::Reset) => Err(Ended::Reset),
+        Some(End::Abort { http, grpc }) => {
+            exchange.conn.ctx.telemetry.fault(Injected::Abort);
+            Err(Ended::Abort(http, grpc))
+        }
+        Some(End::Reset) => {
+            exchange.conn.ctx.telemetry.fault(Injected::Reset);
+            Err(Ended::Reset)
+        }
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) fn write(folder: &Path, svid: &Svid) -> io::Result<()> {
     Ok(())
 }
 
-pub(super) fn pem(certificates: &[CertificateDer<'_>]) -> String {
+pub(crate) fn pem(certificates: &[CertificateDer<'_>]) -> String {
     let mut text = String::new();
     for certificate in certificates {
         text.push_str("-----BEGIN CERTIFICATE-----\n");

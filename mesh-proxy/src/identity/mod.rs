@@ -24,6 +24,7 @@ use crate::tls::Tls;
 mod files;
 mod request;
 
+pub(crate) use files::pem;
 use request::{KeyRequest, ResponseError};
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);

@@ -15,6 +15,7 @@ use crate::authorization::{self, Subject, Verdict};
 use crate::config::{Endpoint, Fault, FaultKind, FaultRule, NetworkFilter, TcpProxy};
 use crate::detect::Learned;
 use crate::error::{Error, Kind, Side};
+use crate::fault::Injected;
 use crate::hash;
 use crate::http::DownstreamIo;
 use crate::inbound::Chosen;
@@ -45,7 +46,7 @@ pub(crate) async fn proxy<IO: DownstreamIo>(
         return refuse(io, downstream, "", began, &error, ctx);
     }
     if let Some(fault) = &filter.fault
-        && let Err(error) = inject(fault).await
+        && let Err(error) = inject(fault, ctx).await
     {
         return refuse(io, downstream, "", began, &error, ctx);
     }
@@ -267,14 +268,20 @@ async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
 }
 
 /// Byte streams can be delayed and reset; an abort, which needs HTTP, is a reset too.
-async fn inject(fault: &Fault) -> Result<(), Error> {
+async fn inject(fault: &Fault, ctx: &Context) -> Result<(), Error> {
     for rule in &fault.rules {
         if !hits(rule, jiff::Timestamp::now().as_millisecond()) {
             continue;
         }
         match rule.kind {
-            FaultKind::Delay(delay) => tokio::time::sleep(delay).await,
-            FaultKind::Abort { .. } | FaultKind::Reset => return Err(Error::because(Kind::Fault, &rule.name)),
+            FaultKind::Delay(delay) => {
+                ctx.telemetry.fault(Injected::Delay);
+                tokio::time::sleep(delay).await;
+            }
+            FaultKind::Abort { .. } | FaultKind::Reset => {
+                ctx.telemetry.fault(Injected::Reset);
+                return Err(Error::because(Kind::Fault, &rule.name));
+            }
         }
     }
     Ok(())

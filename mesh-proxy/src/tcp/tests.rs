@@ -129,6 +129,7 @@ async fn a_reset_fault_comes_before_the_upstream() {
     proxy(io, &downstream("240.240.0.1:1".parse().unwrap()), &filter, None, &ctx).await;
     assert_eq!(client.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     assert!(has(&ctx, r#"response_flags="FI""#));
+    assert!(has(&ctx, r#"mesh_faults_injected_total{fault="reset"} 1"#));
 }
 
 #[tokio::test]
@@ -151,7 +152,7 @@ async fn no_cluster_to_choose_is_recorded() {
 #[tokio::test(start_paused = true)]
 async fn delays_delay_and_let_through() {
     let begun = tokio::time::Instant::now();
-    inject(&Fault { rules: vec![rule(FaultKind::Delay(Duration::from_secs(3)))] }).await.unwrap();
+    inject(&Fault { rules: vec![rule(FaultKind::Delay(Duration::from_secs(3)))] }, &context()).await.unwrap();
     assert_eq!(begun.elapsed().as_secs(), 3);
 }
 

@@ -101,6 +101,11 @@ impl Telemetry {
         self.inner.metrics.limit_hit(what);
     }
 
+    /// A fault was injected.
+    pub fn fault(&self, what: crate::fault::Injected) {
+        self.inner.metrics.fault(what);
+    }
+
     /// A byte stream reached its upstream. Bytes are counted while they flow, through the handle.
     pub fn tcp_opened(&self, record: &TcpRecord<'_>) -> StreamMetrics {
         self.inner.metrics.stream_opened(record)

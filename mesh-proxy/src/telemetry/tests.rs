@@ -265,6 +265,7 @@ fn all_metrics_are_in_the_list() {
     let telemetry = telemetry(1000);
     telemetry.dns(DnsResult::Mesh);
     telemetry.would_refuse("default/a[0]");
+    telemetry.fault(crate::fault::Injected::Delay);
     telemetry.upstream_health(&crate::upstream::HealthReport::default());
     let downstream = downstream(Direction::Outbound);
     telemetry.tcp_opened(&stream(&downstream, "tcp:a.default.svc.cluster.local:1", ""));

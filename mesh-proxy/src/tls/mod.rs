@@ -17,7 +17,7 @@ use mesh_common::tls::{
 use rustls::client::{ClientSessionMemoryCache, Resumption};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 
 use crate::config::{DownstreamTls, UpstreamTls};
 use crate::error::{Error, Kind};
@@ -161,6 +161,16 @@ impl Tls {
     /// End of the certificate's validity, in Unix seconds.
     pub fn expires(&self) -> Option<i64> {
         self.state().current.as_ref().map(|it| it.not_after)
+    }
+
+    /// What is shown in handshakes, the leaf first.
+    pub fn chain(&self) -> Option<Vec<CertificateDer<'static>>> {
+        self.shared.certificate.load().map(|it| it.cert.clone())
+    }
+
+    /// What peers are verified by.
+    pub fn bundle(&self) -> Option<Arc<TrustBundle>> {
+        self.state().current.as_ref().map(|it| it.bundle.load())
     }
 
     /// Held for a moment once in a connection's life, never over I/O.

@@ -35,6 +35,7 @@ async fn half_of_the_requests_are_aborted() {
     }
     assert_eq!(aborted, 500);
     assert_eq!(proxy.recorded(&["response_flags=\"FI\""]), 500);
+    assert!(proxy.ctx.telemetry.render().contains("mesh_faults_injected_total{fault=\"abort\"} 500"));
 }
 
 #[tokio::test]
@@ -55,6 +56,7 @@ async fn a_delay() {
     let start = Instant::now();
     assert_eq!(proxy.get("/").await.text(), "late");
     assert!(start.elapsed() >= Duration::from_millis(60));
+    assert!(proxy.ctx.telemetry.render().contains("mesh_faults_injected_total{fault=\"delay\"} 1"));
 }
 
 #[tokio::test]
