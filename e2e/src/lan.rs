@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, ensure};
 
@@ -13,7 +14,8 @@ pub struct Lan {
 impl Lan {
     /// Hosts `0..count`, with the addresses `10.98.0.1..`.
     pub fn new(count: u8) -> anyhow::Result<Self> {
-        let prefix = format!("me{}", std::process::id());
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("me{}n{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let mut lan = Self { hub: format!("{prefix}hub"), hosts: Vec::new() };
         let hub = lan.hub.clone();
         ip(&["netns", "add", &hub])?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use mesh_e2e::app::load;
 use mesh_e2e::mesh::{Mesh, User};
-use mesh_e2e::process::eventually;
+use mesh_e2e::process::{Process, eventually};
 use mesh_e2e::resolver::Resolver;
 use nix::sys::signal::Signal;
 
@@ -79,19 +79,56 @@ fn killing_an_application_costs_at_most_what_it_held() {
     assert!(report.by_version["v1"] > report.by_version["v2"], "{report:?}");
 }
 
-/// A server's proxy that is killed takes its requests in flight with it, and no others.
+/// A server's proxy that is killed takes its requests in flight with it, and no others: the workload leaves discovery at
+/// once, its application is ended, and nothing is left of it.
 #[test]
 fn killing_a_proxy_costs_at_most_what_it_held() {
+    killing_one_of_two(|two| two.signal_child("mesh-proxy", Signal::SIGKILL).unwrap(), Some(1));
+}
+
+/// So does `meshctl run` itself, which can say nothing any more and end nobody.
+#[test]
+fn killing_meshctl_run_costs_at_most_what_it_held() {
+    killing_one_of_two(|two| two.signal(Signal::SIGKILL).unwrap(), None);
+}
+
+fn killing_one_of_two(kill: impl FnOnce(&Process), code: Option<i32>) {
     let mesh = Mesh::start(User::Same).unwrap();
     let _one = mesh.echo("reviews", "v1").unwrap();
-    let two = mesh.echo("reviews", "v2").unwrap();
+    let mut two = mesh.echo("reviews", "v2").unwrap();
+    let parts = ["mesh-proxy", "testapp"].map(|program| two.child(program).unwrap());
     let load = mesh.load("web", &LOAD).unwrap();
+    load.flowing().unwrap();
     std::thread::sleep(Duration::from_secs(1));
-    two.signal_child("mesh-proxy", Signal::SIGKILL).unwrap();
-    std::thread::sleep(Duration::from_secs(2));
+    kill(&two);
+    let killed = Instant::now();
+    eventually(Duration::from_secs(2), || {
+        let workloads = mesh.meshctl(&["get", "workloads", "-o", "json"])?;
+        anyhow::ensure!(!workloads.contains("reviews-v2-"), "still there: {workloads}");
+        Ok(())
+    })
+    .unwrap();
+    println!("gone from discovery after {:?}", killed.elapsed());
+    assert_eq!(two.wait(Duration::from_secs(10)).unwrap().code(), code, "{}", two.tail());
+    eventually(Duration::from_secs(5), || {
+        let runs = parts.iter().any(|id| Path::new(&format!("/proc/{id}")).exists());
+        anyhow::ensure!(!runs, "the proxy or the application goes on");
+        let folders = std::fs::read_dir(mesh.data().join("workloads"))?.flatten();
+        let left: Vec<_> = folders.map(|it| it.file_name().into_string().unwrap()).collect();
+        anyhow::ensure!(!left.iter().any(|name| name.starts_with("reviews-v2")), "{left:?}");
+        Ok(())
+    })
+    .unwrap();
+    // Its version has nobody now, and says so instead of looking for who was there.
+    let answer = ["-o", "/dev/null", "-w", "%{http_code} %{time_total}", "http://reviews-v2:9080/"];
+    let answer = mesh.curl("late", &answer).unwrap();
+    let (status, seconds) = answer.split_once(' ').unwrap();
+    assert!(status == "503" && seconds.parse::<f64>().unwrap() < 1.0, "{answer}");
     let report = load.stop().unwrap();
+    println!("{} of {} failed, the slowest took {:.0} ms", report.requests - report.good(), report.requests, report.max_ms);
     assert!(report.requests - report.good() <= 8, "{report:?}");
     assert_eq!(report.closed, 0, "{report:?}");
+    assert!(report.by_version["v1"] > report.by_version["v2"], "{report:?}");
 }
 
 /// A caller without its proxy would have no network, or one past the mesh: it is ended. Other callers lose nothing.
