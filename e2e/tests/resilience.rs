@@ -119,16 +119,14 @@ fn killing_one_of_two(kill: impl FnOnce(&Process), code: Option<i32>) {
         Ok(())
     })
     .unwrap();
-    // Its version has nobody now, and says so instead of looking for who was there.
-    let answer = ["-o", "/dev/null", "-w", "%{http_code} %{time_total}", "http://reviews-v2:9080/"];
-    let answer = mesh.curl("late", &answer).unwrap();
-    let (status, seconds) = answer.split_once(' ').unwrap();
-    assert!(status == "503" && seconds.parse::<f64>().unwrap() < 1.0, "{answer}");
+    std::thread::sleep(Duration::from_secs(2));
     let report = load.stop().unwrap();
     println!("{} of {} failed, the slowest took {:.0} ms", report.requests - report.good(), report.requests, report.max_ms);
     assert!(report.requests - report.good() <= 8, "{report:?}");
     assert_eq!(report.closed, 0, "{report:?}");
     assert!(report.by_version["v1"] > report.by_version["v2"], "{report:?}");
+    // Nobody waits until the connect timeout is over, which is 5 s.
+    assert!(report.max_ms < 3000.0, "{report:?}");
 }
 
 /// A caller without its proxy would have no network, or one past the mesh: it is ended. Other callers lose nothing.

@@ -59,6 +59,29 @@ async fn a_silent_endpoint_is_asked_once_and_another_one_after_it() {
     }
 }
 
+/// Nobody waits for one that was taken away until the connect timeout is over.
+#[tokio::test]
+async fn a_silent_endpoint_that_is_taken_away_is_given_up() {
+    let (address, _open) = silent().await;
+    let app = App::named("alive").await;
+    let routes = retrying(|policy| policy.on.connect_failure = true);
+    let proxy = Proxy::with(routes, UpstreamHttp::Http1, &[address, app.address]).await;
+    let began = Instant::now();
+    let mut asked: Vec<_> = Vec::new();
+    for _ in 0..2 {
+        let mut client = proxy.http1().await;
+        asked.push(tokio::spawn(async move { client.get("/").await.text().to_owned() }));
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    proxy.put(Resource::Endpoints(endpoints("app", vec![endpoint(app.address)]))).await;
+    // What is gone is seen by who comes next.
+    assert_eq!(proxy.get("/").await.text(), "alive");
+    for answer in asked {
+        assert_eq!(answer.await.unwrap(), "alive");
+    }
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+}
+
 #[tokio::test]
 async fn a_status_is_tried_again_with_the_body_and_the_last_answer_is_passed_on() {
     let count = Arc::new(AtomicUsize::new(0));
