@@ -83,17 +83,17 @@ fn killing_an_application_costs_at_most_what_it_held() {
 /// once, its application is ended, and nothing is left of it.
 #[test]
 fn killing_a_proxy_costs_at_most_what_it_held() {
-    killing_one_of_two(|two| two.signal_child("mesh-proxy", Signal::SIGKILL).unwrap(), Some(1));
+    killing_one_of_two(User::Same, |two| two.signal_child("mesh-proxy", Signal::SIGKILL).unwrap(), Some(1));
 }
 
-/// So does `meshctl run` itself, which can say nothing any more and end nobody.
+/// So does `meshctl run` itself, which can say nothing any more and end nobody; also without root.
 #[test]
 fn killing_meshctl_run_costs_at_most_what_it_held() {
-    killing_one_of_two(|two| two.signal(Signal::SIGKILL).unwrap(), None);
+    killing_one_of_two(User::Unprivileged, |two| two.signal(Signal::SIGKILL).unwrap(), None);
 }
 
-fn killing_one_of_two(kill: impl FnOnce(&Process), code: Option<i32>) {
-    let mesh = Mesh::start(User::Same).unwrap();
+fn killing_one_of_two(user: User, kill: impl FnOnce(&Process), code: Option<i32>) {
+    let mesh = Mesh::start(user).unwrap();
     let _one = mesh.echo("reviews", "v1").unwrap();
     let mut two = mesh.echo("reviews", "v2").unwrap();
     let parts = ["mesh-proxy", "testapp"].map(|program| two.child(program).unwrap());
@@ -121,7 +121,12 @@ fn killing_one_of_two(kill: impl FnOnce(&Process), code: Option<i32>) {
     .unwrap();
     std::thread::sleep(Duration::from_secs(2));
     let report = load.stop().unwrap();
-    println!("{} of {} failed, the slowest took {:.0} ms", report.requests - report.good(), report.requests, report.max_ms);
+    println!(
+        "{} of {} failed, the slowest took {:.0} ms",
+        report.requests - report.good(),
+        report.requests,
+        report.max_ms
+    );
     assert!(report.requests - report.good() <= 8, "{report:?}");
     assert_eq!(report.closed, 0, "{report:?}");
     assert!(report.by_version["v1"] > report.by_version["v2"], "{report:?}");

@@ -144,7 +144,9 @@ impl Relay {
         std::thread::spawn(move || {
             while let Ok((near, _)) = listener.accept() {
                 let Ok(far) = UnixStream::connect(&target) else { continue };
-                for (mut from, mut to) in [(&near, &far), (&far, &near)].map(|it| (it.0.try_clone().unwrap(), it.1.try_clone().unwrap())) {
+                for (mut from, mut to) in
+                    [(&near, &far), (&far, &near)].map(|it| (it.0.try_clone().unwrap(), it.1.try_clone().unwrap()))
+                {
                     std::thread::spawn(move || {
                         let _ = std::io::copy(&mut from, &mut to);
                         let _ = to.shutdown(Shutdown::Both);

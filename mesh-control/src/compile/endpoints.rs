@@ -27,8 +27,7 @@ pub(super) fn endpoints(name: &str, upstream: &Upstream, own: &Locality) -> Clus
         let workload = &endpoint.workload;
         // Who calls one workload wants that one, well or not.
         let called_anyway = upstream.only.is_some() || upstream.service.ready_or_not;
-        let healthy =
-            called_anyway || workload.healthy || workload.lost && lost_too || workload.lingers && !somebody;
+        let healthy = called_anyway || workload.healthy || workload.lost && lost_too || workload.lingers && !somebody;
         let made = of_workload(&endpoint, upstream, healthy);
         localities.entry(endpoint.workload.locality.clone()).or_default().extend(made);
     }

@@ -190,9 +190,7 @@ impl Registry {
         if self.is_closed() {
             return Ok(Vec::new());
         }
-        let is_due = |session: &Session| {
-            session.gone.as_ref().and_then(|gone| gone.lost).is_some_and(|at| at <= now)
-        };
+        let is_due = |session: &Session| session.gone.as_ref().and_then(|gone| gone.lost).is_some_and(|at| at <= now);
         let due: Vec<Key> = {
             let sessions = self.sessions();
             let due = sessions.by_key.iter().filter(|(_, session)| is_due(session));
