@@ -111,8 +111,10 @@ fn killing_one_of_two(user: User, kill: impl FnOnce(&Process), code: Option<i32>
     println!("gone from discovery after {:?}", killed.elapsed());
     assert_eq!(two.wait(Duration::from_secs(10)).unwrap().code(), code, "{}", two.tail());
     eventually(Duration::from_secs(5), || {
-        let runs = parts.iter().any(|id| Path::new(&format!("/proc/{id}")).exists());
-        anyhow::ensure!(!runs, "the proxy or the application goes on");
+        // Nobody may have collected it yet whose parent was killed.
+        let is_dead = |status: String| status.contains("State:\tZ");
+        let runs = |id: &u32| std::fs::read_to_string(format!("/proc/{id}/status")).is_ok_and(|it| !is_dead(it));
+        anyhow::ensure!(!parts.iter().any(runs), "the proxy or the application goes on");
         let folders = std::fs::read_dir(mesh.data().join("workloads"))?.flatten();
         let left: Vec<_> = folders.map(|it| it.file_name().into_string().unwrap()).collect();
         anyhow::ensure!(!left.iter().any(|name| name.starts_with("reviews-v2")), "{left:?}");
