@@ -9,7 +9,7 @@ use anyhow::Context;
 use mesh_e2e::app::load;
 use mesh_e2e::as_root_and_without;
 use mesh_e2e::mesh::{Mesh, User};
-use mesh_e2e::process::eventually;
+use mesh_e2e::process::{Process, eventually};
 use mesh_e2e::resolver::Resolver;
 use nix::sys::signal::Signal;
 
@@ -17,6 +17,7 @@ as_root_and_without!(
     killing_the_control_plane_costs_nothing,
     killing_an_application_costs_at_most_what_it_held,
     killing_a_proxy_costs_at_most_what_it_held,
+    killing_meshctl_run_costs_at_most_what_it_held,
     killing_a_callers_proxy_ends_that_caller_alone,
 );
 
@@ -85,18 +86,59 @@ fn killing_an_application_costs_at_most_what_it_held(user: User) {
     assert!(report.by_version["v1"] > report.by_version["v2"], "{report:?}");
 }
 
-/// A server's proxy that is killed takes its requests in flight with it, and no others.
+/// A server's proxy that is killed takes its requests in flight with it, and no others: the workload leaves discovery at
+/// once, its application is ended, and nothing is left of it.
 fn killing_a_proxy_costs_at_most_what_it_held(user: User) {
+    killing_one_of_two(user, |two| two.signal_child("mesh-proxy", Signal::SIGKILL).unwrap(), Some(1));
+}
+
+/// So does `meshctl run` itself, which can say nothing any more and end nobody.
+fn killing_meshctl_run_costs_at_most_what_it_held(user: User) {
+    killing_one_of_two(user, |two| two.signal(Signal::SIGKILL).unwrap(), None);
+}
+
+fn killing_one_of_two(user: User, kill: impl FnOnce(&Process), code: Option<i32>) {
     let mesh = Mesh::start(user).unwrap();
     let _one = mesh.echo("reviews", "v1").unwrap();
-    let two = mesh.echo("reviews", "v2").unwrap();
+    let mut two = mesh.echo("reviews", "v2").unwrap();
+    let parts = ["mesh-proxy", "testapp"].map(|program| two.child(program).unwrap());
     let load = mesh.load("web", &LOAD).unwrap();
+    load.flowing().unwrap();
     std::thread::sleep(Duration::from_secs(1));
-    two.signal_child("mesh-proxy", Signal::SIGKILL).unwrap();
+    kill(&two);
+    let killed = Instant::now();
+    eventually(Duration::from_secs(2), || {
+        let workloads = mesh.meshctl(&["get", "workloads", "-o", "json"])?;
+        anyhow::ensure!(!workloads.contains("reviews-v2-"), "still there: {workloads}");
+        Ok(())
+    })
+    .unwrap();
+    println!("gone from discovery after {:?}", killed.elapsed());
+    assert_eq!(two.wait(Duration::from_secs(10)).unwrap().code(), code, "{}", two.tail());
+    eventually(Duration::from_secs(5), || {
+        // Nobody may have collected it yet whose parent was killed.
+        let is_dead = |status: String| status.contains("State:\tZ");
+        let runs = |id: &u32| std::fs::read_to_string(format!("/proc/{id}/status")).is_ok_and(|it| !is_dead(it));
+        anyhow::ensure!(!parts.iter().any(runs), "the proxy or the application goes on");
+        let folders = std::fs::read_dir(mesh.data().join("workloads"))?.flatten();
+        let left: Vec<_> = folders.map(|it| it.file_name().into_string().unwrap()).collect();
+        anyhow::ensure!(!left.iter().any(|name| name.starts_with("reviews-v2")), "{left:?}");
+        Ok(())
+    })
+    .unwrap();
     std::thread::sleep(Duration::from_secs(2));
     let report = load.stop().unwrap();
+    println!(
+        "{} of {} failed, the slowest took {:.0} ms",
+        report.requests - report.good(),
+        report.requests,
+        report.max_ms
+    );
     assert!(report.requests - report.good() <= 8, "{report:?}");
     assert_eq!(report.closed, 0, "{report:?}");
+    assert!(report.by_version["v1"] > report.by_version["v2"], "{report:?}");
+    // Nobody waits until the connect timeout is over, which is 5 s.
+    assert!(report.max_ms < 3000.0, "{report:?}");
 }
 
 /// A caller without its proxy would have no network, or one past the mesh: it is ended. Other callers lose nothing.

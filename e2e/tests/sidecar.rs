@@ -3,15 +3,20 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use mesh_e2e::as_root_and_without;
 use mesh_e2e::lan::Lan;
 use mesh_e2e::mesh::{Mesh, User};
 use mesh_e2e::process::{Process, eventually};
+use nix::sys::signal::Signal;
 
 as_root_and_without!(a_sidecar_by_hand);
 
@@ -38,7 +43,11 @@ fn proxy(mesh: &Mesh, lan: &Lan) -> Command {
 }
 
 fn intercept(mesh: &Mesh, lan: &Lan, args: &[&str]) {
-    let output = lan.on(WORKLOAD, mesh.program("mesh-proxy")).arg("intercept").args(args).output().unwrap();
+    intercept_on(mesh, lan, WORKLOAD, args);
+}
+
+fn intercept_on(mesh: &Mesh, lan: &Lan, host: usize, args: &[&str]) {
+    let output = lan.on(host, mesh.program("mesh-proxy")).arg("intercept").args(args).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
 }
 
@@ -71,6 +80,91 @@ fn a_sidecar_by_hand(user: User) {
 
     names_of_the_mesh_resolve_and_others_go_to_the_resolver(&mesh, &lan);
     strict_ports_take_nobody_from_outside(&mesh, &lan);
+}
+
+/// A proxy that is killed where the control plane cannot see its process, as on another machine: callers pass the workload
+/// over after 5 s, as long as another one is heard of. One that lost its connection alone is there all the time.
+#[test]
+fn a_sidecar_that_vanishes_is_passed_over_until_it_is_back() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let lan = Lan::new(User::Same, 2).unwrap();
+    let away = Relay::start(&mesh.folder().join("away.sock"), &mesh.data().join("proxy.sock")).unwrap();
+    let start = |host: u8| {
+        intercept_on(&mesh, &lan, host.into(), &[]);
+        let name = format!("reviews-v{host}");
+        let mut proxy = lan.on(host.into(), mesh.program("mesh-proxy"));
+        proxy.args(["run", "--control", &format!("unix:{}", away.path.display()), "--token-file"]);
+        proxy.arg(mesh.token("reviews").unwrap()).args(["--service", "reviews", "--workload", &name]);
+        proxy.args(["--version", &format!("v{host}"), "--port", "9080:http", "--health", "none"]);
+        proxy.args(["--address", &Lan::address(host).to_string(), "--dns-upstream", "192.0.2.1"]);
+        let proxy = Process::start(&name, proxy, &mesh.logs()).unwrap();
+        mesh.discovered("reviews", &format!("v{host}")).unwrap_or_else(|error| panic!("{error:#}: {}", proxy.tail()));
+        proxy
+    };
+    let (stays, vanishes) = (start(0), start(1));
+    let known = |version: &str| mesh.workloads("reviews", version).unwrap();
+    let listed = || mesh.meshctl(&["get", "workloads", "-o", "json"]).unwrap().contains("reviews-v1");
+
+    // Every connection breaks, and both proxies live.
+    away.cut();
+    let cut = Instant::now();
+    eventually(Duration::from_secs(5), || {
+        for proxy in [&stays, &vanishes] {
+            let log = proxy.stdout() + &proxy.stderr();
+            ensure!(log.matches("the workload is registered").count() == 2, "it is not back: {log}");
+        }
+        Ok(())
+    })
+    .unwrap();
+    vanishes.signal(Signal::SIGKILL).unwrap();
+    let killed = Instant::now();
+    println!("all back after {:?}", cut.elapsed());
+    while known("v1") == 1 {
+        assert!(killed.elapsed() < Duration::from_secs(10), "it is not passed over");
+        assert_eq!(known("v0"), 1, "{}", stays.tail());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    println!("passed over after {:?}", killed.elapsed());
+    assert!(killed.elapsed() > Duration::from_secs(4), "{:?}", killed.elapsed());
+    assert!(listed() && known("v0") == 1);
+    let again = start(1);
+    assert_eq!((known("v0"), known("v1")), (1, 1), "{}", again.tail());
+}
+
+/// A machine between a proxy and the control plane.
+struct Relay {
+    path: PathBuf,
+    open: Arc<Mutex<Vec<UnixStream>>>,
+}
+
+impl Relay {
+    /// Takes connections at `path` to `target` for as long as the test runs.
+    fn start(path: &Path, target: &Path) -> std::io::Result<Self> {
+        let listener = UnixListener::bind(path)?;
+        let open = Arc::new(Mutex::new(Vec::new()));
+        let (all, target) = (open.clone(), target.to_owned());
+        std::thread::spawn(move || {
+            while let Ok((near, _)) = listener.accept() {
+                let Ok(far) = UnixStream::connect(&target) else { continue };
+                for (mut from, mut to) in
+                    [(&near, &far), (&far, &near)].map(|it| (it.0.try_clone().unwrap(), it.1.try_clone().unwrap()))
+                {
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+                all.lock().unwrap().extend([near, far]);
+            }
+        });
+        Ok(Self { path: path.to_owned(), open })
+    }
+
+    fn cut(&self) {
+        for stream in self.open.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 fn names_of_the_mesh_resolve_and_others_go_to_the_resolver(mesh: &Mesh, lan: &Lan) {

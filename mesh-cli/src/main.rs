@@ -25,6 +25,7 @@ mod routes;
 mod run;
 #[cfg(test)]
 mod schema;
+mod state;
 mod views;
 
 use std::process::ExitCode;

@@ -31,6 +31,8 @@ pub struct Peer {
     pub certificate: Option<PeerCertificate>,
     /// Whether it has proven an identity, by its certificate or by a token in one of its calls. Clones share it.
     pub proven: Proven,
+    /// The process at the other end of a unix socket, where it can be seen from here.
+    pub process: Option<i32>,
 }
 
 impl Peer {
@@ -39,7 +41,7 @@ impl Peer {
         if certificate.is_some() {
             proven.set();
         }
-        Self { address, transport, certificate, proven }
+        Self { address, transport, certificate, proven, process: None }
     }
 }
 
@@ -71,6 +73,8 @@ pub struct Caller {
     pub pod: Option<String>,
     pub address: String,
     pub transport: Transport,
+    /// The process at the other end of a unix socket, where it can be seen from here.
+    pub process: Option<i32>,
 }
 
 impl Caller {
@@ -149,7 +153,8 @@ impl Authenticator {
             peer.proven.set();
         }
         let (identity, pod) = bearer.map_or((None, None), |bearer| (Some(bearer.identity), bearer.pod));
-        Ok(Caller { identity, pod, address: peer.address.clone(), transport: peer.transport })
+        let Peer { address, transport, process, .. } = peer;
+        Ok(Caller { identity, pod, address: address.clone(), transport: *transport, process: *process })
     }
 
     async fn bearer(&self, token: &str, spend: bool, now: Timestamp) -> Result<Bearer, Status> {

@@ -26,6 +26,10 @@ impl House {
             }
             Err(error) => tracing::error!(%error, "cannot remove workloads that are gone"),
         }
+        match self.registry.mark_lost(instant).await {
+            Ok(lost) => lost.iter().for_each(|key| tracing::info!(workload = %key, "has not come back so far")),
+            Err(error) => tracing::error!(%error, "cannot mark workloads that are lost"),
+        }
         if let Err(error) = self.end_faults(now).await {
             tracing::error!(%error, "cannot remove faults that have expired; proxies end them by themselves");
         }

@@ -10,6 +10,9 @@ use http::{HeaderMap, StatusCode};
 use crate::config::{RetryOn, RetryPolicy};
 use crate::error::{Kind, Retry};
 
+/// The kernel asks again for a connection after that time.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// Whether this failure is one that the policy wants tried again, and one that may be.
 pub fn on_error(on: &RetryOn, kind: Kind, idempotent: bool) -> bool {
     let safe = match kind.retry() {
@@ -26,6 +29,12 @@ pub fn on_error(on: &RetryOn, kind: Kind, idempotent: bool) -> bool {
         _ => false,
     };
     safe && wanted
+}
+
+/// Whether a connection came to nothing because nobody said anything, not even no: to ask the same endpoint once more is no
+/// use, since the kernel has done so all the time.
+pub fn is_silence(kind: Kind, took: Duration) -> bool {
+    matches!(kind, Kind::UpstreamConnect | Kind::UpstreamTls) && took >= SILENCE
 }
 
 /// Whether the policy wants a request with this response tried again. A gRPC status counts when it came with the head,
@@ -92,6 +101,13 @@ mod tests {
         assert!(!on_error(&all, Kind::Timeout, true));
         assert!(!on_error(&all, Kind::Downstream, true));
         assert!(!on_error(&RetryOn::default(), Kind::UpstreamConnect, true));
+    }
+
+    #[test]
+    fn who_refuses_may_be_asked_again_and_who_is_silent_not() {
+        let (soon, late) = (Duration::from_millis(300), Duration::from_secs(3));
+        assert!(!is_silence(Kind::UpstreamConnect, soon) && is_silence(Kind::UpstreamConnect, late));
+        assert!(is_silence(Kind::UpstreamTls, late) && !is_silence(Kind::UpstreamReset, late));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! In: connections on `DATA/fabric.sock`, one for each lease. It starts with the first lease and ends shortly after the
 //! last one; a lock on `DATA/fabric.lock` keeps it the only one. It survives signals from the terminal, because others may
-//! use it still.
+//! use it still. Where a lease ends, it takes away what a killed workload has left in the data folder.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -22,6 +22,7 @@ use socket2::SockRef;
 use super::addresses::{self, Pool};
 use super::protocol::{self, Answer};
 use super::{Error, links, namespaces};
+use crate::state;
 
 /// What the holder says on its standard output when leases can be had.
 pub(super) const READY: &str = "ready";
@@ -39,7 +40,8 @@ pub(super) fn execute(data: &Path) -> ExitCode {
         Ok(Some((lock, listener, user))) => {
             println!("{READY}");
             detach();
-            serve(&listener, user);
+            serve(data, &listener, user);
+            state::sweep(data);
             // While the lock is held nobody else can have made a socket of that name.
             let _ = fs::remove_file(socket(data));
             drop(lock);
@@ -95,17 +97,19 @@ fn detach() {
     let _ = std::env::set_current_dir("/");
 }
 
-fn serve(listener: &UnixListener, user: Option<OwnedFd>) {
+fn serve(data: &Path, listener: &UnixListener, user: Option<OwnedFd>) {
     let pool = Arc::new(Mutex::new(Pool::new()));
+    let data: Arc<Path> = data.into();
     let user = Arc::new(user);
     let mut busy = Instant::now();
     while busy.elapsed() < LINGER {
         if let Ok((stream, _)) = listener.accept() {
             // Taken here, so that a lease counts from the moment that it was asked for.
             let number = lock(&pool).take();
-            let (pool, user) = (pool.clone(), user.clone());
+            let (data, pool, user) = (data.clone(), pool.clone(), user.clone());
             thread::spawn(move || {
                 serve_lease(stream, number, user.as_ref().as_ref());
+                state::sweep(&data);
                 if let Some(number) = number {
                     lock(&pool).give_back(number);
                 }

@@ -8,7 +8,6 @@ mod application;
 mod dns;
 mod programs;
 pub mod sidecar;
-mod state;
 
 use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener};
@@ -29,7 +28,8 @@ pub use programs::find as find_program;
 ///
 /// The application gets a network namespace. Its connections go through the proxy and names of services resolve; it is
 /// discovered while it is healthy and gone when it ends. Its exit code is the exit code of this command. Should its proxy
-/// end, the application is ended too, with exit code 1: no connection of it goes past the mesh.
+/// end, the application is ended too, with exit code 1: no connection of it goes past the mesh. Should this command be
+/// killed, so are both, and the application is gone from discovery at once.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  meshctl run --service reviews --version v2 --port 9080:http --token-file reviews.token -- ./reviews"

@@ -17,10 +17,10 @@ use tokio::process::Child;
 
 use super::dns::{self, HostResolver};
 use super::programs;
-use super::state::State;
 use crate::failure::{Exit, Failure};
 use crate::local::AdminProxy;
 use crate::netns::{self, Lease, Who};
+use crate::state::State;
 
 /// How long a proxy may take to be ready: it needs its certificate and its first configuration.
 const START: Duration = Duration::from_secs(20);

@@ -72,8 +72,9 @@ fn conditions(model: &Model, objects: &Objects) -> Vec<Finding> {
 }
 
 fn unserved(model: &Model) -> Vec<Finding> {
-    let is_unserved =
-        |service: &&Service| service.version_of.is_none() && !service.workloads.iter().any(|workload| workload.healthy);
+    let is_unserved = |service: &&Service| {
+        service.version_of.is_none() && !service.workloads.iter().any(|workload| workload.healthy || workload.lost)
+    };
     let found: Vec<Finding> = model
         .services()
         .filter(is_unserved)

@@ -3,7 +3,7 @@
 use mesh_common::proto::workload::Name;
 
 use super::Scope;
-use crate::model::{Model, Service};
+use crate::model::{Model, Service, Workload, lost_are_called};
 
 /// A virtual address stays, so its name may be kept for a while.
 const TTL_SECONDS: u32 = 30;
@@ -22,8 +22,9 @@ pub(super) fn name(model: &Model, scope: &Scope, question: &str) -> Option<Name>
 }
 
 fn of_workloads(service: &Service) -> Vec<std::net::IpAddr> {
-    let healthy = service.workloads.iter().filter(|workload| workload.healthy || service.ready_or_not);
-    healthy.flat_map(|workload| workload.addresses.iter().copied()).collect()
+    let lost_too = lost_are_called(service.workloads.iter().map(|workload| &**workload));
+    let called = |it: &&std::sync::Arc<Workload>| it.healthy || it.lost && lost_too || service.ready_or_not;
+    service.workloads.iter().filter(called).flat_map(|workload| workload.addresses.iter().copied()).collect()
 }
 
 /// Every name under which each service is known.

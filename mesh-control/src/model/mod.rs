@@ -36,7 +36,7 @@ pub use route::{Action, Backend, Forward, Mirror, PathMatch, PathRewrite, Route,
 pub use service::{Endpoint, Port, Protocol, Service};
 pub use span::Reach;
 pub(crate) use workload::selectable_labels;
-pub use workload::{Workload, WorkloadPort};
+pub use workload::{Workload, WorkloadPort, lost_are_called};
 
 use attach::{Attached, Attacher};
 use authorization::Authorizations;

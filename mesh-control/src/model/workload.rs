@@ -3,7 +3,7 @@ use std::net::IpAddr;
 
 use mesh_common::identity::Identity;
 use mesh_common::names::port;
-use mesh_common::resource::{Key, Kind, LABEL_TERMINATING, TargetPort, WorkloadEntry};
+use mesh_common::resource::{Key, Kind, LABEL_LOST, LABEL_TERMINATING, TargetPort, WorkloadEntry};
 
 use super::{Condition, Name, Protocol, Status};
 
@@ -26,8 +26,10 @@ pub struct Workload {
     /// Its proxy takes the connections to all of its ports but the excluded ones.
     pub intercepted: bool,
     pub excluded_ports: Vec<u16>,
-    /// It is ready, and is not going to end.
+    /// It is ready, is not going to end, and its proxy is heard of.
     pub healthy: bool,
+    /// It was healthy when its proxy was last heard of, which is some time ago: see [`lost_are_called`].
+    pub lost: bool,
     /// It is ready, and is going to end: it is called only while a service has nobody else.
     pub lingers: bool,
     pub registered: bool,
@@ -61,6 +63,7 @@ impl Workload {
         };
         let ready = spec.healthy.unwrap_or(true);
         let terminating = entry.metadata.labels.get(LABEL_TERMINATING).is_some_and(|value| value == "true");
+        let lost = entry.registered() && entry.metadata.labels.get(LABEL_LOST).is_some_and(|value| value == "true");
         let mut locality = spec.locality.as_deref().unwrap_or_default().split('/').map(str::to_owned);
         let mut part = || locality.next().unwrap_or_default();
         Some(Self {
@@ -72,7 +75,8 @@ impl Workload {
             intercepted: identity.is_some() && entry.intercepted(),
             excluded_ports: entry.excluded_ports(),
             identity,
-            healthy: ready && !terminating,
+            healthy: ready && !terminating && !lost,
+            lost: ready && !terminating && lost,
             lingers: ready && terminating,
             registered: entry.registered(),
             weight: spec.weight.unwrap_or(1).max(1),
@@ -121,6 +125,17 @@ impl Workload {
     fn serves(&self, udp: bool, number: u16) -> Option<u16> {
         (self.ports(udp).next().is_none() || self.port(udp, number).is_some()).then_some(number)
     }
+}
+
+/// Whether those are called too whose proxies are not heard of. When most of a service's workloads are not, the way to the
+/// control plane is the more likely reason; and what the others then get is at most twice what they had.
+pub fn lost_are_called<'a>(workloads: impl Iterator<Item = &'a Workload>) -> bool {
+    let (mut healthy, mut lost) = (0_usize, 0_usize);
+    for workload in workloads {
+        healthy += usize::from(workload.healthy);
+        lost += usize::from(workload.lost);
+    }
+    lost > healthy
 }
 
 impl WorkloadPort {

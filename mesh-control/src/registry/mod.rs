@@ -1,5 +1,5 @@
 //! Workloads that register themselves through their proxies: each is a `WorkloadEntry` object for as long as its stream
-//! lives, and for a grace time after the stream broke.
+//! lives, and for a grace time after the stream broke, unless it is known that the proxy's process has ended.
 //!
 //! In: registrations with proven identities, ends of streams, the time. Out: objects in the store.
 
@@ -7,6 +7,7 @@ mod address;
 mod depart;
 mod entry;
 mod member;
+mod process;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -18,16 +19,18 @@ use std::time::{Duration, Instant};
 
 use mesh_common::identity::Identity;
 use mesh_common::proto::workload::Registration;
-use mesh_common::resource::{Key, Kind, LABEL_REGISTERED, Object, WorkloadEntry};
+use mesh_common::resource::{Key, Kind, LABEL_LOST, LABEL_REGISTERED, Object, WorkloadEntry};
 use tonic::Status;
 
-use crate::store::{Store, StoreError, blocking};
+use crate::store::{MAX_BATCH, Store, StoreError, blocking};
 
 pub use address::Origin;
 pub use service::{RegistryService, Workloads};
 
 /// How long a workload stays when its stream broke, or when mesh-control restarted.
 pub const GRACE: Duration = Duration::from_secs(30);
+/// After that long without a stream it counts as lost. A proxy that lives has tried four times by then.
+pub const LOST_AFTER: Duration = Duration::from_secs(5);
 
 /// A handle; clones share the registry.
 #[derive(Clone)]
@@ -52,8 +55,16 @@ struct Sessions {
 /// The stream that speaks for an entry.
 struct Session {
     id: u64,
-    /// Set while there is no stream: when the entry goes.
-    until: Option<Instant>,
+    /// Set while there is no stream.
+    gone: Option<Gone>,
+}
+
+/// What becomes of an entry without a stream.
+struct Gone {
+    /// When it counts as lost. `None`: it does already, or will not, as after a restart of mesh-control.
+    lost: Option<Instant>,
+    /// When it goes.
+    removed: Instant,
 }
 
 /// Who registers, and from where.
@@ -76,7 +87,8 @@ impl Registry {
         let mut sessions = Sessions::default();
         for (key, object) in store.current().select(Some(Kind::WorkloadEntry), None, None) {
             if is_registered(object) {
-                sessions.by_key.insert(key.clone(), Session { id: 0, until: Some(now + GRACE) });
+                let gone = Gone { lost: None, removed: now + GRACE };
+                sessions.by_key.insert(key.clone(), Session { id: 0, gone: Some(gone) });
             }
         }
         let inner = Inner {
@@ -105,7 +117,7 @@ impl Registry {
         let mut sessions = self.sessions();
         sessions.newest += 1;
         let id = sessions.newest;
-        if sessions.by_key.insert(key.clone(), Session { id, until: None }).is_some_and(|old| old.until.is_none()) {
+        if sessions.by_key.insert(key.clone(), Session { id, gone: None }).is_some_and(|old| old.gone.is_none()) {
             tracing::warn!(workload = %key, "registered by a second stream, which takes over");
         }
         metrics::gauge!("mesh_control_workloads").set(sessions.by_key.len() as f64);
@@ -134,7 +146,7 @@ impl Registry {
         self.sessions().by_key.get(&claim.key).is_some_and(|session| session.id == claim.id)
     }
 
-    /// The stream ended in good order, or the workload says that it is leaving: the entry goes now.
+    /// The stream ended in good order, the workload says that it is leaving, or its proxy is dead: the entry goes now.
     pub async fn leave(&self, claim: &Claim) -> Result<(), StoreError> {
         let _writing = self.inner.writing.lock().await;
         if !self.holds(claim) || self.is_closed() {
@@ -167,8 +179,47 @@ impl Registry {
     /// The stream broke: the entry stays for the grace time.
     pub fn lost(&self, claim: &Claim, now: Instant) {
         if let Some(session) = self.sessions().by_key.get_mut(&claim.key).filter(|session| session.id == claim.id) {
-            session.until = Some(now + GRACE);
+            session.gone = Some(Gone { lost: Some(now + LOST_AFTER), removed: now + GRACE });
         }
+    }
+
+    /// Marks entries whose streams broke some time ago, so that others are called while there are enough; call it from time
+    /// to time. A proxy that registers anew takes the mark away.
+    pub async fn mark_lost(&self, now: Instant) -> Result<Vec<Key>, StoreError> {
+        let _writing = self.inner.writing.lock().await;
+        if self.is_closed() {
+            return Ok(Vec::new());
+        }
+        let is_due = |session: &Session| session.gone.as_ref().and_then(|gone| gone.lost).is_some_and(|at| at <= now);
+        let due: Vec<Key> = {
+            let sessions = self.sessions();
+            let due = sessions.by_key.iter().filter(|(_, session)| is_due(session));
+            due.map(|(key, _)| key.clone()).take(MAX_BATCH).collect()
+        };
+        if due.is_empty() {
+            return Ok(due);
+        }
+        let current = self.inner.store.current();
+        let marked = due.iter().filter_map(|key| match current.objects.get(key).map(AsRef::as_ref) {
+            Some(Object::WorkloadEntry(entry)) => {
+                let mut entry = entry.clone();
+                entry.metadata.labels.insert(LABEL_LOST.to_owned(), "true".to_owned());
+                Some(Object::from(entry))
+            }
+            _ => None,
+        });
+        let (store, marked) = (self.inner.store.clone(), marked.collect::<Vec<_>>());
+        let keys = marked.iter().map(Object::key).collect();
+        if !marked.is_empty() {
+            blocking(move || store.apply(marked, false)).await?;
+        }
+        let mut sessions = self.sessions();
+        for key in &due {
+            if let Some(gone) = sessions.by_key.get_mut(key).and_then(|session| session.gone.as_mut()) {
+                gone.lost = None;
+            }
+        }
+        Ok(keys)
     }
 
     /// Removes entries whose grace time is over; call it from time to time.
@@ -177,7 +228,7 @@ impl Registry {
         if self.is_closed() {
             return Ok(Vec::new());
         }
-        let over = |session: &Session| session.until.is_some_and(|until| until <= now);
+        let over = |session: &Session| session.gone.as_ref().is_some_and(|gone| gone.removed <= now);
         let gone: Vec<Key> = {
             let sessions = self.sessions();
             sessions.by_key.iter().filter(|(_, session)| over(session)).map(|(key, _)| key.clone()).collect()
@@ -210,7 +261,7 @@ impl Registry {
             refuse_takeover(identity, key, stored)?;
         }
         member::refuse_foreign(identity, key, &entry, &current.objects)?;
-        let has_stream = |key: &Key| self.sessions().by_key.get(key).is_some_and(|session| session.until.is_none());
+        let has_stream = |key: &Key| self.sessions().by_key.get(key).is_some_and(|session| session.gone.is_none());
         address::refuse_held(identity, *origin, key, &entry, &current.objects, has_stream)?;
         let store = self.inner.store.clone();
         let applied = blocking(move || store.apply(vec![entry.into()], false)).await.map_err(|error| {

@@ -10,6 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::depart::{self, Standing};
+use super::process::Process;
 use super::{Claim, GRACE, Origin, Registrant, Registry};
 use crate::auth::{Authenticator, Proof};
 use crate::snapshot::Snapshot;
@@ -77,8 +78,13 @@ impl WorkloadRegistry for RegistryService {
             ));
         };
         let (answers, stream) = mpsc::channel(4);
-        let session =
-            Session { registry: registry.clone(), snapshots: self.snapshots.clone(), registrant, claim: None };
+        let session = Session {
+            registry: registry.clone(),
+            snapshots: self.snapshots.clone(),
+            registrant,
+            process: caller.process.and_then(Process::watch),
+            claim: None,
+        };
         // A task of its own, so that the entry is looked after even when the caller drops the answer.
         tokio::spawn(session.run(request.into_inner(), answers));
         Ok(Response::new(ReceiverStream::new(stream)))
@@ -112,6 +118,8 @@ struct Session {
     registry: Registry,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     registrant: Registrant,
+    /// The proxy, on this machine.
+    process: Option<Process>,
     claim: Option<Claim>,
 }
 
@@ -128,14 +136,17 @@ impl Session {
         match end {
             End::Left => {
                 tracing::info!(%workload, "left");
-                if let Err(error) = self.registry.leave(claim).await {
-                    tracing::error!(%workload, %error, "cannot remove a workload that left; it is removed after the grace time");
-                    self.registry.lost(claim, Instant::now());
-                }
+                self.leave(claim).await;
             }
             End::Lost => {
-                tracing::info!(%workload, grace = ?GRACE, "its stream broke; it stays for the grace time");
                 self.registry.lost(claim, Instant::now());
+                // It may have registered anew meanwhile: then this claim has no say any more.
+                if self.has_ended().await {
+                    tracing::info!(%workload, "its proxy ended without a word");
+                    self.leave(claim).await;
+                } else {
+                    tracing::info!(%workload, grace = ?GRACE, "its stream broke; it stays for the grace time");
+                }
             }
             End::Replaced => {
                 let _ = answers.send(Err(Status::aborted("another stream has registered this workload"))).await;
@@ -144,6 +155,21 @@ impl Session {
                 self.registry.lost(claim, Instant::now());
                 let _ = answers.send(Err(status)).await;
             }
+        }
+    }
+
+    async fn has_ended(&self) -> bool {
+        match &self.process {
+            Some(process) => process.has_ended().await,
+            None => false,
+        }
+    }
+
+    async fn leave(&self, claim: &Claim) {
+        if let Err(error) = self.registry.leave(claim).await {
+            let workload = &claim.key;
+            tracing::error!(%workload, %error, "cannot remove a workload that left; it is removed after the grace time");
+            self.registry.lost(claim, Instant::now());
         }
     }
 

@@ -91,6 +91,45 @@ async fn a_broken_stream_has_its_grace() {
 }
 
 #[tokio::test]
+async fn who_is_not_heard_of_is_lost_until_it_is() {
+    let (_dir, store) = open();
+    let now = Instant::now();
+    let registry = Registry::new(store.clone(), now);
+    let who = near("reviews");
+    let is_lost = |claim: &Claim| entry(&store, &claim.key).unwrap().metadata.labels.contains_key(LABEL_LOST);
+    let (a, _) = registry.register(&who, &registration("a"), true).await.unwrap();
+    let (b, _) = registry.register(&who, &registration("b"), true).await.unwrap();
+    registry.lost(&a, now);
+    let early = now + LOST_AFTER - Duration::from_millis(1);
+    assert!(registry.mark_lost(early).await.unwrap().is_empty());
+    assert_eq!(registry.mark_lost(now + LOST_AFTER).await.unwrap(), [a.key.clone()]);
+    assert!(is_lost(&a) && !is_lost(&b));
+    // Once, and the grace time is what it was.
+    assert!(registry.mark_lost(now + LOST_AFTER * 2).await.unwrap().is_empty());
+    assert!(registry.expire(now + GRACE - Duration::from_millis(1)).await.unwrap().is_empty());
+
+    let (a, _) = registry.register(&who, &registration("a"), true).await.unwrap();
+    assert!(!is_lost(&a));
+    assert!(registry.mark_lost(now + GRACE).await.unwrap().is_empty());
+    assert!(registry.expire(now + GRACE).await.unwrap().is_empty());
+
+    // One that is gone before is not made anew.
+    registry.lost(&b, now);
+    registry.depart(&identity("reviews"), "b").await.unwrap();
+    assert!(registry.mark_lost(now + LOST_AFTER).await.unwrap().is_empty());
+    assert!(entry(&store, &b.key).is_none());
+
+    // A restart of mesh-control, after which all are without a stream, loses nobody.
+    let registry = Registry::new(store.clone(), now);
+    assert!(registry.mark_lost(now + GRACE).await.unwrap().is_empty());
+    // Nor does its end.
+    let (a, _) = registry.register(&who, &registration("a"), true).await.unwrap();
+    registry.close();
+    registry.lost(&a, now);
+    assert!(registry.mark_lost(now + GRACE).await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn nobody_takes_the_name_of_another() {
     let (_dir, store) = open();
     let registry = Registry::new(store.clone(), Instant::now());

@@ -69,7 +69,7 @@ impl Door {
         let name = self.name;
         let permits = Arc::new(Semaphore::new(self.limits.connections));
         loop {
-            let (io, address) = match self.accept().await {
+            let (io, address, process) = match self.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(listener = name, %error, "cannot accept a connection; is the limit of open files too low?");
@@ -86,8 +86,8 @@ impl Door {
             let (tls, transport, ready) = (self.tls.clone(), self.transport, ready.clone());
             let Limits { handshake: limit, proof, .. } = self.limits;
             tokio::spawn(async move {
-                let opened =
-                    tokio::time::timeout(limit, open(io, address.clone(), tls, transport, proof, open_one)).await;
+                let peer = Peer { process, ..Peer::new(address.clone(), transport, None) };
+                let opened = tokio::time::timeout(limit, open(io, peer, tls, proof, open_one)).await;
                 let reason = match opened {
                     Ok(Ok(None)) => return,
                     Ok(Ok(Some(connection))) => {
@@ -105,17 +105,19 @@ impl Door {
         }
     }
 
-    async fn accept(&self) -> io::Result<(Box<dyn Io>, String)> {
+    /// A connection, its peer's address, and the process there if that is on this machine and can be seen.
+    async fn accept(&self) -> io::Result<(Box<dyn Io>, String, Option<i32>)> {
         match &self.listener {
             Listener::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
                 // Answers are small and awaited.
                 let _ = stream.set_nodelay(true);
-                Ok((Box::new(stream), address.to_string()))
+                Ok((Box::new(stream), address.to_string(), None))
             }
             Listener::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Box::new(stream), "unix".to_owned()))
+                let process = stream.peer_cred().ok().and_then(|peer| peer.pid()).filter(|pid| *pid > 0);
+                Ok((Box::new(stream), "unix".to_owned(), process))
             }
         }
     }
@@ -142,14 +144,13 @@ impl Drop for Open {
 
 async fn open(
     io: Box<dyn Io>,
-    address: String,
+    peer: Peer,
     tls: Option<TlsAcceptor>,
-    transport: Transport,
     proof: Duration,
     open: Open,
 ) -> io::Result<Option<Connection>> {
     let Some(tls) = tls else {
-        return Connection::open(io, Peer::new(address, transport, None), None, open).await;
+        return Connection::open(io, peer, None, open).await;
     };
     let stream = tls.accept(io).await?;
     let certificate = match stream.get_ref().1.peer_certificates() {
@@ -158,7 +159,8 @@ async fn open(
         })?),
         None => None,
     };
-    Connection::open(Box::new(stream), Peer::new(address, transport, certificate), Some(proof), open).await
+    let peer = Peer { process: peer.process, ..Peer::new(peer.address, peer.transport, certificate) };
+    Connection::open(Box::new(stream), peer, Some(proof), open).await
 }
 
 /// Of a chain that the handshake has verified.

@@ -166,7 +166,7 @@ mod tests {
 
     fn caller(identity: Option<&str>) -> Caller {
         let identity = identity.map(|id| id.parse::<Identity>().unwrap());
-        Caller { identity, pod: None, address: "127.0.0.1:1".to_owned(), transport: Transport::Loopback }
+        Caller { identity, pod: None, address: "127.0.0.1:1".to_owned(), transport: Transport::Loopback, process: None }
     }
 
     #[test]

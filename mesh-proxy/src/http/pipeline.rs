@@ -416,7 +416,8 @@ impl Tries {
                 if let Some(outcome) = Outcome::of_error(error.kind) {
                     exchange.observe(outcome, || now);
                 }
-                let wanted = retry::on_error(&policy.on, error.kind, exchange.head.is_idempotent());
+                let wanted = retry::on_error(&policy.on, error.kind, exchange.head.is_idempotent())
+                    && !(retry::is_silence(error.kind, now - began) && self.has_tried_all(view, exchange));
                 if !(wanted && self.take(view, exchange)) {
                     return Next::Done(Err(error.into()));
                 }
@@ -424,6 +425,12 @@ impl Tries {
             }
         };
         Next::After(asked + retry::backoff(policy, policy.retries - self.left, fastrand::f64()))
+    }
+
+    /// A further try would go to an endpoint that has had one.
+    fn has_tried_all(&self, view: &View, exchange: &Exchange) -> bool {
+        let last = exchange.target.as_ref().map(Target::address);
+        !view.has_any(|address| last != Some(address) && !self.tried.contains(&address))
     }
 
     /// Whether the request's head must be kept for another try.

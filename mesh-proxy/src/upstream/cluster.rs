@@ -212,6 +212,13 @@ impl View {
         all.map(|it| Peer { usable: usable(&it), record: &it.0.record }).collect()
     }
 
+    /// Whether there is an endpoint that may be chosen, of those with such an address.
+    pub(crate) fn has_any(&self, wanted: impl Fn(SocketAddr) -> bool) -> bool {
+        self.hosts.iter().zip(&self.endpoints.endpoints).any(|(host, it)| {
+            it.healthy && it.weight > 0 && host.checked.standing() != Standing::Failing && wanted(host.address)
+        })
+    }
+
     /// How many endpoints may be chosen.
     pub(crate) fn choices(&self) -> usize {
         self.balance.len()

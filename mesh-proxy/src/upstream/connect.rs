@@ -22,6 +22,9 @@ use crate::tls::Tls;
 /// After this much silence the kernel asks whether the other side is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
+/// How long an endpoint that was taken away meanwhile may take to answer: one that ends in peace still does.
+const PARTING: Duration = Duration::from_secs(1);
+
 /// How to secure connections to the mesh's endpoints.
 #[derive(Clone, Debug)]
 pub(super) struct Connector {
@@ -66,10 +69,18 @@ impl Connector {
                 None => Ok(UpstreamStream::Plain(stream)),
             }
         };
-        match tokio::time::timeout(self.timeout, connected).await {
-            Ok(result) => result,
-            Err(_) => Err(Error::because(Kind::UpstreamConnect, format_args!("{address}: no answer in time"))),
-        }
+        let gone = async {
+            host.until_retired().await;
+            tokio::time::sleep(PARTING).await;
+        };
+        let reason = tokio::select! {
+            result = tokio::time::timeout(self.timeout, connected) => match result {
+                Ok(result) => return result,
+                Err(_) => "no answer in time",
+            },
+            () = gone => "no answer, and it is not an endpoint any more",
+        };
+        Err(Error::because(Kind::UpstreamConnect, format_args!("{address}: {reason}")))
     }
 
     /// To the application on this machine, called at `called`.

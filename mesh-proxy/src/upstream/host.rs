@@ -3,6 +3,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use super::balance::ewma::Latency;
 use super::check::{Checked, Standing};
 use super::outlier::Record;
@@ -29,6 +31,7 @@ pub(crate) struct Host {
     load: AtomicUsize,
     /// It is not an endpoint any more: what is in flight ends in peace, and no connection is kept.
     retired: AtomicBool,
+    retires: Notify,
     created: Instant,
     /// Until when it is better passed over, in milliseconds after `created`; 0 for most.
     leaving_until: AtomicU64,
@@ -54,6 +57,7 @@ impl Host {
             http2: http2::Pool::default(),
             load: AtomicUsize::new(0),
             retired: AtomicBool::new(false),
+            retires: Notify::new(),
             created,
             leaving_until: AtomicU64::new(0),
             serving_since: AtomicU64::new(0),
@@ -86,6 +90,14 @@ impl Host {
 
     pub(super) fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Acquire)
+    }
+
+    /// Returns when it is not an endpoint any more.
+    pub(super) async fn until_retired(&self) {
+        let retires = self.retires.notified();
+        if !self.is_retired() {
+            retires.await;
+        }
     }
 
     /// It has asked for no more requests, in peace.
@@ -128,6 +140,7 @@ impl Host {
 
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
+        self.retires.notify_waiters();
         self.checked.end();
         self.http1.clear();
         self.http2.clear();

@@ -1,6 +1,7 @@
 //! Listeners, clusters, endpoints and names for what the application calls.
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::core::v3::HealthStatus;
 use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
@@ -277,4 +278,27 @@ fn a_cluster_has_the_balancer_of_its_policy_and_a_retry_budget_in_any_case() {
             (budget.budget_percent.as_ref().unwrap().value, budget.min_retry_concurrency.as_ref().unwrap().value);
         assert_eq!(shares, (20.0, 3), "{policy}");
     }
+}
+
+/// Those whose proxies are not heard of are passed over, unless they are most of a service.
+#[test]
+fn who_is_lost_is_called_while_most_are() {
+    let called = |lost: [bool; 4]| {
+        let entry = |(index, lost): (usize, bool)| {
+            format!(
+                "apiVersion: meshctl.dev/v1alpha1\nkind: WorkloadEntry\nmetadata: {{name: api-{index}, labels: {{meshctl.dev/registered: 'true', meshctl.dev/lost: '{lost}'}}}}\nspec: {{service: api, serviceAccount: api, addresses: [10.1.0.{}], ports: [{{port: 80, protocol: http}}]}}\n---\n",
+                index + 1
+            )
+        };
+        let model = shop(&lost.into_iter().enumerate().map(entry).collect::<String>());
+        let name = "api.default.svc.cluster.local:80";
+        let found: ClusterLoadAssignment = get(&model, &mesh(), ResourceType::Endpoints, name);
+        let all: Vec<_> = found.endpoints.into_iter().flat_map(|locality| locality.lb_endpoints).collect();
+        assert_eq!(all.len(), 4);
+        all.into_iter().map(|it| it.health_status == HealthStatus::Healthy as i32).collect::<Vec<_>>()
+    };
+    assert_eq!(called([true, false, false, false]), [false, true, true, true]);
+    assert_eq!(called([true, true, false, false]), [false, false, true, true]);
+    assert_eq!(called([true, true, true, false]), [true; 4]);
+    assert_eq!(called([true; 4]), [true; 4]);
 }

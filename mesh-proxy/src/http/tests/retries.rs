@@ -1,5 +1,7 @@
 //! Retries, stale connections and circuit breakers.
 
+use std::time::Instant;
+
 use super::*;
 
 fn retrying(change: impl FnOnce(&mut RetryPolicy)) -> RouteTable {
@@ -19,6 +21,65 @@ async fn a_connect_failure_goes_to_another_endpoint() {
         assert_eq!(client.answer(post("/", "x")).await.text(), "alive");
     }
     assert_eq!(proxy.recorded(&["response_code=\"200\""]), 20);
+}
+
+/// An address where a connection is neither taken nor refused, for as long as the result is kept.
+async fn silent() -> (SocketAddr, impl Sized) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    // Whoever comes after the one that fits into the queue has no answer.
+    let waiting = TcpStream::connect(address).await.unwrap();
+    (address, (listener, waiting))
+}
+
+#[tokio::test]
+async fn a_silent_endpoint_is_asked_once_and_another_one_after_it() {
+    let (address, _open) = silent().await;
+    let timeout = Duration::from_millis(1500);
+    let resources = |apps: &[SocketAddr]| {
+        let cluster = Cluster { connect_timeout: timeout, ..cluster("app", UpstreamHttp::Http1) };
+        let endpoints = endpoints("app", apps.iter().copied().map(endpoint).collect());
+        let routes = retrying(|policy| policy.on.connect_failure = true);
+        [Resource::Cluster(Arc::new(cluster)), Resource::Endpoints(endpoints), Resource::Routes(Arc::new(routes))]
+    };
+    let alone = Proxy::new(resources(&[address]), ProxyOptions::default()).await;
+    let began = Instant::now();
+    assert_eq!(alone.get("/").await.status.as_u16(), 503);
+    assert!((timeout..timeout * 2).contains(&began.elapsed()), "{:?}", began.elapsed());
+
+    let app = App::named("alive").await;
+    let both = Proxy::new(resources(&[address, app.address]), ProxyOptions::default()).await;
+    let mut client = both.http1().await;
+    for _ in 0..2 {
+        let began = Instant::now();
+        assert_eq!(client.get("/").await.text(), "alive");
+        assert!(began.elapsed() < timeout * 2, "{:?}", began.elapsed());
+    }
+}
+
+/// Nobody waits for one that was taken away until the connect timeout is over.
+#[tokio::test]
+async fn a_silent_endpoint_that_is_taken_away_is_given_up() {
+    let (address, _open) = silent().await;
+    let app = App::named("alive").await;
+    let routes = retrying(|policy| policy.on.connect_failure = true);
+    let proxy = Proxy::with(routes, UpstreamHttp::Http1, &[address, app.address]).await;
+    let began = Instant::now();
+    let mut asked: Vec<_> = Vec::new();
+    for _ in 0..2 {
+        let mut client = proxy.http1().await;
+        asked.push(tokio::spawn(async move { client.get("/").await.text().to_owned() }));
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    proxy.put(Resource::Endpoints(endpoints("app", vec![endpoint(app.address)]))).await;
+    // What is gone is seen by who comes next.
+    assert_eq!(proxy.get("/").await.text(), "alive");
+    for answer in asked {
+        assert_eq!(answer.await.unwrap(), "alive");
+    }
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
