@@ -31,7 +31,7 @@ pub(crate) struct Host {
     load: AtomicUsize,
     /// It is not an endpoint any more: what is in flight ends in peace, and no connection is kept.
     retired: AtomicBool,
-    retires: Notify,
+    pub(super) retires: Arc<Notify>,
     created: Instant,
     /// Until when it is better passed over, in milliseconds after `created`; 0 for most.
     leaving_until: AtomicU64,
@@ -57,7 +57,7 @@ impl Host {
             http2: http2::Pool::default(),
             load: AtomicUsize::new(0),
             retired: AtomicBool::new(false),
-            retires: Notify::new(),
+            retires: Arc::default(),
             created,
             leaving_until: AtomicU64::new(0),
             serving_since: AtomicU64::new(0),

@@ -16,7 +16,7 @@ use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use mesh_common::names::ALPN_H2;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
 use super::cluster::View;
@@ -34,6 +34,8 @@ const MAX_CONNECTIONS: usize = 16;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// How often a connection with requests is asked whether it is still alive, and how long it may take to answer.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
+/// The same for an endpoint that was taken away.
+const PARTING: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 3000 });
 
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
@@ -284,7 +286,8 @@ async fn handshake(host: &Arc<Host>, view: &View, in_use: InUse) -> Result<Arc<C
         answered: AtomicBool::new(false),
         idle_since: Mutex::new(Instant::now()),
     });
-    tokio::spawn(drive(connection, pings, Arc::downgrade(&conn), Arc::downgrade(host), in_use));
+    let retires = host.retires.clone();
+    tokio::spawn(drive(connection, pings, Arc::downgrade(&conn), Arc::downgrade(host), retires, in_use));
     Ok(conn)
 }
 
@@ -294,6 +297,7 @@ async fn drive(
     pings: Option<PingPong>,
     conn: std::sync::Weak<Conn>,
     host: std::sync::Weak<Host>,
+    retires: Arc<Notify>,
     in_use: InUse,
 ) {
     tokio::select! {
@@ -301,7 +305,7 @@ async fn drive(
         ended = Gathered::new(connection) => if let Err(error) = ended {
             tracing::debug!(%error, "an upstream connection ended");
         },
-        () = silence(pings, &conn) => tracing::debug!("an upstream connection does not answer"),
+        () = silence(pings, &conn, &host, retires) => tracing::debug!("an upstream connection does not answer"),
     }
     if let (Some(host), Some(conn)) = (host.upgrade(), conn.upgrade()) {
         // With nothing on the connection it ends right behind its GOAWAY, before a request could have met that.
@@ -314,13 +318,26 @@ async fn drive(
     drop(in_use);
 }
 
-/// Ends when the connection has requests and does not answer a ping.
-async fn silence(pings: Option<PingPong>, conn: &std::sync::Weak<Conn>) {
+/// Ends when the connection has requests and does not answer a ping. An endpoint that was taken away is asked at once: one
+/// that ends in peace still answers, and where nobody is left, nobody may ever say so.
+async fn silence(
+    pings: Option<PingPong>,
+    conn: &std::sync::Weak<Conn>,
+    host: &std::sync::Weak<Host>,
+    retires: Arc<Notify>,
+) {
     let Some(mut pings) = pings else { return std::future::pending().await };
     loop {
-        tokio::time::sleep(PING_INTERVAL).await;
+        let is_gone = || host.upgrade().is_none_or(|host| host.is_retired());
+        let retired = retires.notified();
+        let asked_before = is_gone();
+        tokio::select! {
+            () = tokio::time::sleep(if asked_before { PARTING } else { PING_INTERVAL }) => (),
+            () = retired, if !asked_before => (),
+        }
         let busy = conn.upgrade().is_some_and(|conn| conn.streams.load(Ordering::Relaxed) > 0);
-        if busy && !matches!(tokio::time::timeout(PING_INTERVAL, pings.ping(Ping::opaque())).await, Ok(Ok(_))) {
+        let patience = if is_gone() { PARTING } else { PING_INTERVAL };
+        if busy && !matches!(tokio::time::timeout(patience, pings.ping(Ping::opaque())).await, Ok(Ok(_))) {
             return;
         }
     }

@@ -259,6 +259,29 @@ async fn a_byte_stream_passes_over_an_endpoint_that_takes_no_connection() {
     assert!(tokio::time::timeout(Duration::from_millis(20), unknown).await.is_err(), "asks for what it does not know");
 }
 
+/// Its machine or network is gone: no answer comes, and no end of the connection.
+#[tokio::test]
+async fn a_request_does_not_wait_for_an_endpoint_that_was_taken_away_and_answers_nothing() {
+    let silent = App::raw(|mut stream, _| async move {
+        // SETTINGS, and nothing more, to pings neither.
+        stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        let mut buffer = [0; 4096];
+        while stream.read(&mut buffer).await.unwrap_or(0) > 0 {}
+    })
+    .await;
+    let app = App::http2(|_| async { reply("ok") }).await;
+    let proxy = Proxy::simple(UpstreamHttp::Http2, &[silent.address]).await;
+    let mut client = proxy.http1().await;
+    let waiting = tokio::spawn(async move { client.send(get("/")).await });
+    until("connected", || silent.connections() == 1).await;
+    proxy.put(Resource::Endpoints(endpoints("app", vec![endpoint(app.address)]))).await;
+    assert_eq!(proxy.get("/").await.text(), "ok");
+    let start = std::time::Instant::now();
+    let answer = soon(waiting).await.unwrap().unwrap();
+    assert!(answer.status() == 200 || answer.status() == 503, "{answer:?}");
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+}
+
 #[tokio::test]
 async fn the_future_of_a_request_is_small() {
     let proxy = Proxy::new([], ProxyOptions::default()).await;
