@@ -64,7 +64,7 @@ const OBJECTS: [(Kind, &str); 15] = [
     (
         Kind::FaultInjection,
         "{targetRefs: [], from: [{}], faults: [{percent: 1, delay: {duration: 1s}, abort: {httpStatus: 503}, \
-         match: {headers: []}}]}",
+         throttle: {rate: 1Ki}, match: {headers: []}}]}",
     ),
     (Kind::DirectResponse, "{status: 200}"),
     (Kind::PeerAuthentication, "{targetRefs: []}"),

@@ -225,6 +225,9 @@ async fn inject(fault: &Fault, exchange: &mut Exchange) -> Result<(), Ended> {
         // meanwhile: the time counts from the request's head.
         Box::pin(exchange.deadline.limit(None, tokio::time::sleep(verdict.delay))).await?;
     }
+    // The time that the response takes counts from when it comes.
+    exchange.down = fault::pacer(&verdict.throttles, Instant::now());
+    exchange.slowed = exchange.down.is_some();
     match verdict.end {
         None => Ok(()),
         Some(End::Abort { http, grpc }) => Err(Ended::Abort(http, grpc)),
@@ -303,7 +306,9 @@ async fn tries(
         if let Some(kind) = exchange.deadline.passed(exchange.upload.as_ref(), now) {
             return Err(kind.into());
         }
+        let flow = exchange.flow();
         let target = exchange.target.insert(view.choose(&exchange.conn.downstream, &tries.tried, key)?);
+        target.flow = flow;
         let address = target.address();
         exchange.attempts += 1;
         let outcome = try_once(exchange, tries.may_go_on(exchange)).await;

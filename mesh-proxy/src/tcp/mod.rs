@@ -15,6 +15,7 @@ use crate::authorization::{self, Subject, Verdict};
 use crate::config::{Endpoint, Fault, FaultKind, FaultRule, NetworkFilter, TcpProxy};
 use crate::detect::Learned;
 use crate::error::{Error, Kind, Side};
+use crate::fault::{self, Throttle};
 use crate::hash;
 use crate::http::DownstreamIo;
 use crate::inbound::Chosen;
@@ -22,7 +23,7 @@ use crate::listen::{self, Context, Direction, Downstream, Security};
 use crate::telemetry::{StreamMetrics, TcpRecord};
 use crate::upstream::{TcpUpstream, UpstreamStream};
 
-use copy::{Broken, Count};
+use copy::{Broken, Count, Paces};
 
 const PASSTHROUGH_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const PASSTHROUGH_IDLE: Duration = Duration::from_secs(3600);
@@ -44,10 +45,12 @@ pub(crate) async fn proxy<IO: DownstreamIo>(
     if let Err(error) = verdict(downstream, filter).enforce(&ctx.telemetry) {
         return refuse(io, downstream, "", began, &error, ctx);
     }
-    if let Some(fault) = &filter.fault
-        && let Err(error) = inject(fault).await
-    {
-        return refuse(io, downstream, "", began, &error, ctx);
+    let mut paces = Paces::default();
+    if let Some(fault) = &filter.fault {
+        match inject(fault).await {
+            Ok(throttles) => paces.back = fault::pacer(&throttles, Instant::now()),
+            Err(error) => return refuse(io, downstream, "", began, &error, ctx),
+        }
     }
     let Some(choice) = filter.clusters.pick() else {
         return refuse(io, downstream, "", began, &Kind::NoCluster.into(), ctx);
@@ -57,7 +60,7 @@ pub(crate) async fn proxy<IO: DownstreamIo>(
         Ok(upstream) => {
             let idle = (!filter.idle_timeout.is_zero()).then_some(filter.idle_timeout);
             let revoked = revoked(downstream, chosen, ctx);
-            carry(io, downstream, &choice.cluster, upstream, idle, began, revoked, ctx).await;
+            carry(io, downstream, &choice.cluster, upstream, idle, paces, began, revoked, ctx).await;
         }
         Err(error) => refuse(io, downstream, &choice.cluster, began, &error, ctx),
     }
@@ -108,7 +111,8 @@ pub async fn passthrough<IO: DownstreamIo>(io: IO, downstream: &Downstream, ctx:
                 _counted: None,
             };
             let always = std::future::pending();
-            carry(io, downstream, CLUSTER_PASSTHROUGH, upstream, Some(PASSTHROUGH_IDLE), began, always, ctx).await;
+            let (idle, paces) = (Some(PASSTHROUGH_IDLE), Paces::default());
+            carry(io, downstream, CLUSTER_PASSTHROUGH, upstream, idle, paces, began, always, ctx).await;
         }
         Ok(Err(error)) => {
             let error = Error::because(Kind::UpstreamConnect, format_args!("{address}: {error}"));
@@ -165,6 +169,7 @@ async fn carry<IO: DownstreamIo>(
     cluster: &str,
     mut upstream: TcpUpstream,
     idle: Option<Duration>,
+    paces: Paces,
     began: Instant,
     revoked: impl Future<Output = Error>,
     ctx: &Context,
@@ -191,8 +196,9 @@ async fn carry<IO: DownstreamIo>(
         sent: 0,
         learned: learns.then_some((&ctx.learned, downstream.original_destination)),
     };
+    let slowed = paces.back.is_some();
     let carried = async {
-        let result = copy::copy(&mut io, &mut upstream.io, idle, &mut counted).await;
+        let result = copy::copy(&mut io, &mut upstream.io, idle, paces, &mut counted).await;
         result.err().map(|broken| match broken {
             Broken::Downstream(error) => Error::because(Kind::Downstream, error),
             Broken::Upstream(error) => Error::because(Kind::UpstreamReset, error),
@@ -212,7 +218,8 @@ async fn carry<IO: DownstreamIo>(
     (record.received_bytes, record.sent_bytes) = (counted.received, counted.sent);
     let detail = error.as_ref().map(Error::to_string);
     record.detail = detail.as_deref();
-    record.flags = error.as_ref().map_or("", |it| it.kind.flag());
+    let fault = slowed.then_some(Kind::Fault);
+    record.flags = error.as_ref().map(|it| it.kind).or(fault).map_or("", Kind::flag);
     ctx.telemetry.tcp_closed(&record);
     if let Some(error) = &error {
         log(downstream, error, ctx);
@@ -266,18 +273,21 @@ async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
     socket.connect(address).await
 }
 
-/// Byte streams can be delayed and reset; an abort, which needs HTTP, is a reset too.
-async fn inject(fault: &Fault) -> Result<(), Error> {
+/// Byte streams can be delayed, reset and throttled; an abort, which needs HTTP, is a reset too.
+async fn inject(fault: &Fault) -> Result<Vec<Throttle>, Error> {
+    let mut throttles = Vec::new();
     for rule in &fault.rules {
-        if !hits(rule, jiff::Timestamp::now().as_millisecond()) {
+        let now = jiff::Timestamp::now().as_millisecond();
+        if !hits(rule, now) {
             continue;
         }
         match rule.kind {
             FaultKind::Delay(delay) => tokio::time::sleep(delay).await,
+            FaultKind::Throttle(rate) => throttles.push(Throttle::new(rate, rule.expires_unix_ms, now)),
             FaultKind::Abort { .. } | FaultKind::Reset => return Err(Error::because(Kind::Fault, &rule.name)),
         }
     }
-    Ok(())
+    Ok(throttles)
 }
 
 fn hits(rule: &FaultRule, now_unix_ms: i64) -> bool {

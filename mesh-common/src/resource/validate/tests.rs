@@ -123,6 +123,10 @@ fn policies() {
             "spec.faults[0]",
         ),
         (
+            "kind: FaultInjection\nspec: {targetRefs: [{kind: Service, name: a}], faults: [{percent: 1, reset: {}, throttle: {rate: 64Ki}}]}",
+            "spec.faults[0]",
+        ),
+        (
             "kind: FaultInjection\nspec: {targetRefs: [{kind: Service, name: a}], faults: [{percent: 1, abort: {httpStatus: 99}}]}",
             "spec.faults[0].abort.httpStatus",
         ),

@@ -22,6 +22,7 @@ mod overload;
 mod rates;
 mod retries;
 mod smuggling;
+mod throttles;
 mod timeouts;
 mod upgrades;
 
@@ -48,6 +49,7 @@ use crate::config::*;
 use crate::fault::Share;
 use crate::limit::RateLimits;
 use crate::listen::{Context, Direction, Downstream, InFlight, Phase, Settings};
+use crate::pace::Rate;
 use crate::snapshot::{Resource, Store, Type, Update};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use crate::tls::Tls;
