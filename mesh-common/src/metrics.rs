@@ -80,7 +80,7 @@ pub const UDP: [Metric; 5] = [
 ];
 
 /// Of a proxy itself.
-pub const PROXY: [Metric; 15] = [
+pub const PROXY: [Metric; 16] = [
     metric("mesh_proxy_build_info", Gauge, "always 1", "`version`"),
     metric("mesh_proxy_connections_active", Gauge, "downstream connections that are open", "`direction`"),
     metric("mesh_proxy_xds_connected", Gauge, "1 while it is connected to a control plane", ""),
@@ -139,6 +139,12 @@ pub const PROXY: [Metric; 15] = [
         Counter,
         "requests and connections that a limit of the application's port refused",
         "`limit`: `requests` (their rate), `connections`, `connections_per_caller`, `concurrent_requests`, `concurrent_requests_per_caller`",
+    ),
+    metric(
+        "mesh_limits_delayed_total",
+        Counter,
+        "bodies and byte streams that a limit on the bandwidth of the application's port made wait, each once",
+        "`limit`: `bandwidth_up`, `bandwidth_down`",
     ),
     metric("mesh_proxy_metrics_overflow_total", Counter, "requests and streams counted as overflow", ""),
 ];

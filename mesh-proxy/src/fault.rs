@@ -67,14 +67,13 @@ impl Throttle {
     }
 }
 
-/// `None` if there is nothing to keep to.
-pub fn pacer(throttles: &[Throttle], now: Instant) -> Option<Box<Pacer>> {
-    let mut pacer = Pacer::default();
+/// Keeps a stream to the throttles, beside what it may keep to already.
+pub fn slow_down(pacer: &mut Option<Box<Pacer>>, throttles: &[Throttle], now: Instant) {
     for throttle in throttles {
+        let pacer = pacer.get_or_insert_default();
         // What lasts longer than there are moments lasts for ever.
         pacer.slow_down(throttle.rate, throttle.lasts.and_then(|lasts| now.checked_add(lasts)), now);
     }
-    (!throttles.is_empty()).then(|| Box::new(pacer))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

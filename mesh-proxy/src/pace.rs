@@ -10,18 +10,24 @@ use std::time::Instant;
 
 use tokio::time::Sleep;
 
+use crate::telemetry::Telemetry;
+
 mod bucket;
+mod shared;
 #[cfg(test)]
 mod tests;
 
 pub use bucket::Rate;
 use bucket::{Bucket, Turn};
+pub use shared::{Buckets, Way};
 
 /// One way of one stream, which has to keep to all of its lanes.
 #[derive(Debug, Default)]
 pub struct Pacer {
     lanes: Vec<Lane>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Is told, once, that the stream has to wait.
+    counted: Option<(Telemetry, Way)>,
 }
 
 /// A stream at a bucket.
@@ -43,6 +49,16 @@ impl Pacer {
         self.lanes.push(Lane { bucket, rate, until, bytes: 0, at: now });
     }
 
+    /// Keeps the stream to what it shares with others.
+    fn join(&mut self, bucket: Arc<Mutex<Bucket>>, rate: Rate, now: Instant) {
+        self.lanes.push(Lane { bucket, rate, until: None, bytes: 0, at: now });
+    }
+
+    /// Counts the stream when it has to wait.
+    pub fn count(&mut self, telemetry: &Telemetry, way: Way) {
+        self.counted = Some((telemetry.clone(), way));
+    }
+
     /// How many of the stream's next `want` bytes may go now: one at least, if there is one.
     pub fn poll(&mut self, want: usize, cx: &mut Context<'_>) -> Poll<usize> {
         loop {
@@ -50,6 +66,9 @@ impl Pacer {
                 Ok(bytes) => return Poll::Ready(bytes),
                 Err(wake) => wake.into(),
             };
+            if let Some((telemetry, way)) = self.counted.take() {
+                telemetry.limit_delayed(way);
+            }
             let timer = match &mut self.timer {
                 Some(timer) => timer,
                 none => none.insert(Box::pin(tokio::time::sleep_until(wake))),

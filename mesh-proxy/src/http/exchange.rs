@@ -13,9 +13,9 @@ use super::request_body::Upload;
 use crate::config::{Action, HttpManager, JwtAuthn, Route};
 use crate::error::{Error, Kind};
 use crate::jwt;
-use crate::limit::{Place, Quota};
+use crate::limit::{self, Place, Quota};
 use crate::listen::{Direction, Security};
-use crate::pace::Pacer;
+use crate::pace::{Pacer, Way};
 use crate::retry::grpc_status;
 use crate::telemetry::RequestRecord;
 use crate::upstream::{Flow, Held, Outcome, Target};
@@ -73,6 +73,12 @@ impl Exchange {
             }
             _ => Duration::ZERO,
         }
+    }
+
+    /// What the client's bytes keep to after an upgrade.
+    pub(crate) fn up(&self) -> Option<Box<Pacer>> {
+        let limits = self.manager.as_ref()?.limits.as_deref()?;
+        limit::pacer(limits, &self.conn.ctx, self.conn.downstream.identity.as_deref(), Way::Up)
     }
 
     /// Which connections it is for.

@@ -6,16 +6,23 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::pace::Pacer;
 
-/// A body that is handed on no faster than its pacer lets it. It is read on when the piece that was read last is gone.
+/// A body that is handed on no faster than its pacer lets it, if it has one. It is read on when the piece that was read last is
+/// gone.
+#[derive(Debug)]
 pub(crate) struct Paced<B> {
     body: B,
     held: Bytes,
-    pacer: Box<Pacer>,
+    pacer: Option<Box<Pacer>>,
 }
 
 impl<B> Paced<B> {
-    pub(crate) fn new(body: B, pacer: Box<Pacer>) -> Self {
+    pub(crate) fn new(body: B, pacer: Option<Box<Pacer>>) -> Self {
         Self { body, held: Bytes::new(), pacer }
+    }
+
+    /// Before any of it is read.
+    pub(crate) fn slow_down(&mut self, pacer: Box<Pacer>) {
+        self.pacer = Some(pacer);
     }
 }
 
@@ -25,6 +32,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Paced<B> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.get_mut();
+        let Some(pacer) = &mut this.pacer else { return Pin::new(&mut this.body).poll_frame(cx) };
         if this.held.is_empty() {
             let frame = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
@@ -36,7 +44,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Paced<B> {
                 Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
             }
         }
-        let bytes = ready!(this.pacer.poll(this.held.len(), cx));
+        let bytes = ready!(pacer.poll(this.held.len(), cx));
         Poll::Ready(Some(Ok(Frame::data(this.held.split_to(bytes)))))
     }
 

@@ -27,6 +27,7 @@ use crate::hash::{self, Keyed};
 use crate::jwt::{self, Verified};
 use crate::limit::{self, LimitHit};
 use crate::listen::{Direction, Security};
+use crate::pace::Way;
 use crate::snapshot::Found;
 use crate::upstream::{Failed, Held, Outcome, Target, UpstreamBody, Version, View};
 use crate::{mirror, retry, route};
@@ -202,12 +203,18 @@ fn deadline(exchange: &Exchange, route: &Route) -> Deadline {
 
 /// Refuses what is more than the application takes.
 fn keep_limits(exchange: &mut Exchange, manager: &HttpManager) -> Result<(), Error> {
-    let Exchange { conn, head, quota, start, place, .. } = exchange;
+    let Exchange { conn, head, quota, start, place, upload, down, .. } = exchange;
+    let identity = conn.downstream.identity.as_deref();
     if let Some(limits) = &manager.limits {
-        *place = limit::request(limits, &conn.ctx, conn.downstream.identity.as_deref())?;
+        *place = limit::request(limits, &conn.ctx, identity)?;
+        *down = limit::pacer(limits, &conn.ctx, identity, Way::Down);
+        if let Some(upload) = upload
+            && let Some(pacer) = limit::pacer(limits, &conn.ctx, identity, Way::Up)
+        {
+            upload.slow_down(pacer);
+        }
     }
     let Some(limit) = &manager.limit else { return Ok(()) };
-    let identity = conn.downstream.identity.as_deref();
     let taken = conn.ctx.rate_limits.take(&manager.stat_prefix, limit, identity, &head.headers, *start);
     *quota = Some(taken);
     if taken.allowed {
@@ -226,8 +233,8 @@ async fn inject(fault: &Fault, exchange: &mut Exchange) -> Result<(), Ended> {
         Box::pin(exchange.deadline.limit(None, tokio::time::sleep(verdict.delay))).await?;
     }
     // The time that the response takes counts from when it comes.
-    exchange.down = fault::pacer(&verdict.throttles, Instant::now());
-    exchange.slowed = exchange.down.is_some();
+    fault::slow_down(&mut exchange.down, &verdict.throttles, Instant::now());
+    exchange.slowed = !verdict.throttles.is_empty();
     match verdict.end {
         None => Ok(()),
         Some(End::Abort { http, grpc }) => Err(Ended::Abort(http, grpc)),

@@ -34,7 +34,7 @@ pub(crate) enum Content {
 impl ResponseBody {
     pub(crate) fn new(content: Content, mut exchange: Box<Exchange>) -> Self {
         let content = match (content, exchange.down.take()) {
-            (Content::Upstream(body), Some(pacer)) => Content::Paced(Box::new(Paced::new(body, pacer))),
+            (Content::Upstream(body), Some(pacer)) => Content::Paced(Box::new(Paced::new(body, Some(pacer)))),
             (content, _) => content,
         };
         if content.is_end() {

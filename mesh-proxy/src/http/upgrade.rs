@@ -24,7 +24,7 @@ async fn carry(downstream: OnUpgrade, upstream: OnUpgrade, exchange: &mut Exchan
     let downstream = downstream.await.map_err(|e| Error::because(Kind::Downstream, e))?;
     let idle = exchange.idle_timeout();
     let idle = (!idle.is_zero()).then_some(idle);
-    let paces = Paces { forth: None, back: exchange.down.take() };
+    let paces = Paces { forth: exchange.up(), back: exchange.down.take(), fault: exchange.slowed };
     let copied = copy(&mut TokioIo::new(downstream), &mut TokioIo::new(upstream), idle, paces, exchange).await;
     copied.map_err(|broken| match broken {
         Broken::Downstream(e) => Error::because(Kind::Downstream, e),

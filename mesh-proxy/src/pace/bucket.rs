@@ -47,6 +47,15 @@ impl Bucket {
         Self { next: now }
     }
 
+    /// One that has saved a burst.
+    pub fn full(now: Instant) -> Self {
+        Self { next: now.checked_sub(BURST).unwrap_or(now) }
+    }
+
+    pub fn is_full(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.next) >= BURST
+    }
+
     /// The next turn, for `want` bytes or fewer, one at least. A turn that is not used is lost.
     ///
     /// Turns become shorter the more of them are waited for, so that many streams at a slow bucket hold up none for long: with

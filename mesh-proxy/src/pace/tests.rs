@@ -1,9 +1,11 @@
 use std::time::Duration;
 
+use mesh_common::identity::Identity;
 use proptest::prelude::*;
 
 use super::bucket::{BURST, TICK};
 use super::*;
+use crate::config::PortRate;
 
 fn rate(bytes_per_second: u64) -> Rate {
     Rate::new(bytes_per_second).unwrap()
@@ -114,7 +116,7 @@ proptest! {
             *turn = bucket.turn(rate, 50_000, now);
             longest = longest.max(turn.at - now);
         }
-        let waits = TICK.mul_f64((streams as f64).sqrt() + 1.5);
+        let waits = TICK.mul_f64((streams as f64).sqrt() + 2.0);
         prop_assert!(longest <= waits, "{:?} instead of {:?}", longest, waits);
         prop_assert!(excess(&went, rate) <= rate.bytes_in(BURST + TICK) + streams);
         prop_assert!(total(&went) >= rate.bytes_in(Duration::from_secs(2) - waits) - went.len());
@@ -166,4 +168,45 @@ async fn waits_on_the_clock() {
     }
     // The runtime's timers have milliseconds.
     assert!((1000..=1025).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+}
+
+fn caller(account: usize) -> Identity {
+    Identity::new("mesh.local", "default", &format!("account-{account}")).unwrap()
+}
+
+#[test]
+fn each_caller_has_a_bucket_and_all_share_the_ports() {
+    let (buckets, began) = (Buckets::default(), Instant::now());
+    let limit = PortRate { max: Rate::new(2000), per_caller: Rate::new(1000) };
+    let pacer = |who: Option<usize>, way| buckets.pacer("inbound:80", way, &limit, who.map(caller).as_ref(), began);
+    // What is saved in a fifth of a second.
+    assert_eq!(pacer(Some(1), Way::Up).at(10_000, began), Ok(200));
+    // Another stream of the same caller has to wait, others not until the port's is gone.
+    assert!(pacer(Some(1), Way::Up).at(10_000, began).is_err());
+    assert_eq!(pacer(Some(2), Way::Up).at(10_000, began), Ok(200));
+    assert!(pacer(None, Way::Up).at(10_000, began).is_err());
+    // The other way is another matter.
+    assert_eq!(pacer(Some(1), Way::Down).at(10_000, began), Ok(200));
+    // So is another port.
+    assert_eq!(buckets.pacer("inbound:81", Way::Up, &limit, Some(&caller(1)), began).at(10_000, began), Ok(200));
+}
+
+#[test]
+fn callers_that_have_nothing_under_way_are_forgotten() {
+    let (buckets, began) = (Buckets::default(), Instant::now());
+    let limit = PortRate { max: None, per_caller: Rate::new(1000) };
+    let kept = buckets.pacer("inbound:80", Way::Up, &limit, Some(&caller(0)), began);
+    for i in 1..1000 {
+        let now = began + Duration::from_millis(i);
+        let who = caller(usize::try_from(i).unwrap());
+        // Each takes what it has saved, which it does not get again by being forgotten.
+        let mut pacer = buckets.pacer("inbound:80", Way::Up, &limit, Some(&who), now);
+        assert_eq!(pacer.at(1000, now), Ok(200));
+        let mut again = buckets.pacer("inbound:80", Way::Up, &limit, Some(&who), now);
+        assert!(again.at(1000, now).is_err());
+    }
+    // Those of the last fractions of a second, and as many again.
+    let callers = buckets.callers("inbound:80", Way::Up);
+    assert!((200..=700).contains(&callers), "{callers}");
+    drop(kept);
 }

@@ -39,6 +39,8 @@ pub(crate) struct Paces {
     pub(crate) forth: Option<Box<Pacer>>,
     /// From upstream to downstream.
     pub(crate) back: Option<Box<Pacer>>,
+    /// A fault does, among others.
+    pub(crate) fault: bool,
 }
 
 /// Copies until both sides have ended, or one breaks. The end of one way is passed on and leaves the other way open.
@@ -261,7 +263,7 @@ mod tests {
         let began = Instant::now();
         let mut pacer = Pacer::default();
         pacer.slow_down(Rate::new(1000).unwrap(), None, began.into_std());
-        let paces = Paces { forth: None, back: Some(Box::new(pacer)) };
+        let paces = Paces { back: Some(Box::new(pacer)), ..Paces::default() };
         let copying = tokio::spawn(async move {
             let mut sum = Sum::default();
             copy(&mut downstream, &mut upstream, Some(Duration::from_secs(1)), paces, &mut sum).await.unwrap();

@@ -19,7 +19,9 @@ use crate::fault::{self, Throttle};
 use crate::hash;
 use crate::http::DownstreamIo;
 use crate::inbound::Chosen;
+use crate::limit;
 use crate::listen::{self, Context, Direction, Downstream, Security};
+use crate::pace::Way;
 use crate::telemetry::{StreamMetrics, TcpRecord};
 use crate::upstream::{TcpUpstream, UpstreamStream};
 
@@ -45,10 +47,17 @@ pub(crate) async fn proxy<IO: DownstreamIo>(
     if let Err(error) = verdict(downstream, filter).enforce(&ctx.telemetry) {
         return refuse(io, downstream, "", began, &error, ctx);
     }
-    let mut paces = Paces::default();
+    let paced = |way| {
+        let limits = filter.limits.as_deref()?;
+        limit::pacer(limits, ctx, downstream.identity.as_deref(), way)
+    };
+    let mut paces = Paces { forth: paced(Way::Up), back: paced(Way::Down), fault: false };
     if let Some(fault) = &filter.fault {
         match inject(fault).await {
-            Ok(throttles) => paces.back = fault::pacer(&throttles, Instant::now()),
+            Ok(throttles) => {
+                paces.fault = !throttles.is_empty();
+                fault::slow_down(&mut paces.back, &throttles, Instant::now());
+            }
             Err(error) => return refuse(io, downstream, "", began, &error, ctx),
         }
     }
@@ -196,7 +205,7 @@ async fn carry<IO: DownstreamIo>(
         sent: 0,
         learned: learns.then_some((&ctx.learned, downstream.original_destination)),
     };
-    let slowed = paces.back.is_some();
+    let fault = paces.fault.then_some(Kind::Fault);
     let carried = async {
         let result = copy::copy(&mut io, &mut upstream.io, idle, paces, &mut counted).await;
         result.err().map(|broken| match broken {
@@ -218,7 +227,6 @@ async fn carry<IO: DownstreamIo>(
     (record.received_bytes, record.sent_bytes) = (counted.received, counted.sent);
     let detail = error.as_ref().map(Error::to_string);
     record.detail = detail.as_deref();
-    let fault = slowed.then_some(Kind::Fault);
     record.flags = error.as_ref().map(|it| it.kind).or(fault).map_or("", Kind::flag);
     ctx.telemetry.tcp_closed(&record);
     if let Some(error) = &error {

@@ -59,8 +59,8 @@ use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{Any, Struct, UInt32Value, UInt64Value, Value};
 use envoy_types::util::pack_any;
 use mesh_common::proto::extensions::{
-    Abort, AtATime as PbAtATime, Fault as PbFault, FaultRule as PbRule, Limits as PbLimits, Throttle, WorkloadInfo,
-    fault_rule,
+    Abort, AtATime as PbAtATime, Bandwidth as PbBandwidth, Fault as PbFault, FaultRule as PbRule, Limits as PbLimits,
+    Throttle, WorkloadInfo, fault_rule,
 };
 use proptest::prelude::*;
 
@@ -928,11 +928,20 @@ fn what_a_port_takes_at_a_time() {
     let limits =
         |listener: PbListener| decoded!(Listener, listener).chains[0].filter.limits().map(|it| PortLimits::clone(it));
     let at_a_time = |max, per_caller| Some(PbAtATime { max, per_caller });
-    let own = PbLimits { name: "inbound:80".into(), connections: at_a_time(7, 0), requests: at_a_time(0, 2) };
+    let bandwidth = |max, per_caller| Some(PbBandwidth { max, per_caller });
+    let own = PbLimits {
+        name: "inbound:80".into(),
+        connections: at_a_time(7, 0),
+        requests: at_a_time(0, 2),
+        up: bandwidth(0, 0),
+        down: bandwidth(1000, 0),
+    };
     let expected = PortLimits {
         name: "inbound:80".into(),
         connections: Some(AtATime { max: Some(7), per_caller: None }),
         requests: Some(AtATime { max: None, per_caller: Some(2) }),
+        up: None,
+        down: Some(PortRate { max: crate::pace::Rate::new(1000), per_caller: None }),
     };
     assert_eq!(limits(before(vec![own_limits(own.clone())])), Some(expected.clone()));
     assert_eq!(limits(before(vec![])), None);
@@ -941,7 +950,10 @@ fn what_a_port_takes_at_a_time() {
         max_connections: Some(UInt64Value { value: 7 }),
         ..Default::default()
     };
-    assert_eq!(limits(before(vec![pack_any(envoy.clone())])), Some(PortLimits { requests: None, ..expected }));
+    assert_eq!(
+        limits(before(vec![pack_any(envoy.clone())])),
+        Some(PortLimits { requests: None, down: None, ..expected })
+    );
     let unnamed = own_limits(PbLimits { name: String::new(), ..own.clone() });
     let slow = ConnectionLimit { delay: Some(Default::default()), ..envoy.clone() };
     let none = ConnectionLimit { max_connections: None, ..envoy };

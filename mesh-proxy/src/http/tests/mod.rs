@@ -1,6 +1,7 @@
 //! The whole data path over loopback sockets: clients, proxies and applications that are real but for their purpose.
 
 mod balancing;
+mod bandwidth;
 mod bypass;
 mod cors;
 mod differential;
