@@ -34,6 +34,7 @@ pub fn listener(objects: &[String], keys: &Keys, client: ClientKind) -> anyhow::
         inbound_ports: Vec::new(),
         client,
         faults: true,
+        throttles: true,
         peak_ewma: true,
         limits: true,
         locality: Default::default(),

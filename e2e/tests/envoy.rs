@@ -141,6 +141,33 @@ fn envoy_is_routed_by_the_same_objects(api_type: &str) {
     })
     .unwrap();
 
+    // It slows down what it calls by the same faults, and what it serves by the same limits. A second's worth is a burst there.
+    mesh.meshctl(&["fault", "throttle", "reviews", "--rate", "50Ki"]).unwrap();
+    mesh.apply(
+        "apiVersion: meshctl.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: slow}\nspec:\n  targetRefs: [{kind: Service, name: legacy}]\n  \
+         limits: {bandwidth: {up: 50Ki, down: 50Ki}}\n",
+    )
+    .unwrap();
+    let seconds = |from: usize, url: &str, more: &[&str]| -> f64 {
+        let curl = [&["-sS", "-m", "15", "-o", "/dev/null", "-w", "%{time_total}", url], more].concat();
+        let output = lan.on(from, "curl").args(curl).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).parse().unwrap_or(0.0)
+    };
+    let data = "x".repeat(120 << 10);
+    eventually(Duration::from_secs(30), || {
+        let got = [
+            seconds(ENVOY, &format!("http://{reviews}:9080/bytes/122880"), &[]),
+            seconds(1, &format!("http://{legacy}:9080/bytes/122880"), &[]),
+            seconds(1, &format!("http://{legacy}:9080/"), &["--data", &data]),
+        ];
+        anyhow::ensure!(got.iter().all(|it| *it >= 1.35), "{got:?} s");
+        Ok(())
+    })
+    .unwrap_or_else(|error| _ = failed(error, &processes));
+    mesh.meshctl(&["fault", "clear"]).unwrap();
+    mesh.meshctl(&["delete", "trafficpolicy", "slow"]).unwrap();
+    mesh.wait().unwrap();
+
     // It lets in whom the same policies let in.
     mesh.apply(
         "apiVersion: meshctl.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: readers}\nspec:\n  targetRefs: [{kind: Service, name: legacy}]\n  \

@@ -100,6 +100,39 @@ fn reset_breaks_http_and_tcp_connections(user: User) {
     assert_eq!((spared.failed, spared.by_version.get("v1")), (0, Some(&1000)), "{spared:?}");
 }
 
+/// Half of one caller's responses come as slowly as was asked for, and nothing else.
+#[test]
+fn throttle_slows_down_its_share_of_http_and_tcp() {
+    let (mesh, _reviews) = shop(User::Same);
+    let _stock = mesh
+        .run("stock", &["--version", "v1", "--port", "7000:tcp"], &["testapp", "tcp", "--listen", "0.0.0.0:7000"])
+        .unwrap();
+    mesh.discovered("stock", "v1").unwrap();
+    // A reply of 100 KiB takes two seconds or longer; one line of text, nine bytes at least, more than three.
+    for (service, rate) in [("reviews", "50Ki"), ("stock", "3")] {
+        let fault = ["fault", "throttle", service, "--rate", rate, "--percent", "50", "--for", "5m", "--from", "web"];
+        mesh.meshctl(&fault).unwrap();
+    }
+    mesh.wait().unwrap();
+    let http =
+        ["--url", "http://reviews:9080/bytes/102400", "--connections", "50", "--requests", "100", "--slow", "1990"];
+    let tcp = ["--url", "tcp://stock:7000", "--connections", "50", "--requests", "100", "--slow", "1990"];
+    for args in [http, tcp] {
+        let hit = report(&mesh, "web", &args);
+        // A share is exact over a thousand; of a hundred in a row half are hit, give or take a few.
+        assert!((45..=55).contains(&hit.slow) && hit.failed == 0 && hit.requests == 100, "{hit:?}");
+        let spared = report(&mesh, "other", &args);
+        assert_eq!((spared.slow, spared.failed, spared.requests), (0, 0, 100), "{spared:?}");
+    }
+    // One that is under way is let go when the fault is over; at its rate it would take a day.
+    mesh.meshctl(&["fault", "clear"]).unwrap();
+    mesh.meshctl(&["fault", "throttle", "reviews", "--rate", "1", "--for", "3s", "--wait"]).unwrap();
+    let one = ["--url", "http://reviews:9080/bytes/102400", "--requests", "1", "--slow", "500"];
+    let report = report(&mesh, "web", &one);
+    assert_eq!((report.slow, report.good()), (1, 1), "{report:?}");
+    assert!(report.max_ms < 15_000.0, "{report:?}");
+}
+
 /// A fault ends by itself, even when the control plane is not there to say so.
 #[test]
 fn a_fault_ends_after_its_time_without_a_control_plane() {

@@ -79,3 +79,51 @@ fn a_caller_has_so_many_requests_at_a_time_and_others_have_their_own() {
     let report = mesh.load("web", &orderly).unwrap().report().unwrap();
     assert_eq!(report.by_status.get(&200), Some(&10), "{report:?}");
 }
+
+const BANDWIDTH: &str = "apiVersion: meshctl.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: limited}
+spec:
+  targetRefs: [{kind: Service, name: reviews}]
+  limits: {bandwidth: {up: 50Ki, perCaller: {down: 50Ki}}}
+";
+
+/// How long a caller needs for 100 KiB from the service, or with a body for that.
+fn seconds(mesh: &Mesh, caller: &str, more: &[&str]) -> f64 {
+    let args = ["-s", "-o", "/dev/null", "-w", "%{http_code} %{time_total}"];
+    let told = mesh.curl(caller, &[&args, more].concat()).unwrap();
+    let (status, seconds) = told.trim().split_once(' ').unwrap();
+    assert_eq!(status, "200", "{told}");
+    seconds.parse().unwrap()
+}
+
+#[test]
+fn bytes_come_and_go_no_faster_than_the_bandwidth_that_the_port_has() {
+    let mesh = Mesh::start(User::Same).unwrap();
+    let _reviews = mesh.echo("reviews", "v1").unwrap();
+    let data = "x".repeat(100 << 10);
+    let (down, up) = (["http://reviews:9080/bytes/102400"], ["--data", &data, "http://reviews:9080/"]);
+    let free = seconds(&mesh, "web", &down);
+    mesh.apply(BANDWIDTH).unwrap();
+    mesh.wait().unwrap();
+    // A fifth of a second's worth is saved, and two callers do not share what they get.
+    let loads = ["web", "shop"].map(|caller| {
+        let args = ["--url", down[0], "--connections", "2", "--requests", "2"];
+        mesh.load(caller, &args).unwrap()
+    });
+    for load in loads {
+        let report = load.report().unwrap();
+        assert_eq!((report.good(), report.failed), (2, 0), "{report:?}");
+        assert!(report.max_ms >= 3700.0, "{report:?}");
+    }
+    let sent = seconds(&mesh, "web", &up);
+    assert!(sent >= 1.7, "{sent} s");
+    mesh.meshctl(&["delete", "trafficpolicy", "limited"]).unwrap();
+    mesh.wait().unwrap();
+    eventually(Duration::from_secs(5), || {
+        let again = seconds(&mesh, "web", &down);
+        ensure!(again < 1.0, "{again} s, and {free} s before");
+        Ok(())
+    })
+    .unwrap();
+}

@@ -34,6 +34,7 @@ fn web() -> Scope {
         inbound_ports: vec![],
         client: ClientKind::Mesh,
         faults: true,
+        throttles: true,
         peak_ewma: true,
         limits: true,
         locality: Default::default(),

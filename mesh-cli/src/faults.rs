@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mesh_common::resource::{
-    Fault, FaultAbort, FaultDelay, FaultInjection, FaultInjectionSpec, FaultMatch, FaultReset, FaultSource, Metadata,
-    NamedMatch, Resource, TargetRef,
+    ByteRate, Fault, FaultAbort, FaultDelay, FaultInjection, FaultInjectionSpec, FaultMatch, FaultReset, FaultSource,
+    FaultThrottle, Metadata, NamedMatch, Resource, TargetRef,
 };
 use serde::Serialize;
 
@@ -19,6 +19,7 @@ pub enum Effect {
     Delay(Duration),
     Abort { http_status: u16, grpc_status: Option<u32> },
     Reset,
+    Throttle(ByteRate),
 }
 
 /// A fault as asked for.
@@ -41,7 +42,8 @@ pub struct Order {
 pub fn object(order: &Order, now: Timestamp) -> Result<FaultInjection, jiff::Error> {
     let mut metadata = Metadata::new(&order.namespace, &order.name.clone().unwrap_or_else(|| default_name(order)));
     metadata.labels.insert(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned());
-    let mut fault = Fault { percent: order.percent, delay: None, abort: None, reset: None, matches: None };
+    let mut fault =
+        Fault { percent: order.percent, delay: None, abort: None, reset: None, throttle: None, matches: None };
     match order.effect {
         Effect::Delay(duration) => {
             let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -49,6 +51,7 @@ pub fn object(order: &Order, now: Timestamp) -> Result<FaultInjection, jiff::Err
         }
         Effect::Abort { http_status, grpc_status } => fault.abort = Some(FaultAbort { http_status, grpc_status }),
         Effect::Reset => fault.reset = Some(FaultReset {}),
+        Effect::Throttle(rate) => fault.throttle = Some(FaultThrottle { rate }),
     }
     if !order.headers.is_empty() {
         fault.matches = Some(FaultMatch { headers: order.headers.clone() });
@@ -77,6 +80,7 @@ fn default_name(order: &Order) -> String {
         Effect::Delay(_) => "delay",
         Effect::Abort { .. } => "abort",
         Effect::Reset => "reset",
+        Effect::Throttle(_) => "throttle",
     };
     let from: String = order.from.iter().map(|name| format!("-from-{name}")).collect();
     let name = format!("{}-{effect}{from}", order.service);
@@ -154,13 +158,14 @@ pub fn in_words(view: &View) -> String {
 }
 
 fn effect(fault: &Fault) -> String {
-    match (&fault.delay, &fault.abort, &fault.reset) {
-        (Some(delay), _, _) => format!("delay {}", delay.duration),
-        (_, Some(FaultAbort { http_status, grpc_status: Some(grpc) }), _) => {
+    match (&fault.delay, &fault.abort, &fault.reset, &fault.throttle) {
+        (Some(delay), ..) => format!("delay {}", delay.duration),
+        (_, Some(FaultAbort { http_status, grpc_status: Some(grpc) }), ..) => {
             format!("abort {http_status} (gRPC {grpc})")
         }
-        (_, Some(abort), _) => format!("abort {}", abort.http_status),
-        (_, _, Some(_)) => "reset".to_owned(),
+        (_, Some(abort), ..) => format!("abort {}", abort.http_status),
+        (_, _, Some(_), _) => "reset".to_owned(),
+        (.., Some(throttle)) => format!("throttle {}/s", throttle.rate),
         _ => "nothing".to_owned(),
     }
 }
@@ -210,6 +215,17 @@ mod tests {
         assert!(!view.over);
         let later = "2026-01-01T12:05:00Z".parse().unwrap();
         assert!(views(&fault, later)[0].over);
+    }
+
+    #[test]
+    fn a_throttle_says_its_rate() {
+        let order = Order { effect: Effect::Throttle("64Ki".parse().unwrap()), ..order() };
+        let fault = object(&order, now()).unwrap();
+        assert_eq!(fault.metadata.name, "reviews-throttle-from-web");
+        let view = views(&fault, now()).remove(0);
+        assert_eq!(in_words(&view), "throttle 64Ki/s in 50 % of the calls of reviews by web");
+        let object = Object::FaultInjection(fault);
+        assert_eq!(mesh_common::resource::parse_yaml("test", &object.to_yaml()).unwrap(), [object]);
     }
 
     #[test]

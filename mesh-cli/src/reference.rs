@@ -58,13 +58,14 @@ const OBJECTS: [(Kind, &str); 15] = [
         Kind::TrafficPolicy,
         "{targetRefs: [{kind: x, name: x}], loadBalancer: {hash: [{cookie: {name: x}}], slowStart: {window: 1s}, \
          locality: {failover: [{from: x, to: []}], weights: [{from: x, to: [{locality: x, weight: 1}]}]}}, timeouts: {}, \
-         retries: {backoff: {base: 1s}, budget: {percent: 1}, hedge: {after: 1s}}, connectionPool: {}, limits: {requests: {rate: 1}}, \
+         retries: {backoff: {base: 1s}, budget: {percent: 1}, hedge: {after: 1s}}, connectionPool: {}, limits: {requests: {rate: 1}, \
+         bandwidth: {perCaller: {}}}, \
          outlierDetection: {successRate: {}}, healthCheck: {http: {path: /}, grpc: {}, tcp: {}}}",
     ),
     (
         Kind::FaultInjection,
         "{targetRefs: [], from: [{}], faults: [{percent: 1, delay: {duration: 1s}, abort: {httpStatus: 503}, \
-         match: {headers: []}}]}",
+         throttle: {rate: 1Ki}, match: {headers: []}}]}",
     ),
     (Kind::DirectResponse, "{status: 200}"),
     (Kind::PeerAuthentication, "{targetRefs: []}"),

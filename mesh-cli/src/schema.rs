@@ -103,6 +103,7 @@ fn sample(schema: &Value) -> Value {
         "string" if schema.get("enum").is_some() => schema["enum"][0].clone(),
         "string" if text("format").contains("date-time") => json!("2030-01-01T00:00:00Z"),
         "string" if text("pattern").contains("(h|m|s|ms)") => json!("1s"),
+        "string" if text("pattern").contains("[KMGT]i") => json!("1Ki"),
         "string" if text("x-kubernetes-validations").contains("isIP") => json!("10.0.0.1"),
         "string" => json!("x"),
         other => panic!("no sample of {other}"),

@@ -80,7 +80,7 @@ pub const UDP: [Metric; 5] = [
 ];
 
 /// Of a proxy itself.
-pub const PROXY: [Metric; 16] = [
+pub const PROXY: [Metric; 17] = [
     metric("mesh_proxy_build_info", Gauge, "always 1", "`version`"),
     metric("mesh_proxy_connections_active", Gauge, "downstream connections that are open", "`direction`"),
     metric("mesh_proxy_xds_connected", Gauge, "1 while it is connected to a control plane", ""),
@@ -144,7 +144,13 @@ pub const PROXY: [Metric; 16] = [
         "mesh_faults_injected_total",
         Counter,
         "requests and byte streams that a FaultInjection has hit; one that is delayed and then ended counts as both",
-        "`fault`: `delay`, `abort`, `reset`",
+        "`fault`: `delay`, `abort`, `reset`, `throttle`",
+    ),
+    metric(
+        "mesh_limits_delayed_total",
+        Counter,
+        "bodies and byte streams that a limit on the bandwidth of the application's port made wait, each once",
+        "`limit`: `bandwidth_up`, `bandwidth_down`",
     ),
     metric("mesh_proxy_metrics_overflow_total", Counter, "requests and streams counted as overflow", ""),
 ];

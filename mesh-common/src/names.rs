@@ -34,6 +34,8 @@ pub const JWT_WORDS: [&str; 2] = ["scope", "permission"];
 pub const FILTER_CORS: &str = "envoy.filters.http.cors";
 /// Client feature of nodes that understand [`crate::proto::extensions::Fault`].
 pub const FEATURE_FAULT: &str = "mesh.extensions.v1.Fault";
+/// It understands [`Throttle`](crate::proto::extensions::Throttle) as a kind of fault.
+pub const FEATURE_THROTTLE: &str = "mesh.extensions.v1.Throttle";
 /// It understands [`PeakEwma`](crate::proto::extensions::PeakEwma).
 pub const FEATURE_PEAK_EWMA: &str = "mesh.extensions.v1.PeakEwma";
 /// It understands [`Limits`](crate::proto::extensions::Limits).

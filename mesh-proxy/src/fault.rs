@@ -4,11 +4,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
 use crate::config::{Fault, FaultKind};
+use crate::pace::{Pacer, Rate};
 use crate::route::{Subject, headers_match};
 
 /// Chooses a share of requests: exactly, in any 1,000 that follow each other, for a share of whole tenths of a percent,
@@ -44,10 +45,35 @@ impl Share {
 }
 
 /// What the rules that hit do together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     pub delay: Duration,
     pub end: Option<End>,
+    /// What comes back keeps to all of them.
+    pub throttles: Vec<Throttle>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Throttle {
+    rate: Rate,
+    /// For how long from now; `None`: for ever.
+    lasts: Option<Duration>,
+}
+
+impl Throttle {
+    pub fn new(rate: Rate, expires_unix_ms: i64, now_unix_ms: i64) -> Self {
+        let left = u64::try_from(expires_unix_ms.saturating_sub(now_unix_ms)).unwrap_or(0);
+        Self { rate, lasts: (expires_unix_ms != 0).then(|| Duration::from_millis(left)) }
+    }
+}
+
+/// Keeps a stream to the throttles, beside what it may keep to already.
+pub fn slow_down(pacer: &mut Option<Box<Pacer>>, throttles: &[Throttle], now: Instant) {
+    for throttle in throttles {
+        let pacer = pacer.get_or_insert_default();
+        // What lasts longer than there are moments lasts for ever.
+        pacer.slow_down(throttle.rate, throttle.lasts.and_then(|lasts| now.checked_add(lasts)), now);
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +88,7 @@ pub enum Injected {
     Delay,
     Abort,
     Reset,
+    Throttle,
 }
 
 impl Injected {
@@ -71,6 +98,7 @@ impl Injected {
             Self::Delay => "delay",
             Self::Abort => "abort",
             Self::Reset => "reset",
+            Self::Throttle => "throttle",
         }
     }
 }
@@ -88,6 +116,9 @@ pub fn decide(fault: &Fault, subject: &Subject<'_>, now_unix_ms: i64) -> Verdict
             FaultKind::Delay(delay) => verdict.delay += delay,
             FaultKind::Abort { http, grpc } => _ = verdict.end.get_or_insert(End::Abort { http, grpc }),
             FaultKind::Reset => _ = verdict.end.get_or_insert(End::Reset),
+            FaultKind::Throttle(rate) => {
+                verdict.throttles.push(Throttle::new(rate, rule.expires_unix_ms, now_unix_ms));
+            }
         }
     }
     verdict
@@ -145,7 +176,7 @@ mod tests {
         let fault = Fault { rules: vec![rule(delay, 100), rule(abort, 100), rule(FaultKind::Reset, 100)] };
         let verdict = decide(&fault, &subject(&HeaderMap::new()), 0);
         let end = Some(End::Abort { http: StatusCode::IM_A_TEAPOT, grpc: 14 });
-        assert_eq!(verdict, Verdict { delay: Duration::from_secs(2), end });
+        assert_eq!(verdict, Verdict { delay: Duration::from_secs(2), end, throttles: vec![] });
     }
 
     #[test]
@@ -155,6 +186,18 @@ mod tests {
         let headers = HeaderMap::new();
         assert_eq!(decide(&fault, &subject(&headers), 999).end, Some(End::Reset));
         assert_eq!(decide(&fault, &subject(&headers), 1000).end, None);
+    }
+
+    #[test]
+    fn a_throttle_lasts_as_long_as_its_rule() {
+        let rate = Rate::new(1024).unwrap();
+        let mut fault = Fault { rules: vec![rule(FaultKind::Throttle(rate), 100); 2] };
+        fault.rules[0].expires_unix_ms = 1000;
+        let headers = HeaderMap::new();
+        let at = |now| decide(&fault, &subject(&headers), now).throttles;
+        let for_ever = Throttle { rate, lasts: None };
+        assert_eq!(at(400), [Throttle { rate, lasts: Some(Duration::from_millis(600)) }, for_ever]);
+        assert_eq!(at(1000), [for_ever]);
     }
 
     #[test]

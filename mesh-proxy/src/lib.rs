@@ -28,6 +28,7 @@ pub mod listen;
 mod mirror;
 pub mod outbound;
 pub mod overload;
+mod pace;
 pub mod path;
 pub mod probe;
 pub mod registry;

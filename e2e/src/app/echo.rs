@@ -20,7 +20,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Answers every request with a JSON description of it and the header `x-version`. `/status/503` answers with that
-/// status, `/sleep/250` after that many milliseconds, and a gRPC call with an empty message. When `told` is ready it takes no
+/// status, `/sleep/250` after that many milliseconds, `/bytes/1000` with that many bytes (up to 64 MiB), and a gRPC call with an
+/// empty message. When `told` is ready it takes no
 /// more connections, finishes what it has and returns.
 pub async fn http(address: SocketAddr, version: String, told: impl Future<Output = ()>) -> anyhow::Result<()> {
     let version: Arc<str> = version.into();
@@ -56,8 +57,10 @@ async fn answer(
     let (head, body) = request.into_parts();
     let received = body.collect().await.map(|b| b.to_bytes().len()).unwrap_or(0);
     let mut status = StatusCode::OK;
+    let mut size_of_reply = None;
     match head.uri.path().trim_start_matches('/').split_once('/') {
         Some(("status", code)) => status = code.parse().unwrap_or(StatusCode::BAD_REQUEST),
+        Some(("bytes", size)) => size_of_reply = size.parse().ok().filter(|size| *size <= 64 << 20),
         Some(("sleep", ms)) => tokio::time::sleep(Duration::from_millis(ms.parse().unwrap_or(0).min(60_000))).await,
         _ => {}
     }
@@ -77,10 +80,11 @@ async fn answer(
     })
     .to_string();
     let grpc = head.headers.get("content-type").is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-    let length = text.len();
+    let body = size_of_reply.map_or_else(|| text.into_bytes(), |size| vec![b'x'; size]);
+    let length = body.len();
     // hyper leaves out the body of the reply to HEAD over HTTP/1.1 alone.
-    let text = if head.method == Method::HEAD { String::new() } else { text };
-    let mut response = if grpc { empty_message() } else { Response::new(Full::from(text).boxed()) };
+    let body = if head.method == Method::HEAD { Vec::new() } else { body };
+    let mut response = if grpc { empty_message() } else { Response::new(Full::from(body).boxed()) };
     if head.method == Method::HEAD {
         response.headers_mut().insert(CONTENT_LENGTH, length.into());
     }

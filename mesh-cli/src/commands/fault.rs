@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use jiff::Timestamp;
-use mesh_common::resource::{FaultInjection, Key, Kind, Object};
+use mesh_common::resource::{ByteRate, FaultInjection, Key, Kind, Object};
 use serde::Serialize;
 
 use crate::commands::Context;
@@ -27,6 +27,7 @@ Examples:
   meshctl fault abort reviews --percent 10 --status 503
   meshctl fault abort ratings --grpc-status 14
   meshctl fault reset stock --percent 5
+  meshctl fault throttle reviews --rate 64Ki --percent 50 --for 5m --from web
   meshctl fault list
   meshctl fault clear")]
 pub struct Args {
@@ -39,6 +40,7 @@ enum Action {
     Delay(Delay),
     Abort(Abort),
     Reset(Reset),
+    Throttle(Throttle),
     List(List),
     Clear(Clear),
 }
@@ -111,6 +113,23 @@ struct Reset {
     common: Common,
 }
 
+/// Slow down what comes back
+///
+/// Each response, or byte stream of TCP, by itself: its bytes come no faster than the rate. One that is under way when the
+/// fault ends goes on at full speed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  meshctl fault throttle reviews --rate 64Ki
+  meshctl fault throttle reviews --rate 64Ki --percent 50 --for 5m --from web")]
+struct Throttle {
+    #[command(flatten)]
+    common: Common,
+    /// Bytes per second: a whole number, also with k, M, G, Ki, Mi or Gi
+    #[arg(long, value_name = "RATE")]
+    rate: ByteRate,
+}
+
 /// Show the faults that there are
 #[derive(Debug, clap::Args)]
 struct List {
@@ -145,6 +164,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
             inject(context, &args.common, effect).await
         }
         Action::Reset(args) => inject(context, &args.common, Effect::Reset).await,
+        Action::Throttle(args) => inject(context, &args.common, Effect::Throttle(args.rate)).await,
         Action::List(args) => list(context, &args).await,
         Action::Clear(args) => clear(context, &args).await,
     }

@@ -169,7 +169,7 @@ fn extras(route: &Value) -> Vec<String> {
 
 /// `fault delay 50 %`
 fn fault(rule: &Value) -> String {
-    let kind = ["delay", "abort", "reset"].into_iter().find(|kind| rule[kind].is_object()).unwrap_or("?");
+    let kind = ["delay", "abort", "reset", "throttle"].into_iter().find(|kind| rule[kind].is_object()).unwrap_or("?");
     let percent = number(&rule["parts_per_million"]).unwrap_or_default() as f64 / 10_000.0;
     format!("fault {kind} {percent} %")
 }

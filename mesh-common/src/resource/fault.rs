@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, NamedMatch, TargetRef};
+use super::{ByteRate, Duration, NamedMatch, TargetRef};
 
 /// Faults that the callers' proxies inject.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -29,7 +29,7 @@ pub struct FaultSource {
     pub namespace: Option<String>,
 }
 
-/// Exactly one of `delay`, `abort` and `reset` is set.
+/// Exactly one of `delay`, `abort`, `reset` and `throttle` is set.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Fault {
@@ -41,6 +41,8 @@ pub struct Fault {
     pub abort: Option<FaultAbort>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reset: Option<FaultReset>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttle: Option<FaultThrottle>,
     #[serde(default, rename = "match", skip_serializing_if = "Option::is_none")]
     pub matches: Option<FaultMatch>,
 }
@@ -71,6 +73,13 @@ pub struct FaultAbort {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct FaultReset {}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct FaultThrottle {
+    /// What comes back, for each response or byte stream.
+    pub rate: ByteRate,
+}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::Duration;
+use super::{ByteRate, Duration};
 
 /// What a workload takes; its own proxy refuses the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -14,6 +14,43 @@ pub struct TrafficLimits {
     /// That are not answered to their end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrent_requests: Option<AtATime>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
+}
+
+/// How fast bytes come and go at each workload. As a whole: `{}` turns off what a wider scope says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Bandwidth {
+    /// To the application, of all callers together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up: Option<ByteRate>,
+    /// From the application.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down: Option<ByteRate>,
+    /// Of each caller's SPIFFE ID; those that have none share one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_caller: Option<BothWays>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct BothWays {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up: Option<ByteRate>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down: Option<ByteRate>,
+}
+
+impl Bandwidth {
+    pub fn is_on(&self) -> bool {
+        let each = self.per_caller();
+        [self.up, self.down, each.up, each.down].iter().any(Option::is_some)
+    }
+
+    pub fn per_caller(&self) -> BothWays {
+        self.per_caller.unwrap_or_default()
+    }
 }
 
 /// How many at a time at each workload. As a whole: `{}` turns off what a wider scope says.

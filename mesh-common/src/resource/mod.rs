@@ -4,6 +4,7 @@
 //! errors with file, line, column and field path.
 
 mod authorization_policy;
+mod byte_rate;
 mod direct_response;
 mod duration;
 mod endpoint_health;
@@ -30,6 +31,7 @@ mod workload_entry;
 use serde::{Deserialize, Serialize};
 
 pub use authorization_policy::*;
+pub use byte_rate::{ByteRate, ByteRateError};
 pub use direct_response::*;
 pub use duration::{Duration, DurationError};
 pub use endpoint_health::*;

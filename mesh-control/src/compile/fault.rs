@@ -1,11 +1,12 @@
-//! Faults, for the callers that they concern: our own message where it is understood, Envoy's (delay and abort) elsewhere.
+//! Faults, for the callers that they concern: our own message where it is understood, Envoy's (delay, abort and throttle) elsewhere.
 
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::listener::v3::{Filter, filter};
 use envoy_types::pb::envoy::config::route::v3::HeaderMatcher;
-use envoy_types::pb::envoy::extensions::filters::common::fault::v3::FaultDelay;
 use envoy_types::pb::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
+use envoy_types::pb::envoy::extensions::filters::common::fault::v3::fault_rate_limit::{FixedLimit, LimitType};
+use envoy_types::pb::envoy::extensions::filters::common::fault::v3::{FaultDelay, FaultRateLimit};
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::fault_abort::ErrorType;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault};
 use envoy_types::pb::google::protobuf::Any;
@@ -47,7 +48,9 @@ pub(super) fn of_stream(scope: &Scope, rules: &[Arc<FaultRule>]) -> Option<Filte
 fn concerning<'a>(scope: &Scope, rules: impl Iterator<Item = &'a Arc<FaultRule>>) -> Vec<&'a FaultRule> {
     let concerns =
         |rule: &&FaultRule| rule.concerns(scope.identity.as_ref(), &scope.namespace, &scope.service, &scope.workload);
-    rules.map(|rule| &**rule).filter(|rule| rule.parts_per_million > 0).filter(concerns).collect()
+    // A proxy of ours that is older than this kind would refuse all of the route's faults.
+    let known = |rule: &&FaultRule| !scope.faults || scope.throttles || !matches!(rule.kind, FaultKind::Throttle(_));
+    rules.map(|rule| &**rule).filter(|rule| rule.parts_per_million > 0).filter(known).filter(concerns).collect()
 }
 
 fn own_rule(rule: &FaultRule) -> own::FaultRule {
@@ -63,6 +66,7 @@ fn own_rule(rule: &FaultRule) -> own::FaultRule {
                 Kind::Abort(own::Abort { http_status: u32::from(http), grpc_status: grpc.unwrap_or_default() })
             }
             FaultKind::Reset => Kind::Reset(own::Reset {}),
+            FaultKind::Throttle(rate) => Kind::Throttle(own::Throttle { bytes_per_second: rate.per_second() }),
         }),
         expires_unix_ms: rule.expires.unwrap_or_default(),
         headers: rule.headers.iter().map(own_header).collect(),
@@ -78,11 +82,11 @@ fn own_header(matched: &NamedMatch) -> own::HeaderMatch {
     own::HeaderMatch { name: matched.name.clone(), matcher: Some(matcher) }
 }
 
-/// Envoy's filter has one match, one delay and one abort: the first of each, of those that match as the first rule does.
+/// Envoy's filter has one match, one delay, one abort and one throttle: the first of each, of those that match as the first rule does.
 fn envoy(rules: &[&FaultRule], grpc: bool) -> Option<HttpFault> {
     let usable: Vec<_> = rules.iter().filter(|rule| rule.kind != FaultKind::Reset).collect();
     let headers = &usable.first()?.headers;
-    let mut same = usable.iter().filter(|rule| rule.headers == *headers);
+    let same = usable.iter().filter(|rule| rule.headers == *headers);
     let delay = same.clone().find_map(|rule| match rule.kind {
         FaultKind::Delay(delay) => Some(FaultDelay {
             percentage: fraction(rule.parts_per_million),
@@ -90,7 +94,7 @@ fn envoy(rules: &[&FaultRule], grpc: bool) -> Option<HttpFault> {
         }),
         _ => None,
     });
-    let abort = same.find_map(|rule| match rule.kind {
+    let abort = same.clone().find_map(|rule| match rule.kind {
         FaultKind::Abort { http, grpc: status } => Some(FaultAbort {
             percentage: fraction(rule.parts_per_million),
             error_type: Some(match status {
@@ -101,6 +105,14 @@ fn envoy(rules: &[&FaultRule], grpc: bool) -> Option<HttpFault> {
         }),
         _ => None,
     });
+    let mut throttles = same.filter_map(|rule| match rule.kind {
+        FaultKind::Throttle(rate) => Some(FaultRateLimit {
+            percentage: fraction(rule.parts_per_million),
+            limit_type: Some(LimitType::FixedLimit(FixedLimit { limit_kbps: rate.kibibytes() })),
+        }),
+        _ => None,
+    });
+    let response_rate_limit = throttles.next();
     let headers: Vec<HeaderMatcher> = headers.iter().map(header).collect();
-    Some(HttpFault { delay, abort, headers, ..HttpFault::default() })
+    Some(HttpFault { delay, abort, response_rate_limit, headers, ..HttpFault::default() })
 }

@@ -99,11 +99,12 @@ pub(super) fn limit_of<'a, T>(
     own.or_else(|| limit(&model.service(&scope.namespace, &scope.service)?.ports.get(&port)?.policy))
 }
 
-/// What the port takes at a time.
+/// What the port takes at a time, and how fast.
 fn at_a_time(model: &Model, scope: &Scope, port: u16) -> Option<Filter> {
     let connections = limit_of(model, scope, port, |policy| policy.connection_limit.as_ref());
     let requests = limit_of(model, scope, port, |policy| policy.concurrency_limit.as_ref());
-    limit::at_a_time(&names::inbound_cluster(port), scope, connections, requests)
+    let bandwidth = limit_of(model, scope, port, |policy| policy.bandwidth_limit.as_ref());
+    limit::at_a_time(&names::inbound_cluster(port), scope, connections, requests, bandwidth)
 }
 
 /// Chains of mutual TLS, for one port or for all that have none of their own.
@@ -125,7 +126,12 @@ fn mutual(model: &Model, scope: &Scope, port: Option<u16>, protocol: Protocol, f
         let limit = port
             .and_then(|port| limit_of(model, scope, port, |it| it.request_limit.as_ref()))
             .map(|it| limit::filter(&cluster, it));
-        let before = filters.jwt.iter().chain(&filters.http).cloned().chain(limit).collect();
+        let bandwidth = port
+            .filter(|_| scope.client == ClientKind::Envoy && !scope.limits)
+            .and_then(|port| limit_of(model, scope, port, |it| it.bandwidth_limit.as_ref()))
+            .map(|it| limit::bandwidth(&cluster, it));
+        let before = filters.jwt.iter().chain(&filters.http).cloned().chain(limit);
+        let before = before.chain(bandwidth.into_iter().flatten()).collect();
         let filter = http::manager(routes, codec, before, paths);
         FilterChain {
             filter_chain_match: Some(matching(port, "tls", alpn)),

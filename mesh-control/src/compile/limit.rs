@@ -8,6 +8,8 @@ use envoy_types::pb::envoy::config::route::v3::rate_limit::Action;
 use envoy_types::pb::envoy::config::route::v3::rate_limit::action::{ActionSpecifier, RequestHeaders};
 use envoy_types::pb::envoy::extensions::common::ratelimit::v3::LocalRateLimitDescriptor;
 use envoy_types::pb::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
+use envoy_types::pb::envoy::extensions::filters::http::bandwidth_limit::v3::BandwidthLimit;
+use envoy_types::pb::envoy::extensions::filters::http::bandwidth_limit::v3::bandwidth_limit::EnableMode;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
 use envoy_types::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{HttpFilter, http_filter};
@@ -16,8 +18,8 @@ use envoy_types::pb::envoy::extensions::rate_limit_descriptors::expr::v3::descri
 use envoy_types::pb::envoy::r#type::v3::TokenBucket;
 use envoy_types::pb::google::protobuf::UInt64Value;
 use mesh_common::names::{EXPR_CALLER_IDENTITY, LIMIT_KEYS};
-use mesh_common::proto::extensions::{AtATime as PbAtATime, Limits};
-use mesh_common::resource::{AtATime, LimitBy, RequestLimit};
+use mesh_common::proto::extensions::{AtATime as PbAtATime, Bandwidth as PbBandwidth, Limits};
+use mesh_common::resource::{AtATime, Bandwidth, ByteRate, LimitBy, RequestLimit};
 
 use super::build::{any, boolean, duration, fraction, own_any, uint32};
 use super::{Scope, http};
@@ -31,14 +33,26 @@ pub(super) fn at_a_time(
     scope: &Scope,
     connections: Option<&AtATime>,
     requests: Option<&AtATime>,
+    bandwidth: Option<&Bandwidth>,
 ) -> Option<Filter> {
     let [connections, requests] = [connections, requests].map(|limit| limit.filter(|it| it.is_on()));
-    if scope.limits && (connections.is_some() || requests.is_some()) {
+    let bandwidth = bandwidth.filter(|it| it.is_on());
+    if scope.limits && (connections.is_some() || requests.is_some() || bandwidth.is_some()) {
         let pb = |limit: &AtATime| PbAtATime {
             max: limit.max.unwrap_or_default(),
             per_caller: limit.per_caller.unwrap_or_default(),
         };
-        let limits = Limits { name: name.to_owned(), connections: connections.map(pb), requests: requests.map(pb) };
+        let way = |all: Option<ByteRate>, each: Option<ByteRate>| {
+            let [max, per_caller] = [all, each].map(|rate| rate.map_or(0, ByteRate::per_second));
+            (max > 0 || per_caller > 0).then_some(PbBandwidth { max, per_caller })
+        };
+        let limits = Limits {
+            name: name.to_owned(),
+            connections: connections.map(pb),
+            requests: requests.map(pb),
+            up: bandwidth.and_then(|it| way(it.up, it.per_caller().up)),
+            down: bandwidth.and_then(|it| way(it.down, it.per_caller().down)),
+        };
         return Some(http::network("mesh.limits", own_any(&limits)));
     }
     let max = connections?.max?;
@@ -48,6 +62,25 @@ pub(super) fn at_a_time(
         ..ConnectionLimit::default()
     };
     Some(http::network("envoy.filters.network.connection_limit", any(limit)))
+}
+
+/// Envoy's filter for each way. It knows no callers, and each chain has a bucket of its own.
+pub(super) fn bandwidth(stat_prefix: &str, limit: &Bandwidth) -> Vec<HttpFilter> {
+    let ways = [("up", limit.up, EnableMode::Request), ("down", limit.down, EnableMode::Response)];
+    let filter = |(name, rate, mode): (&str, Option<ByteRate>, EnableMode)| {
+        let config = BandwidthLimit {
+            stat_prefix: format!("{stat_prefix}.{name}"),
+            enable_mode: mode as i32,
+            limit_kbps: Some(UInt64Value { value: rate?.kibibytes() }),
+            ..BandwidthLimit::default()
+        };
+        Some(HttpFilter {
+            name: format!("envoy.filters.http.bandwidth_limit.{name}"),
+            config_type: Some(http_filter::ConfigType::TypedConfig(any(config))),
+            ..HttpFilter::default()
+        })
+    };
+    ways.into_iter().filter_map(filter).collect()
 }
 
 pub(super) fn filter(stat_prefix: &str, limit: &RequestLimit) -> HttpFilter {

@@ -17,6 +17,8 @@ pub struct Scope {
     pub client: ClientKind,
     /// It understands [`mesh_common::proto::extensions::Fault`].
     pub faults: bool,
+    /// It understands [`mesh_common::proto::extensions::Throttle`] among them.
+    pub throttles: bool,
     /// It understands [`mesh_common::proto::extensions::PeakEwma`].
     pub peak_ewma: bool,
     /// It understands [`mesh_common::proto::extensions::Limits`].

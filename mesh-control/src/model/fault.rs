@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_common::identity::Identity;
-use mesh_common::resource::{Fault, FaultInjection, Key, Kind, NamedMatch};
+use mesh_common::resource::{ByteRate, Fault, FaultInjection, Key, Kind, NamedMatch};
 
 use super::policy::target;
 use super::{Condition, Name, Service, Status};
@@ -27,8 +27,13 @@ pub struct FaultRule {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
     Delay(Duration),
-    Abort { http: u16, grpc: Option<u32> },
+    Abort {
+        http: u16,
+        grpc: Option<u32>,
+    },
     Reset,
+    /// What comes back.
+    Throttle(ByteRate),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -92,8 +97,9 @@ impl Faults {
                         matches!(rule.kind, FaultKind::Abort { .. }) || !rule.headers.is_empty()
                     };
                     if only_streams(&key) && rules.iter().any(request) {
-                        let message =
-                            format!("{key} carries byte streams: only delays and resets without `match` apply");
+                        let message = format!(
+                            "{key} carries byte streams: only delays, resets and throttles without `match` apply"
+                        );
                         conditions.push(Condition::ignored("NotHttp", message));
                     }
                     faults.0.entry((key, section)).or_default().extend(rules.iter().cloned());
@@ -116,10 +122,11 @@ impl Faults {
 
 fn rule(object: &FaultInjection, fault: &Fault, services: &BTreeMap<Name, Service>) -> Option<FaultRule> {
     let namespace = object.metadata.namespace_or_default();
-    let kind = match (fault.delay, fault.abort, fault.reset) {
+    let kind = match (fault.delay, fault.abort, fault.reset, fault.throttle) {
         (Some(delay), ..) => FaultKind::Delay(delay.duration.get()),
-        (_, Some(abort), _) => FaultKind::Abort { http: abort.http_status, grpc: abort.grpc_status },
-        (_, _, Some(_)) => FaultKind::Reset,
+        (_, Some(abort), ..) => FaultKind::Abort { http: abort.http_status, grpc: abort.grpc_status },
+        (_, _, Some(_), _) => FaultKind::Reset,
+        (.., Some(throttle)) => FaultKind::Throttle(throttle.rate),
         _ => return None,
     };
     let caller = |source: &mesh_common::resource::FaultSource| {

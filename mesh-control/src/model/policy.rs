@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mesh_common::resource::{
-    AtATime, HashKey, HealthCheck, Hedge, Key, Kind, LoadBalancerPolicy, LocalityPreference, MESH_NAMESPACE,
+    AtATime, Bandwidth, HashKey, HealthCheck, Hedge, Key, Kind, LoadBalancerPolicy, LocalityPreference, MESH_NAMESPACE,
     OutlierDetection, RequestLimit, Retries, SlowStart, TargetRef, TrafficPolicy, TrafficPolicySpec,
 };
 
@@ -33,6 +33,7 @@ pub struct Policy {
     pub request_limit: Option<RequestLimit>,
     pub connection_limit: Option<AtATime>,
     pub concurrency_limit: Option<AtATime>,
+    pub bandwidth_limit: Option<Bandwidth>,
     pub max_retries: Option<u32>,
     max_retry_after: Option<Duration>,
     hedge: Option<Hedge>,
@@ -177,6 +178,7 @@ impl Policy {
         if let Some(limits) = &spec.limits {
             self.connection_limit = limits.connections.or(self.connection_limit);
             self.concurrency_limit = limits.concurrent_requests.or(self.concurrency_limit);
+            self.bandwidth_limit = limits.bandwidth.or(self.bandwidth_limit);
         }
         // Each as a whole: `{}` turns off what a wider scope says.
         self.outlier_detection = spec.outlier_detection.as_deref().copied().or(self.outlier_detection);

@@ -33,6 +33,7 @@ fn scope(workload: &str) -> Scope {
         inbound_ports: Vec::new(),
         client: ClientKind::Mesh,
         faults: true,
+        throttles: true,
         peak_ewma: true,
         limits: true,
         locality: Default::default(),

@@ -70,6 +70,7 @@ impl Client {
             inbound_ports: inbound_ports(&node)?,
             client: client_kind(&node.user_agent_name),
             faults: knows(&node, names::FEATURE_FAULT),
+            throttles: knows(&node, names::FEATURE_THROTTLE),
             peak_ewma: knows(&node, names::FEATURE_PEAK_EWMA),
             limits: knows(&node, names::FEATURE_LIMITS),
             locality: locality(&node)?,

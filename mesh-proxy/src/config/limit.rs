@@ -1,6 +1,7 @@
 use http::HeaderName;
 
 use crate::limit::Rate;
+use crate::pace;
 
 /// How many requests the application is given, by whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,13 +18,25 @@ pub enum LimitBy {
     Header(HeaderName),
 }
 
-/// What a port of the application takes at a time.
+/// What a port of the application takes at a time, and how fast.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortLimits {
     /// Whose chains share one count.
     pub name: String,
     pub connections: Option<AtATime>,
     pub requests: Option<AtATime>,
+    /// Bytes to the application, and from it.
+    pub up: Option<PortRate>,
+    pub down: Option<PortRate>,
+}
+
+/// One of them at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRate {
+    /// Of all callers together.
+    pub max: Option<pace::Rate>,
+    /// Of each identity; callers that have none share one.
+    pub per_caller: Option<pace::Rate>,
 }
 
 /// One of them at least.

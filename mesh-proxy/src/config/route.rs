@@ -6,6 +6,7 @@ use http::{Method, StatusCode};
 
 use super::{Cors, WeightedClusters};
 use crate::fault::Share;
+use crate::pace::Rate;
 
 /// A route configuration.
 #[derive(Debug, Default)]
@@ -242,7 +243,7 @@ impl HeaderMutation {
     }
 }
 
-/// Faults of a route or a TCP proxy, in order; every rule that hits applies (a delay, then an abort or reset).
+/// Faults of a route or a TCP proxy, in order; every rule that hits applies (a delay, then an abort or reset, or a throttle).
 #[derive(Clone, Debug, Default)]
 pub struct Fault {
     pub rules: Vec<FaultRule>,
@@ -269,4 +270,6 @@ pub enum FaultKind {
         grpc: u32,
     },
     Reset,
+    /// What comes back.
+    Throttle(Rate),
 }

@@ -34,6 +34,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const REST_AFTER: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 5000 });
 
 const STREAM_WINDOW: u32 = 1 << 20;
+/// Where the bandwidth of the application's port is limited.
+const PACED_STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 const MAX_FRAME: u32 = 64 << 10;
 /// As RFC 9113 (6.5.2) counts. h2 passes on none that is larger, and ends a connection at four times as much.
@@ -255,10 +257,13 @@ async fn serve_http2<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, goaway
             () = is_unused => (),
         }
     });
+    // What waits of bodies that are taken slowly takes of the window that all streams of the connection share.
+    let is_paced = conn.manager().is_some_and(|it| it.limits.as_ref().is_some_and(|limits| limits.up.is_some()));
+    let stream_window = if is_paced { PACED_STREAM_WINDOW } else { STREAM_WINDOW };
     let mut served = pin!(
         http2::Builder::new(TokioExecutor::new())
             .timer(hyper_util::rt::TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_stream_window_size(stream_window)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(MAX_FRAME)
             .max_header_list_size(MAX_HEADERS)

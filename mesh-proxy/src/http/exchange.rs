@@ -13,11 +13,12 @@ use super::request_body::Upload;
 use crate::config::{Action, HttpManager, JwtAuthn, Route};
 use crate::error::{Error, Kind};
 use crate::jwt;
-use crate::limit::{Place, Quota};
+use crate::limit::{self, Place, Quota};
 use crate::listen::{Direction, Security};
+use crate::pace::{Pacer, Way};
 use crate::retry::grpc_status;
 use crate::telemetry::RequestRecord;
-use crate::upstream::{Held, Outcome, Target};
+use crate::upstream::{Flow, Held, Outcome, Target};
 
 /// Recorded when it is dropped, whoever ends it: that happens exactly once, also when the client goes away.
 pub(crate) struct Exchange {
@@ -41,6 +42,10 @@ pub(crate) struct Exchange {
     pub(crate) held: Option<Held>,
     /// Its place among those that the application takes at a time.
     pub(crate) place: Option<Place>,
+    /// What the response keeps to, if a fault or a limit slows it down.
+    pub(crate) down: Option<Box<Pacer>>,
+    /// A fault has slowed it down.
+    pub(crate) slowed: bool,
     /// The endpoint has done well, if nothing breaks before the end.
     does_well: bool,
     pub(crate) answered_upstream: Option<Instant>,
@@ -68,6 +73,17 @@ impl Exchange {
             }
             _ => Duration::ZERO,
         }
+    }
+
+    /// What the client's bytes keep to after an upgrade.
+    pub(crate) fn up(&self) -> Option<Box<Pacer>> {
+        let limits = self.manager.as_ref()?.limits.as_deref()?;
+        limit::pacer(limits, &self.conn.ctx, self.conn.downstream.identity.as_deref(), Way::Up)
+    }
+
+    /// Which connections it is for.
+    pub(crate) fn flow(&self) -> Flow {
+        if self.down.is_some() { Flow::Paced } else { Flow::Free }
     }
 
     /// Boxed, because it goes along with the request and then with the response.
@@ -99,6 +115,8 @@ impl Exchange {
             attempts: 0,
             held: None,
             place: None,
+            down: None,
+            slowed: false,
             does_well: false,
             answered_upstream: None,
             status: 0,
@@ -185,7 +203,7 @@ impl Exchange {
             protocol: self.head.version.into(),
             status: self.status,
             grpc_status: self.grpc_status,
-            flags: error.map_or("", |error| error.kind.flag()),
+            flags: error.map(|error| error.kind).or(self.slowed.then_some(Kind::Fault)).map_or("", Kind::flag),
             duration: now.saturating_duration_since(self.start),
             upstream_duration: self.answered_upstream.map(|at| at.saturating_duration_since(self.start)),
             request_bytes: self.upload.as_ref().map_or(self.tunnelled, Upload::bytes),

@@ -109,7 +109,8 @@ fn send(
     body: RequestBody,
     held: Option<Held>,
 ) -> Result<Try, Error> {
-    let target = view.choose(&exchange.conn.downstream, &tries.tried, key)?;
+    let mut target = view.choose(&exchange.conn.downstream, &tries.tried, key)?;
+    target.flow = exchange.flow();
     tries.tried.push(target.address());
     exchange.attempts += 1;
     let began = Instant::now();

@@ -14,6 +14,7 @@ mod head;
 mod hedge;
 mod io;
 mod load;
+mod paced;
 mod pipeline;
 mod reply;
 mod request_body;

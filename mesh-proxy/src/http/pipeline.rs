@@ -27,6 +27,7 @@ use crate::hash::{self, Keyed};
 use crate::jwt::{self, Verified};
 use crate::limit::{self, LimitHit};
 use crate::listen::{Direction, Security};
+use crate::pace::Way;
 use crate::snapshot::Found;
 use crate::upstream::{Failed, Held, Outcome, Target, UpstreamBody, Version, View};
 use crate::{mirror, retry, route};
@@ -202,12 +203,18 @@ fn deadline(exchange: &Exchange, route: &Route) -> Deadline {
 
 /// Refuses what is more than the application takes.
 fn keep_limits(exchange: &mut Exchange, manager: &HttpManager) -> Result<(), Error> {
-    let Exchange { conn, head, quota, start, place, .. } = exchange;
+    let Exchange { conn, head, quota, start, place, upload, down, .. } = exchange;
+    let identity = conn.downstream.identity.as_deref();
     if let Some(limits) = &manager.limits {
-        *place = limit::request(limits, &conn.ctx, conn.downstream.identity.as_deref())?;
+        *place = limit::request(limits, &conn.ctx, identity)?;
+        *down = limit::pacer(limits, &conn.ctx, identity, Way::Down);
+        if let Some(upload) = upload
+            && let Some(pacer) = limit::pacer(limits, &conn.ctx, identity, Way::Up)
+        {
+            upload.slow_down(pacer);
+        }
     }
     let Some(limit) = &manager.limit else { return Ok(()) };
-    let identity = conn.downstream.identity.as_deref();
     let taken = conn.ctx.rate_limits.take(&manager.stat_prefix, limit, identity, &head.headers, *start);
     *quota = Some(taken);
     if taken.allowed {
@@ -225,6 +232,12 @@ async fn inject(fault: &Fault, exchange: &mut Exchange) -> Result<(), Ended> {
         // As slow as an upstream would be, and no slower than the client is to wait for one. Nothing reads the body
         // meanwhile: the time counts from the request's head.
         Box::pin(exchange.deadline.limit(None, tokio::time::sleep(verdict.delay))).await?;
+    }
+    // The time that the response takes counts from when it comes.
+    fault::slow_down(&mut exchange.down, &verdict.throttles, Instant::now());
+    exchange.slowed = !verdict.throttles.is_empty();
+    if exchange.slowed {
+        exchange.conn.ctx.telemetry.fault(Injected::Throttle);
     }
     match verdict.end {
         None => Ok(()),
@@ -310,7 +323,9 @@ async fn tries(
         if let Some(kind) = exchange.deadline.passed(exchange.upload.as_ref(), now) {
             return Err(kind.into());
         }
+        let flow = exchange.flow();
         let target = exchange.target.insert(view.choose(&exchange.conn.downstream, &tries.tried, key)?);
+        target.flow = flow;
         let address = target.address();
         exchange.attempts += 1;
         let outcome = try_once(exchange, tries.may_go_on(exchange)).await;

@@ -14,6 +14,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
+use super::paced::Paced;
+use crate::pace::Pacer;
+
 /// The most that is kept to send a body once more.
 pub(crate) const REPLAY_LIMIT: usize = 64 * 1024;
 /// How long a server may leave `Expect: 100-continue` unanswered before the body is sent anyway (RFC 9110, 10.1.1).
@@ -61,7 +64,7 @@ pub(crate) struct Upload(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
-    source: Incoming,
+    source: Paced<Incoming>,
     length: Option<u64>,
     /// What came so far, while that is little and another try may need it.
     kept: Option<Vec<Chunk>>,
@@ -85,7 +88,7 @@ impl Upload {
         }
         let length = source.size_hint().exact();
         Some(Self(Arc::new(Mutex::new(State {
-            source,
+            source: Paced::new(source, None),
             length,
             kept: Some(Vec::new()),
             kept_bytes: 0,
@@ -97,6 +100,11 @@ impl Upload {
             reader: 0,
             delivered: false,
         }))))
+    }
+
+    /// Before any of it is read.
+    pub(crate) fn slow_down(&self, pacer: Box<Pacer>) {
+        self.state().source.slow_down(pacer);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

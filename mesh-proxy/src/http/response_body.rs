@@ -9,6 +9,7 @@ use h2::Reason;
 use http_body::{Body, Frame, SizeHint};
 
 use super::exchange::Exchange;
+use super::paced::Paced;
 use super::reply;
 use crate::error::{Error, Kind};
 use crate::upstream::{Outcome, UpstreamBody};
@@ -26,10 +27,16 @@ pub(crate) enum Content {
     Broken(Reason),
     Full(Bytes),
     Upstream(UpstreamBody),
+    /// No faster than it may.
+    Paced(Box<Paced<UpstreamBody>>),
 }
 
 impl ResponseBody {
     pub(crate) fn new(content: Content, mut exchange: Box<Exchange>) -> Self {
+        let content = match (content, exchange.down.take()) {
+            (Content::Upstream(body), Some(pacer)) => Content::Paced(Box::new(Paced::new(body, Some(pacer)))),
+            (content, _) => content,
+        };
         if content.is_end() {
             exchange.complete();
         }
@@ -70,6 +77,7 @@ impl Content {
             Self::Broken(_) => false,
             Self::Full(bytes) => bytes.is_empty(),
             Self::Upstream(body) => body.is_end_stream(),
+            Self::Paced(body) => body.is_end_stream(),
         }
     }
 }
@@ -82,7 +90,7 @@ impl Body for ResponseBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         let Some(this) = &mut self.get_mut().0 else { return Poll::Ready(None) };
         let exchange = &mut *this.exchange;
-        let body = match &mut this.content {
+        let polled = match &mut this.content {
             Content::Empty => return Poll::Ready(None),
             Content::Broken(reason) => {
                 let reason = *reason;
@@ -96,9 +104,10 @@ impl Body for ResponseBody {
                 this.content = Content::Empty;
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
-            Content::Upstream(body) => body,
+            Content::Upstream(body) => Pin::new(body).poll_frame(cx),
+            Content::Paced(body) => Pin::new(&mut **body).poll_frame(cx),
         };
-        let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
+        let Poll::Ready(frame) = polled else {
             let kind = ready!(exchange.deadline.poll(exchange.upload.as_ref(), cx));
             if exchange.head.grpc {
                 return this.too_late(kind);
@@ -118,7 +127,7 @@ impl Body for ResponseBody {
                     exchange.trailers(trailers);
                     exchange.observe_trailers(trailers);
                 }
-                if body.is_end_stream() {
+                if this.content.is_end() {
                     exchange.complete();
                 } else {
                     exchange.deadline.moved(Instant::now);
@@ -144,6 +153,7 @@ impl Body for ResponseBody {
             None | Some(Content::Empty | Content::Broken(_)) => SizeHint::with_exact(0),
             Some(Content::Full(bytes)) => SizeHint::with_exact(bytes.len() as u64),
             Some(Content::Upstream(body)) => body.size_hint(),
+            Some(Content::Paced(body)) => body.size_hint(),
         }
     }
 }

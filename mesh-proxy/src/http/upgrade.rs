@@ -5,7 +5,7 @@ use hyper_util::rt::TokioIo;
 
 use super::exchange::Exchange;
 use crate::error::{Error, Kind};
-use crate::tcp::copy::{Broken, Count, copy};
+use crate::tcp::copy::{Broken, Count, Paces, copy};
 
 /// Carries bytes between the two connections once both have left HTTP behind.
 pub(crate) fn tunnel(downstream: OnUpgrade, upstream: OnUpgrade, mut exchange: Box<Exchange>) {
@@ -24,7 +24,8 @@ async fn carry(downstream: OnUpgrade, upstream: OnUpgrade, exchange: &mut Exchan
     let downstream = downstream.await.map_err(|e| Error::because(Kind::Downstream, e))?;
     let idle = exchange.idle_timeout();
     let idle = (!idle.is_zero()).then_some(idle);
-    let copied = copy(&mut TokioIo::new(downstream), &mut TokioIo::new(upstream), idle, exchange).await;
+    let paces = Paces { forth: exchange.up(), back: exchange.down.take(), fault: exchange.slowed };
+    let copied = copy(&mut TokioIo::new(downstream), &mut TokioIo::new(upstream), idle, paces, exchange).await;
     copied.map_err(|broken| match broken {
         Broken::Downstream(e) => Error::because(Kind::Downstream, e),
         Broken::Upstream(e) => Error::because(Kind::UpstreamReset, e),

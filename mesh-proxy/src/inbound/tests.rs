@@ -14,11 +14,12 @@ use tokio_rustls::TlsConnector;
 use super::*;
 use crate::config::{
     AtATime, Authorization, Balancer, ChainMatch, Cluster, Condition, Discovery, Endpoint, EndpointHealth, Endpoints,
-    FilterChain, Gate, GateAction, Limits, Policy, PortLimits, Spread, TcpProxy, Transport, UpstreamHttp, UpstreamTls,
-    WeightedClusters,
+    FilterChain, Gate, GateAction, Limits, Policy, PortLimits, PortRate, Spread, TcpProxy, Transport, UpstreamHttp,
+    UpstreamTls, WeightedClusters,
 };
 use crate::limit::RateLimits;
 use crate::listen::{InFlight, Phase, Settings};
+use crate::pace::Rate;
 use crate::snapshot::{Resource, Store, Type, Update};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use crate::tls::{Svid, Tls};
@@ -261,9 +262,13 @@ async fn greeter() -> SocketAddr {
 }
 
 /// `chains` that share a limit on connections.
-fn limited(mut chains: Vec<FilterChain>, max: Option<u32>, per_caller: Option<u32>) -> Vec<FilterChain> {
-    let limit = Some(AtATime { max, per_caller });
-    let limits = Arc::new(PortLimits { name: "inbound:9080".into(), connections: limit, requests: None });
+fn limited(chains: Vec<FilterChain>, max: Option<u32>, per_caller: Option<u32>) -> Vec<FilterChain> {
+    let connections = Some(AtATime { max, per_caller });
+    under(chains, PortLimits { name: "inbound:9080".into(), connections, requests: None, up: None, down: None })
+}
+
+fn under(mut chains: Vec<FilterChain>, limits: PortLimits) -> Vec<FilterChain> {
+    let limits = Arc::new(limits);
     for chain in &mut chains {
         let NetworkFilter::Tcp(proxy) = &mut chain.filter else { panic!("no TCP proxy") };
         Arc::get_mut(proxy).unwrap().limits = Some(limits.clone());
@@ -529,4 +534,21 @@ async fn addresses_that_no_policy_lets_in_are_reset_at_once() {
     let tls = Authority::new().tls("reviews");
     let ctx = context(tls.clone(), chains, None);
     assert!(mutual_tls(peer(PORT, &ctx).await, &tls, b"mesh-tcp").await.is_ok());
+}
+
+#[tokio::test]
+async fn byte_streams_keep_to_the_bandwidth_of_their_caller() {
+    let authority = Authority::new();
+    let down = Some(PortRate { max: None, per_caller: Rate::new(10) });
+    let limits = PortLimits { name: "inbound:9080".into(), connections: None, requests: None, up: None, down };
+    let ctx = context(authority.tls("reviews"), under(strict(), limits), Some(application(greeter().await)));
+    for account in ["web", "shop"] {
+        let mut stream = mutual_tls(peer(PORT, &ctx).await, &authority.tls(account), b"mesh-tcp").await.unwrap();
+        let began = Instant::now();
+        assert!(greeted(&mut stream).await);
+        // Two of five bytes are saved.
+        assert!(began.elapsed() >= Duration::from_millis(250), "{:?}", began.elapsed());
+    }
+    let metrics = ctx.telemetry.render();
+    assert!(metrics.contains(r#"mesh_limits_delayed_total{limit="bandwidth_down"} 2"#), "{metrics}");
 }

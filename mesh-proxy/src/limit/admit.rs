@@ -1,4 +1,4 @@
-//! Who finds a place at a port that limits what it has at a time.
+//! Who finds a place at a port that limits what it has at a time, and how fast its bytes may go.
 
 use mesh_common::identity::Identity;
 
@@ -6,6 +6,7 @@ use super::{Full, LimitHit, Place};
 use crate::config::PortLimits;
 use crate::error::{Error, Kind};
 use crate::listen::Context;
+use crate::pace::{Pacer, Way};
 
 /// A place for a connection, of which nothing is known yet. `None`: connections are not limited.
 pub(crate) fn connection(limits: &PortLimits, ctx: &Context) -> Result<Option<Place>, Error> {
@@ -32,6 +33,18 @@ pub(crate) fn request(limits: &PortLimits, ctx: &Context, caller: Option<&Identi
     let mut place = places.take(&limits.name, limit).map_err(|full| of_request(full, ctx))?;
     places.give(&mut place, limit, caller).map_err(|full| of_request(full, ctx))?;
     Ok(Some(place))
+}
+
+/// What a stream of the caller keeps to. `None`: bytes are not limited that way.
+pub(crate) fn pacer(limits: &PortLimits, ctx: &Context, caller: Option<&Identity>, way: Way) -> Option<Box<Pacer>> {
+    let rate = match way {
+        Way::Up => &limits.up,
+        Way::Down => &limits.down,
+    };
+    let now = tokio::time::Instant::now().into_std();
+    let mut pacer = ctx.occupancy.bandwidth.pacer(&limits.name, way, rate.as_ref()?, caller, now);
+    pacer.count(&ctx.telemetry, way);
+    Some(Box::new(pacer))
 }
 
 fn of_connection(full: Full, ctx: &Context) -> Error {

@@ -22,7 +22,7 @@ mod admit;
 mod places;
 mod quota;
 
-pub(crate) use admit::{connection, identified, request};
+pub(crate) use admit::{connection, identified, pacer, request};
 pub use places::{Full, Occupancy, Place, Places};
 pub use quota::Quota;
 

@@ -11,12 +11,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mesh_common::identity::Identity;
 
 use crate::config::AtATime;
+use crate::pace::Buckets;
 
 /// What the application has at the moment.
 #[derive(Debug, Default)]
 pub struct Occupancy {
     pub connections: Places,
     pub requests: Places,
+    pub bandwidth: Buckets,
 }
 
 /// The places of all that is limited.

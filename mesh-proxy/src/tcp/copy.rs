@@ -9,6 +9,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::pace::Pacer;
+
 /// Most byte streams are idle or say little: the buffer grows with those that fill it.
 const SMALL: usize = 4 * 1024;
 const LARGE: usize = 128 * 1024;
@@ -30,19 +32,31 @@ pub(crate) trait Count {
     fn sent(&mut self, bytes: u64);
 }
 
+/// What each way keeps to, if something slows it down.
+#[derive(Debug, Default)]
+pub(crate) struct Paces {
+    /// From downstream to upstream.
+    pub(crate) forth: Option<Box<Pacer>>,
+    /// From upstream to downstream.
+    pub(crate) back: Option<Box<Pacer>>,
+    /// A fault does, among others.
+    pub(crate) fault: bool,
+}
+
 /// Copies until both sides have ended, or one breaks. The end of one way is passed on and leaves the other way open.
 pub(crate) async fn copy<D, U>(
     downstream: &mut D,
     upstream: &mut U,
     idle: Option<Duration>,
+    paces: Paces,
     count: &mut impl Count,
 ) -> Result<(), Broken>
 where
     D: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut forth = Way::default();
-    let mut back = Way::default();
+    let mut forth = Way { pacer: paces.forth, ..Way::default() };
+    let mut back = Way { pacer: paces.back, ..Way::default() };
     let mut idle = idle.map(IdleTimer::new);
     poll_fn(|cx| {
         let forth_done = forth.poll(cx, downstream, upstream).map_err(|error| match error {
@@ -84,6 +98,9 @@ struct Way {
     start: usize,
     end: usize,
     moved: u64,
+    pacer: Option<Box<Pacer>>,
+    /// What the pacer has let go and is still to be written.
+    allowed: usize,
     unflushed: bool,
     read_all: bool,
     done: bool,
@@ -97,11 +114,19 @@ impl Way {
     {
         while !self.done {
             while self.start < self.end {
-                let rest = &self.buffer[self.start..self.end];
+                let mut rest = &self.buffer[self.start..self.end];
+                if let Some(pacer) = &mut self.pacer {
+                    if self.allowed == 0 {
+                        let Poll::Ready(bytes) = pacer.poll(rest.len(), cx) else { return self.pause(cx, writer) };
+                        self.allowed = bytes;
+                    }
+                    rest = &rest[..self.allowed.min(rest.len())];
+                }
                 match ready!(Pin::new(&mut *writer).poll_write(cx, rest)).map_err(Side::Writing)? {
                     0 => return Poll::Ready(Err(Side::Writing(io::ErrorKind::WriteZero.into()))),
                     written => {
                         self.start += written;
+                        self.allowed = self.allowed.saturating_sub(written);
                         self.moved += written as u64;
                         self.unflushed = true;
                     }
@@ -115,17 +140,19 @@ impl Way {
             match self.poll_fill(cx, reader) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Side::Reading(error))),
-                Poll::Pending => {
-                    // TLS may hold back what was written until it is told that this was all for now.
-                    if self.unflushed {
-                        ready!(Pin::new(&mut *writer).poll_flush(cx)).map_err(Side::Writing)?;
-                        self.unflushed = false;
-                    }
-                    return Poll::Pending;
-                }
+                Poll::Pending => return self.pause(cx, writer),
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Nothing comes for now. TLS may hold back what was written until it is told so.
+    fn pause<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, writer: &mut W) -> Poll<Result<(), Side>> {
+        if self.unflushed {
+            ready!(Pin::new(writer).poll_flush(cx)).map_err(Side::Writing)?;
+            self.unflushed = false;
+        }
+        Poll::Pending
     }
 
     fn poll_fill<R: AsyncRead + Unpin>(&mut self, cx: &mut Context<'_>, reader: &mut R) -> Poll<io::Result<()>> {
@@ -176,6 +203,7 @@ impl IdleTimer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pace::Rate;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     #[derive(Default)]
@@ -202,7 +230,7 @@ mod tests {
         let (server, mut upstream) = duplex(1000);
         let copying = async move {
             let mut sum = Sum::default();
-            let result = copy(&mut downstream, &mut upstream, idle, &mut sum).await;
+            let result = copy(&mut downstream, &mut upstream, idle, Paces::default(), &mut sum).await;
             (result, sum)
         };
         (client, server, copying)
@@ -226,6 +254,36 @@ mod tests {
         let (result, sum) = copying.await.unwrap();
         result.unwrap();
         assert_eq!((sum.received, sum.sent), (8, 10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_way_is_slowed_down() {
+        let (mut client, mut downstream) = duplex(1000);
+        let (mut server, mut upstream) = duplex(1000);
+        let began = Instant::now();
+        let mut pacer = Pacer::default();
+        pacer.slow_down(Rate::new(1000).unwrap(), None, began.into_std());
+        let paces = Paces { back: Some(Box::new(pacer)), ..Paces::default() };
+        let copying = tokio::spawn(async move {
+            let mut sum = Sum::default();
+            copy(&mut downstream, &mut upstream, Some(Duration::from_secs(1)), paces, &mut sum).await.unwrap();
+            sum
+        });
+        let mut bytes = [1; 5000];
+        let (sent, echoed) = tokio::join!(client.write_all(&[1; 5000]), server.read_exact(&mut bytes));
+        assert_eq!((sent.unwrap(), echoed.unwrap(), began.elapsed()), ((), 5000, Duration::ZERO));
+        client.shutdown().await.unwrap();
+        let answer = async {
+            server.write_all(&bytes).await.unwrap();
+            server.shutdown().await.unwrap();
+        };
+        let mut answered = Vec::new();
+        let (_, read) = tokio::join!(answer, client.read_to_end(&mut answered));
+        assert_eq!(read.unwrap(), 5000);
+        let took = began.elapsed().as_millis();
+        assert!((5000..5200).contains(&took), "{took} ms");
+        let sum = copying.await.unwrap();
+        assert_eq!((sum.received, sum.sent), (5000, 5000));
     }
 
     #[tokio::test]

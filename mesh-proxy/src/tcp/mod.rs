@@ -15,15 +15,17 @@ use crate::authorization::{self, Subject, Verdict};
 use crate::config::{Endpoint, Fault, FaultKind, FaultRule, NetworkFilter, TcpProxy};
 use crate::detect::Learned;
 use crate::error::{Error, Kind, Side};
-use crate::fault::Injected;
+use crate::fault::{self, Injected, Throttle};
 use crate::hash;
 use crate::http::DownstreamIo;
 use crate::inbound::Chosen;
+use crate::limit;
 use crate::listen::{self, Context, Direction, Downstream, Security};
+use crate::pace::Way;
 use crate::telemetry::{StreamMetrics, TcpRecord};
 use crate::upstream::{TcpUpstream, UpstreamStream};
 
-use copy::{Broken, Count};
+use copy::{Broken, Count, Paces};
 
 const PASSTHROUGH_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const PASSTHROUGH_IDLE: Duration = Duration::from_secs(3600);
@@ -45,10 +47,19 @@ pub(crate) async fn proxy<IO: DownstreamIo>(
     if let Err(error) = verdict(downstream, filter).enforce(&ctx.telemetry) {
         return refuse(io, downstream, "", began, &error, ctx);
     }
-    if let Some(fault) = &filter.fault
-        && let Err(error) = inject(fault, ctx).await
-    {
-        return refuse(io, downstream, "", began, &error, ctx);
+    let paced = |way| {
+        let limits = filter.limits.as_deref()?;
+        limit::pacer(limits, ctx, downstream.identity.as_deref(), way)
+    };
+    let mut paces = Paces { forth: paced(Way::Up), back: paced(Way::Down), fault: false };
+    if let Some(fault) = &filter.fault {
+        match inject(fault, ctx).await {
+            Ok(throttles) => {
+                paces.fault = !throttles.is_empty();
+                fault::slow_down(&mut paces.back, &throttles, Instant::now());
+            }
+            Err(error) => return refuse(io, downstream, "", began, &error, ctx),
+        }
     }
     let Some(choice) = filter.clusters.pick() else {
         return refuse(io, downstream, "", began, &Kind::NoCluster.into(), ctx);
@@ -58,7 +69,7 @@ pub(crate) async fn proxy<IO: DownstreamIo>(
         Ok(upstream) => {
             let idle = (!filter.idle_timeout.is_zero()).then_some(filter.idle_timeout);
             let revoked = revoked(downstream, chosen, ctx);
-            carry(io, downstream, &choice.cluster, upstream, idle, began, revoked, ctx).await;
+            carry(io, downstream, &choice.cluster, upstream, idle, paces, began, revoked, ctx).await;
         }
         Err(error) => refuse(io, downstream, &choice.cluster, began, &error, ctx),
     }
@@ -109,7 +120,8 @@ pub async fn passthrough<IO: DownstreamIo>(io: IO, downstream: &Downstream, ctx:
                 _counted: None,
             };
             let always = std::future::pending();
-            carry(io, downstream, CLUSTER_PASSTHROUGH, upstream, Some(PASSTHROUGH_IDLE), began, always, ctx).await;
+            let (idle, paces) = (Some(PASSTHROUGH_IDLE), Paces::default());
+            carry(io, downstream, CLUSTER_PASSTHROUGH, upstream, idle, paces, began, always, ctx).await;
         }
         Ok(Err(error)) => {
             let error = Error::because(Kind::UpstreamConnect, format_args!("{address}: {error}"));
@@ -166,6 +178,7 @@ async fn carry<IO: DownstreamIo>(
     cluster: &str,
     mut upstream: TcpUpstream,
     idle: Option<Duration>,
+    paces: Paces,
     began: Instant,
     revoked: impl Future<Output = Error>,
     ctx: &Context,
@@ -192,8 +205,9 @@ async fn carry<IO: DownstreamIo>(
         sent: 0,
         learned: learns.then_some((&ctx.learned, downstream.original_destination)),
     };
+    let fault = paces.fault.then_some(Kind::Fault);
     let carried = async {
-        let result = copy::copy(&mut io, &mut upstream.io, idle, &mut counted).await;
+        let result = copy::copy(&mut io, &mut upstream.io, idle, paces, &mut counted).await;
         result.err().map(|broken| match broken {
             Broken::Downstream(error) => Error::because(Kind::Downstream, error),
             Broken::Upstream(error) => Error::because(Kind::UpstreamReset, error),
@@ -213,7 +227,7 @@ async fn carry<IO: DownstreamIo>(
     (record.received_bytes, record.sent_bytes) = (counted.received, counted.sent);
     let detail = error.as_ref().map(Error::to_string);
     record.detail = detail.as_deref();
-    record.flags = error.as_ref().map_or("", |it| it.kind.flag());
+    record.flags = error.as_ref().map(|it| it.kind).or(fault).map_or("", Kind::flag);
     ctx.telemetry.tcp_closed(&record);
     if let Some(error) = &error {
         log(downstream, error, ctx);
@@ -267,10 +281,12 @@ async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
     socket.connect(address).await
 }
 
-/// Byte streams can be delayed and reset; an abort, which needs HTTP, is a reset too.
-async fn inject(fault: &Fault, ctx: &Context) -> Result<(), Error> {
+/// Byte streams can be delayed, reset and throttled; an abort, which needs HTTP, is a reset too.
+async fn inject(fault: &Fault, ctx: &Context) -> Result<Vec<Throttle>, Error> {
+    let mut throttles = Vec::new();
     for rule in &fault.rules {
-        if !hits(rule, jiff::Timestamp::now().as_millisecond()) {
+        let now = jiff::Timestamp::now().as_millisecond();
+        if !hits(rule, now) {
             continue;
         }
         match rule.kind {
@@ -282,9 +298,13 @@ async fn inject(fault: &Fault, ctx: &Context) -> Result<(), Error> {
                 ctx.telemetry.fault(Injected::Reset);
                 return Err(Error::because(Kind::Fault, &rule.name));
             }
+            FaultKind::Throttle(rate) => {
+                ctx.telemetry.fault(Injected::Throttle);
+                throttles.push(Throttle::new(rate, rule.expires_unix_ms, now));
+            }
         }
     }
-    Ok(())
+    Ok(throttles)
 }
 
 fn hits(rule: &FaultRule, now_unix_ms: i64) -> bool {

@@ -156,6 +156,13 @@ async fn delays_delay_and_let_through() {
     assert_eq!(begun.elapsed().as_secs(), 3);
 }
 
+#[tokio::test]
+async fn throttles_come_with_their_time() {
+    let throttle = FaultKind::Throttle(crate::pace::Rate::new(1000).unwrap());
+    let rules = vec![rule(throttle), rule(FaultKind::Delay(Duration::ZERO))];
+    assert_eq!(inject(&Fault { rules }, &context()).await.unwrap().len(), 1);
+}
+
 #[test]
 fn faults_hit_their_share_until_they_are_over() {
     let half = FaultRule { parts_per_million: 500_000, expires_unix_ms: 1000, ..rule(FaultKind::Reset) };

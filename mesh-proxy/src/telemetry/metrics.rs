@@ -40,6 +40,7 @@ const DNS: &str = "mesh_proxy_dns_queries_total";
 const WOULD_REFUSE: &str = "mesh_authorization_dry_run_refused_total";
 const LIMITS_HIT: &str = "mesh_limits_hit_total";
 const FAULTS: &str = "mesh_faults_injected_total";
+const LIMITS_DELAYED: &str = "mesh_limits_delayed_total";
 const EJECTIONS: &str = "mesh_upstream_ejections_total";
 const EJECTED: &str = "mesh_upstream_endpoints_ejected";
 const CHECKS: &str = "mesh_upstream_health_checks_total";
@@ -267,6 +268,14 @@ impl Metrics {
 
     pub(super) fn fault(&self, what: crate::fault::Injected) {
         counter(&self.recorder, FAULTS, vec![Label::new("fault", what.as_str())]).increment(1);
+    }
+
+    pub(super) fn limit_delayed(&self, way: crate::pace::Way) {
+        let limit = match way {
+            crate::pace::Way::Up => "bandwidth_up",
+            crate::pace::Way::Down => "bandwidth_down",
+        };
+        counter(&self.recorder, LIMITS_DELAYED, vec![Label::new("limit", limit)]).increment(1);
     }
 
     pub(super) fn upstream_health(&self, report: &HealthReport) {

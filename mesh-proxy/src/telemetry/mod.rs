@@ -106,6 +106,11 @@ impl Telemetry {
         self.inner.metrics.fault(what);
     }
 
+    /// A stream has to wait because of a limit on the bandwidth of the application's port.
+    pub fn limit_delayed(&self, way: crate::pace::Way) {
+        self.inner.metrics.limit_delayed(way);
+    }
+
     /// A byte stream reached its upstream. Bytes are counted while they flow, through the handle.
     pub fn tcp_opened(&self, record: &TcpRecord<'_>) -> StreamMetrics {
         self.inner.metrics.stream_opened(record)

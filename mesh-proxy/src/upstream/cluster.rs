@@ -11,6 +11,7 @@ use super::balance::{Balance, Peers};
 use super::check::Standing;
 use super::connect::Connector;
 use super::host::{Host, Load};
+use super::http2::Flow;
 use super::outlier::{Detector, Outcome, Peer};
 use super::tally::{Shunned, Tally};
 use super::usage::Usage;
@@ -59,6 +60,7 @@ pub(crate) struct Target {
     pub(crate) endpoint: Arc<Endpoint>,
     pub(super) view: Arc<View>,
     pub(super) load: Load,
+    pub(crate) flow: Flow,
 }
 
 impl State {
@@ -122,12 +124,13 @@ impl State {
         for host in &hosts {
             host.http1.sweep(now);
             host.http2.sweep(now);
+            host.http2_paced.sweep(now);
         }
         drop(hosts);
         if matches!(self.view.load().cluster.discovery, Discovery::OriginalDestination) {
             // Nobody says when such an address is gone.
             let mut hosts = self.kept.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-            hosts.retain(|_, host| Arc::strong_count(host) > 1 || !host.http1.is_empty() || !host.http2.is_empty());
+            hosts.retain(|_, host| Arc::strong_count(host) > 1 || host.is_connected());
         }
     }
 
@@ -185,14 +188,14 @@ impl View {
         let index = index.ok_or_else(refused)?;
         self.hosts[index].called(downstream);
         let endpoint = self.endpoints.endpoints[index].clone();
-        Ok(Target { endpoint, view: self.clone(), load: Load::new(self.hosts[index].clone()) })
+        Ok(Target { endpoint, view: self.clone(), load: Load::new(self.hosts[index].clone()), flow: Flow::Free })
     }
 
     /// The host as a target, while it is one of the cluster's.
     pub(super) fn target(self: &Arc<Self>, host: &Arc<Host>) -> Option<Target> {
         let index = self.hosts.iter().position(|it| Arc::ptr_eq(it, host))?;
         let endpoint = self.endpoints.endpoints[index].clone();
-        Some(Target { endpoint, view: self.clone(), load: Load::new(host.clone()) })
+        Some(Target { endpoint, view: self.clone(), load: Load::new(host.clone()), flow: Flow::Free })
     }
 
     /// Whether a target chosen before is an endpoint still that would be given something now.
@@ -227,7 +230,7 @@ impl View {
     fn original_destination(self: &Arc<Self>, address: SocketAddr) -> Target {
         let endpoint = Endpoint::at(address);
         let load = Load::new(host(&self.all, address, false));
-        Target { endpoint: Arc::new(endpoint), view: self.clone(), load }
+        Target { endpoint: Arc::new(endpoint), view: self.clone(), load, flow: Flow::Free }
     }
 }
 

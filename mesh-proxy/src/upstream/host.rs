@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 
 use super::balance::ewma::Latency;
 use super::check::{Checked, Standing};
+use super::http2::Flow;
 use super::outlier::Record;
 use super::{http1, http2};
 use crate::application;
@@ -27,6 +28,8 @@ pub(crate) struct Host {
     application: OnceLock<Option<SocketAddr>>,
     pub(super) http1: http1::Pool,
     pub(super) http2: http2::Pool,
+    /// For requests whose responses are taken slowly.
+    pub(super) http2_paced: http2::Pool,
     /// Requests and byte streams that it serves now.
     load: AtomicUsize,
     /// It is not an endpoint any more: what is in flight ends in peace, and no connection is kept.
@@ -55,6 +58,7 @@ impl Host {
             application: OnceLock::new(),
             http1: http1::Pool::default(),
             http2: http2::Pool::default(),
+            http2_paced: http2::Pool::default(),
             load: AtomicUsize::new(0),
             retired: AtomicBool::new(false),
             retires: Arc::default(),
@@ -138,12 +142,24 @@ impl Host {
         self.record.is_ejected(Instant::now)
     }
 
+    pub(super) fn is_connected(&self) -> bool {
+        !(self.http1.is_empty() && self.http2.is_empty() && self.http2_paced.is_empty())
+    }
+
+    pub(super) fn http2(&self, flow: Flow) -> &http2::Pool {
+        match flow {
+            Flow::Free => &self.http2,
+            Flow::Paced => &self.http2_paced,
+        }
+    }
+
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
         self.retires.notify_waiters();
         self.checked.end();
         self.http1.clear();
         self.http2.clear();
+        self.http2_paced.clear();
     }
 }
 

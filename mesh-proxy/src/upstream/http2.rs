@@ -38,10 +38,23 @@ const PING_INTERVAL: Duration = Duration::from_secs(15);
 const PARTING: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 3000 });
 
 const STREAM_WINDOW: u32 = 1 << 20;
+/// What a paced response that nobody takes yet keeps of its connection: hundreds of them leave room for others.
+const PACED_STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 const MAX_FRAME: u32 = 64 << 10;
 const MAX_HEADERS: u32 = 64 << 10;
 const SEND_BUFFER: usize = 512 << 10;
+
+/// Which of an endpoint's connections a request is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Flow {
+    /// Its response is taken as it comes.
+    #[default]
+    Free,
+    /// It is taken slowly. What waits of it takes of the window that all streams of a connection share, so a few such could
+    /// hold up everything else; they have connections of their own, with small windows.
+    Paced,
+}
 
 /// A shared connection.
 pub(super) struct Conn {
@@ -76,10 +89,11 @@ impl Drop for Place {
 pub(super) async fn send(
     host: &Arc<Host>,
     view: &Arc<View>,
+    flow: Flow,
     request: Request<RequestBody>,
 ) -> Result<Response<Http2Body>, Failed> {
     let (place, mut sender) = loop {
-        let place = match acquire(host, view).await {
+        let place = match acquire(host, view, flow).await {
             Ok(place) => place,
             Err(error) => return Err(Failed { error, request: Some(Box::new(request)), stale: false }),
         };
@@ -91,7 +105,7 @@ pub(super) async fn send(
                 if asks_for_no_more(&error) {
                     host.leaves();
                 }
-                host.http2.close(&place.0);
+                host.http2(flow).close(&place.0);
             }
         }
     };
@@ -100,7 +114,7 @@ pub(super) async fn send(
     let (mut response, stream) = match sender.send_request(Request::from_parts(parts, ()), complete) {
         Ok(sent) => sent,
         Err(error) if error.is_go_away() || error.is_io() => {
-            host.http2.close(&place.0);
+            host.http2(flow).close(&place.0);
             return Err(Error::because(Kind::UpstreamResetBeforeRequest, error).into());
         }
         Err(error) => return Err(Error::because(Kind::DownstreamProtocol, error).into()),
@@ -206,10 +220,10 @@ impl Pump {
 }
 
 /// A place on the connection with the fewest requests. The first to come makes the connection, the others wait for it.
-async fn acquire(host: &Arc<Host>, view: &Arc<View>) -> Result<Place, Error> {
+async fn acquire(host: &Arc<Host>, view: &Arc<View>, flow: Flow) -> Result<Place, Error> {
     loop {
         let (receiver, _pending) = {
-            let mut inner = host.http2.inner();
+            let mut inner = host.http2(flow).inner();
             inner.conns.retain(|conn| !conn.closed.load(Ordering::Relaxed));
             let best = inner.conns.iter().min_by_key(|conn| conn.streams.load(Ordering::Relaxed));
             let crowded = best.is_none_or(|conn| conn.streams.load(Ordering::Relaxed) >= STREAMS_PER_CONNECTION);
@@ -221,7 +235,7 @@ async fn acquire(host: &Arc<Host>, view: &Arc<View>) -> Result<Place, Error> {
                 && let Some(in_use) = room(&inner, view)
             {
                 inner.connecting = true;
-                tokio::spawn(open(host.clone(), view.clone(), in_use));
+                tokio::spawn(open(host.clone(), view.clone(), flow, in_use));
             }
             if let Some(place) = place {
                 return Ok(place);
@@ -245,9 +259,9 @@ fn room(pool: &Inner, view: &View) -> Option<InUse> {
     view.usage.connection(&view.cluster.limits).or_else(first)
 }
 
-async fn open(host: Arc<Host>, view: Arc<View>, in_use: InUse) {
-    let opened = handshake(&host, &view, in_use).await;
-    let mut inner = host.http2.inner();
+async fn open(host: Arc<Host>, view: Arc<View>, flow: Flow, in_use: InUse) {
+    let opened = handshake(&host, &view, flow, in_use).await;
+    let mut inner = host.http2(flow).inner();
     inner.connecting = false;
     let outcome = match opened {
         Ok(conn) => {
@@ -266,10 +280,14 @@ async fn open(host: Arc<Host>, view: Arc<View>, in_use: InUse) {
     }
 }
 
-async fn handshake(host: &Arc<Host>, view: &View, in_use: InUse) -> Result<Arc<Conn>, Error> {
+async fn handshake(host: &Arc<Host>, view: &View, flow: Flow, in_use: InUse) -> Result<Arc<Conn>, Error> {
     let io = view.connector.connect(host, ALPN_H2).await?;
+    let window = match flow {
+        Flow::Free => STREAM_WINDOW,
+        Flow::Paced => PACED_STREAM_WINDOW,
+    };
     let (send, mut connection) = Builder::new()
-        .initial_window_size(STREAM_WINDOW)
+        .initial_window_size(window)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(MAX_HEADERS)
@@ -287,7 +305,7 @@ async fn handshake(host: &Arc<Host>, view: &View, in_use: InUse) -> Result<Arc<C
         idle_since: Mutex::new(Instant::now()),
     });
     let retires = host.retires.clone();
-    tokio::spawn(drive(connection, pings, Arc::downgrade(&conn), Arc::downgrade(host), retires, in_use));
+    tokio::spawn(drive(connection, pings, Arc::downgrade(&conn), Arc::downgrade(host), retires, flow, in_use));
     Ok(conn)
 }
 
@@ -298,6 +316,7 @@ async fn drive(
     conn: std::sync::Weak<Conn>,
     host: std::sync::Weak<Host>,
     retires: Arc<Notify>,
+    flow: Flow,
     in_use: InUse,
 ) {
     tokio::select! {
@@ -313,7 +332,7 @@ async fn drive(
         if poll_fn(|cx| sender.poll_ready(cx)).await.is_err_and(|error| asks_for_no_more(&error)) {
             host.leaves();
         }
-        host.http2.close(&conn);
+        host.http2(flow).close(&conn);
     }
     drop(in_use);
 }

@@ -41,6 +41,7 @@ use crate::tls::Tls;
 pub(crate) use body::UpstreamBody;
 pub(crate) use cluster::{Target, View};
 pub(crate) use datagrams::UdpUpstream;
+pub(crate) use http2::Flow;
 pub(crate) use outlier::Outcome;
 pub use stream::UpstreamStream;
 pub use tally::HealthReport;
@@ -304,7 +305,7 @@ impl Target {
                 Ok(response.map(UpstreamBody::Http1))
             }
             Version::Http2 => {
-                let response = http2::send(&self.load.0, &self.view, request).await?;
+                let response = http2::send(&self.load.0, &self.view, self.flow, request).await?;
                 Ok(response.map(UpstreamBody::Http2))
             }
         }

@@ -162,7 +162,12 @@ async fn subscribes_when_asked_and_acknowledges_when_in_force() {
     assert_eq!((node.id.as_str(), node.user_agent_name.as_str()), ("w.ns", "mesh-proxy"));
     assert_eq!(
         node.client_features,
-        ["mesh.extensions.v1.Fault", "mesh.extensions.v1.Limits", "mesh.extensions.v1.PeakEwma"]
+        [
+            "mesh.extensions.v1.Fault",
+            "mesh.extensions.v1.Limits",
+            "mesh.extensions.v1.PeakEwma",
+            "mesh.extensions.v1.Throttle"
+        ]
     );
     peer.send("n1", vec![cluster("a", "1")], &[]);
     assert!(matches!(asker.await.unwrap(), Found::Yes(_)));

@@ -1,4 +1,4 @@
-use super::super::{AtATime, LimitBy, RequestLimit, TrafficLimits};
+use super::super::{AtATime, Bandwidth, LimitBy, RequestLimit, TrafficLimits};
 use super::Errors;
 use super::fields::header_name;
 
@@ -10,10 +10,22 @@ pub(super) fn limits(limits: &TrafficLimits, errors: &mut Errors) {
     if let Some(limit) = &limits.requests {
         requests(limit, errors);
     }
+    if let Some(limit) = &limits.bandwidth {
+        bandwidth(limit, errors);
+    }
     for (field, limit) in [("connections", &limits.connections), ("concurrentRequests", &limits.concurrent_requests)] {
         if let Some(limit) = limit {
             at_a_time(&format!("spec.limits.{field}"), limit, errors);
         }
+    }
+}
+
+fn bandwidth(limit: &Bandwidth, errors: &mut Errors) {
+    let each = limit.per_caller();
+    for (field, all, each) in [("up", limit.up, each.up), ("down", limit.down, each.down)] {
+        let more = all.zip(each).is_some_and(|(all, each)| each > all);
+        let path = format!("spec.limits.bandwidth.perCaller.{field}");
+        errors.add_if(more, path, "this is more than all callers together may have");
     }
 }
 

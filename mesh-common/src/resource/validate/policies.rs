@@ -99,9 +99,9 @@ pub(super) fn fault(spec: &FaultInjectionSpec, errors: &mut Errors) {
         let scaled = fault.percent * 10_000.0;
         let fits = (0.0..=100.0).contains(&fault.percent) && (scaled - scaled.round()).abs() < 1e-6;
         errors.add_if(!fits, format!("{path}.percent"), "a percentage is from 0 to 100 and has at most four decimals");
-        let kinds = [fault.delay.is_some(), fault.abort.is_some(), fault.reset.is_some()];
+        let kinds = [fault.delay.is_some(), fault.abort.is_some(), fault.reset.is_some(), fault.throttle.is_some()];
         let one = kinds.into_iter().filter(|set| *set).count() == 1;
-        errors.add_if(!one, &path, "exactly one of `delay`, `abort` and `reset` is needed");
+        errors.add_if(!one, &path, "exactly one of `delay`, `abort`, `reset` and `throttle` is needed");
         not_zero(errors, &format!("{path}.delay.duration"), fault.delay.map(|d| d.duration));
         if let Some(abort) = fault.abort {
             let wrong = !(200..=599).contains(&abort.http_status);

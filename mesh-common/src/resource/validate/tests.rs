@@ -123,6 +123,10 @@ fn policies() {
             "spec.faults[0]",
         ),
         (
+            "kind: FaultInjection\nspec: {targetRefs: [{kind: Service, name: a}], faults: [{percent: 1, reset: {}, throttle: {rate: 64Ki}}]}",
+            "spec.faults[0]",
+        ),
+        (
             "kind: FaultInjection\nspec: {targetRefs: [{kind: Service, name: a}], faults: [{percent: 1, abort: {httpStatus: 99}}]}",
             "spec.faults[0].abort.httpStatus",
         ),
@@ -219,6 +223,10 @@ fn policies() {
         (
             "kind: TrafficPolicy\nspec: {limits: {requests: {rate: 1, by: Header, header: 'a b'}}}",
             "spec.limits.requests.header",
+        ),
+        (
+            "kind: TrafficPolicy\nspec: {limits: {bandwidth: {up: 1Mi, perCaller: {up: 2Mi}}}}",
+            "spec.limits.bandwidth.perCaller.up",
         ),
         ("kind: TrafficPolicy\nspec: {limits: {connections: {max: 0}}}", "spec.limits.connections.max"),
         ("kind: TrafficPolicy\nspec: {limits: {connections: {perCaller: 0}}}", "spec.limits.connections.perCaller"),

@@ -1,4 +1,5 @@
 use envoy_types::pb::envoy::config::listener::v3::{Listener, filter};
+use envoy_types::pb::envoy::extensions::filters::common::fault::v3::fault_rate_limit::{FixedLimit, LimitType};
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use mesh_common::names;
 use mesh_common::proto::extensions::{Fault, fault_rule};
@@ -71,8 +72,27 @@ fn envoy_gets_its_delay_and_abort() {
     let fault: HttpFault = decode(&of(&model, &scope(ClientKind::Envoy))[0]);
     assert_eq!(fault.delay.unwrap().percentage.unwrap().numerator, 500_000);
     assert_eq!(fault.abort.unwrap().percentage.unwrap().numerator, 100_000);
+    assert_eq!(fault.response_rate_limit, None);
     let only_reset = shop(&super::faults::fault(REVIEWS, "", "{percent: 1, reset: {}}"));
     assert_eq!(of(&only_reset, &scope(ClientKind::Envoy)), []);
+}
+
+#[test]
+fn a_throttle_in_both_forms() {
+    let model = shop(&fault(REVIEWS, "", "{percent: 1, reset: {}}, {percent: 50, throttle: {rate: 100k}}"));
+    let own: Fault = decode(&of(&model, &mesh())[0]);
+    let Some(fault_rule::Kind::Throttle(throttle)) = &own.rules[1].kind else { panic!("{own:?}") };
+    assert_eq!((own.rules[1].parts_per_million, throttle.bytes_per_second), (500_000, 100_000));
+    // An older proxy has the rest.
+    let older = Scope { throttles: false, ..mesh() };
+    let rest: Fault = decode(&of(&model, &older)[0]);
+    assert_eq!(rest.rules, own.rules[..1]);
+    let envoy: HttpFault = decode(&of(&model, &scope(ClientKind::Envoy))[0]);
+    let limit = envoy.response_rate_limit.unwrap();
+    assert_eq!(limit.percentage.unwrap().numerator, 500_000);
+    // It counts in KiB; a throttle is never faster there by more than that.
+    assert_eq!(limit.limit_type, Some(LimitType::FixedLimit(FixedLimit { limit_kbps: 98 })));
+    assert_eq!((envoy.delay, envoy.abort), (None, None));
 }
 
 #[test]
@@ -96,8 +116,8 @@ fn a_target_may_be_a_route_or_a_rule_of_it() {
 }
 
 #[test]
-fn byte_streams_are_delayed_and_reset() {
-    let rules = "{percent: 1, reset: {}}, {percent: 10, abort: {httpStatus: 503}}";
+fn byte_streams_are_delayed_reset_and_throttled() {
+    let rules = "{percent: 1, reset: {}}, {percent: 10, abort: {httpStatus: 503}}, {percent: 5, throttle: {rate: 1Ki}}";
     let model = shop(&fault("{kind: Service, name: db}", "", rules));
     let address = model.service("default", "db").unwrap().virtual_addresses[0];
     let name = names::outbound_listener(address, 5432);
@@ -107,7 +127,7 @@ fn byte_streams_are_delayed_and_reset() {
     };
     let own = filters(&mesh());
     let Some(filter::ConfigType::TypedConfig(any)) = &own[0].config_type else { panic!() };
-    assert_eq!(decode::<Fault>(any).rules.len(), 1);
+    assert_eq!(decode::<Fault>(any).rules.len(), 2);
     assert_eq!(own.len(), 2);
     assert_eq!(filters(&scope(ClientKind::Envoy)).len(), 1);
 }

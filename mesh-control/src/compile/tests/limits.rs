@@ -1,9 +1,11 @@
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::listener::v3::{FilterChain, Listener};
+use envoy_types::pb::envoy::extensions::filters::http::bandwidth_limit::v3::BandwidthLimit;
+use envoy_types::pb::envoy::extensions::filters::http::bandwidth_limit::v3::bandwidth_limit::EnableMode;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
 use envoy_types::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, http_filter,
+    HttpConnectionManager, HttpFilter, http_filter,
 };
 use mesh_common::names;
 
@@ -16,8 +18,8 @@ fn policy(name: &str, target: &str, requests: &str) -> String {
     )
 }
 
-/// The limits before the application's port, of every chain for HTTP.
-fn limits(text: &str, scope: &Scope) -> Vec<LocalRateLimit> {
+/// The filters for HTTP before the application's port, of every chain.
+fn http_filters(text: &str, scope: &Scope) -> Vec<HttpFilter> {
     let listener: Listener = get(&shop(text), scope, ResourceType::Listener, names::LISTENER_INBOUND);
     let filters = listener.filter_chains.iter().flat_map(|chain| &chain.filters);
     let configs = filters.filter_map(|filter| match filter.config_type.as_ref()? {
@@ -25,14 +27,19 @@ fn limits(text: &str, scope: &Scope) -> Vec<LocalRateLimit> {
         _ => None,
     });
     let managers = configs.filter(|any| any.type_url.ends_with("HttpConnectionManager"));
-    let first = managers.map(|any| decode::<HttpConnectionManager>(any).http_filters.into_iter().next().unwrap());
-    first
-        .filter(|filter| filter.name == "envoy.filters.http.local_ratelimit")
-        .map(|filter| match filter.config_type.unwrap() {
-            http_filter::ConfigType::TypedConfig(any) => super::decode(&any),
-            other => panic!("{other:?}"),
-        })
-        .collect()
+    managers.flat_map(|any| decode::<HttpConnectionManager>(any).http_filters).collect()
+}
+
+fn config<T: prost::Message + Default>(filter: HttpFilter) -> T {
+    match filter.config_type.unwrap() {
+        http_filter::ConfigType::TypedConfig(any) => decode(&any),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn limits(text: &str, scope: &Scope) -> Vec<LocalRateLimit> {
+    let filters = http_filters(text, scope).into_iter();
+    filters.filter(|filter| filter.name == "envoy.filters.http.local_ratelimit").map(config).collect()
 }
 
 /// The filter first in each chain to this port.
@@ -68,6 +75,38 @@ fn what_a_port_takes_at_a_time_is_first_in_each_of_its_chains() {
         let limits: mesh_common::proto::extensions::Limits = decode(&any);
         assert_eq!((limits.connections.is_some(), limits.requests.is_some()), (false, true));
     }
+}
+
+const BANDWIDTH: &str = "apiVersion: meshctl.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: p, namespace: default}\n\
+     spec: {limits: {bandwidth: {up: 10Mi, perCaller: {up: 1Mi, down: 100k}}}}\n---\n";
+
+#[test]
+fn bandwidth_is_of_the_port_both_ways() {
+    let scope = of("reviews", "reviews-v1-a", ClientKind::Mesh);
+    for any in first_filters(BANDWIDTH, &scope) {
+        let limits: mesh_common::proto::extensions::Limits = decode(&any);
+        let of = |it: Option<mesh_common::proto::extensions::Bandwidth>| it.map(|it| (it.max, it.per_caller));
+        assert_eq!((of(limits.up), of(limits.down)), (Some((10 << 20, 1 << 20)), Some((0, 100_000))));
+        assert_eq!((limits.connections, limits.requests), (None, None));
+    }
+    let off = policy("q", "reviews", "{rate: 1}").replace("requests: {rate: 1}", "bandwidth: {}");
+    let limited = first_filters(&(BANDWIDTH.to_owned() + &off), &scope);
+    assert!(limited.iter().all(|any| !any.type_url.ends_with("Limits")), "{limited:?}");
+}
+
+#[test]
+fn envoy_keeps_to_the_bandwidth_of_all_callers() {
+    let text = BANDWIDTH.replace("perCaller: {up: 1Mi, down: 100k}", "down: 100k, perCaller: {up: 1Mi}");
+    let of_chains = |client| -> Vec<(u64, EnableMode)> {
+        let filters = http_filters(&text, &of("reviews", "reviews-v1-a", client)).into_iter();
+        let ours = filters.filter(|filter| filter.name.starts_with("envoy.filters.http.bandwidth_limit"));
+        let limits = ours.map(config::<BandwidthLimit>);
+        limits.map(|limit| (limit.limit_kbps.unwrap().value, limit.enable_mode())).collect()
+    };
+    // In the chain of each version of HTTP.
+    let both = [(10 << 10, EnableMode::Request), (98, EnableMode::Response)];
+    assert_eq!(of_chains(ClientKind::Envoy), [both, both].concat());
+    assert_eq!(of_chains(ClientKind::Mesh), []);
 }
 
 /// It has no word for callers, and a cluster's limit for requests.

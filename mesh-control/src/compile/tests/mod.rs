@@ -80,6 +80,7 @@ pub(super) fn scope(client: ClientKind) -> Scope {
         inbound_ports: Vec::new(),
         client,
         faults: client == ClientKind::Mesh,
+        throttles: client == ClientKind::Mesh,
         peak_ewma: client == ClientKind::Mesh,
         limits: client == ClientKind::Mesh,
         locality: Default::default(),

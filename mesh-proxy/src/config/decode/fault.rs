@@ -1,9 +1,10 @@
-//! Faults: our own, which know callers, resets and an end, and Envoy's delay and abort.
+//! Faults: our own, which know callers, resets and an end, and Envoy's delay, abort and throttle.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
+use envoy_types::pb::envoy::extensions::filters::common::fault::v3::fault_rate_limit::LimitType;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::fault_abort::ErrorType;
 use envoy_types::pb::google::protobuf::Any;
@@ -15,6 +16,7 @@ use mesh_common::proto::extensions::{
 use super::{At, Decoded, Rejected, duration, each, matching, parts_per_million, unless, unpack};
 use crate::config::{Fault, FaultKind, FaultRule, HeaderMatch, StringMatch};
 use crate::fault::Share;
+use crate::pace::Rate;
 
 /// `None` if it is of another type.
 pub(super) fn fault(any: &Any) -> Option<Decoded<Fault>> {
@@ -29,13 +31,17 @@ fn rule(pb: PbRule) -> Decoded<FaultRule> {
     let kind = match pb.kind {
         Some(fault_rule::Kind::Delay(delay)) => FaultKind::Delay(Duration::from_millis(delay.milliseconds)),
         Some(fault_rule::Kind::Reset(_)) => FaultKind::Reset,
+        Some(fault_rule::Kind::Throttle(throttle)) => {
+            let zero = || Rejected::field("throttle.bytes_per_second", "must be more than zero");
+            FaultKind::Throttle(Rate::new(throttle.bytes_per_second).ok_or_else(zero)?)
+        }
         Some(fault_rule::Kind::Abort(abort)) => {
             let http = status(abort.http_status).at("abort.http_status")?;
             unless(abort.grpc_status > 16, "abort.grpc_status", "must be 0 to 16")?;
             let grpc = if abort.grpc_status == 0 { grpc_status(http) } else { abort.grpc_status };
             FaultKind::Abort { http, grpc }
         }
-        None => return Err(Rejected::new("one of delay, abort and reset is needed")),
+        None => return Err(Rejected::new("one of delay, abort, reset and throttle is needed")),
     };
     let headers = each("headers", pb.headers, header)?;
     Ok(FaultRule {
@@ -62,11 +68,10 @@ fn header(pb: PbHeader) -> Decoded<HeaderMatch> {
     Ok(HeaderMatch { name, matcher, invert: false })
 }
 
-/// Envoy's fault filter: at most one delay, then at most one abort.
+/// Envoy's fault filter: at most one delay, then at most one abort, and at most one throttle.
 fn envoy_fault(pb: HttpFault) -> Decoded<Fault> {
     unless(!pb.upstream_cluster.is_empty(), "upstream_cluster", "is not supported; put the fault on the route")?;
     unless(!pb.downstream_nodes.is_empty(), "downstream_nodes", "is not supported")?;
-    unless(pb.response_rate_limit.is_some(), "response_rate_limit", "is not supported")?;
     let headers = Arc::new(each("headers", pb.headers, matching::header)?);
     let mut rules = Vec::new();
     let mut push = |parts_per_million, kind| {
@@ -94,6 +99,15 @@ fn envoy_fault(pb: HttpFault) -> Decoded<Fault> {
             _ => return Err(Rejected::field("abort", "needs http_status, or grpc_status from 1 to 16")),
         };
         push(share, kind);
+    }
+    if let Some(limit) = pb.response_rate_limit {
+        let Some(LimitType::FixedLimit(fixed)) = &limit.limit_type else {
+            return Err(Rejected::field("response_rate_limit", "only fixed_limit is supported"));
+        };
+        let share = limit.percentage.as_ref().map_or(Ok(0), parts_per_million).at("response_rate_limit.percentage")?;
+        let rate = fixed.limit_kbps.checked_mul(1024).and_then(Rate::new);
+        let zero = || Rejected::field("response_rate_limit.fixed_limit.limit_kbps", "is not a rate");
+        push(share, FaultKind::Throttle(rate.ok_or_else(zero)?));
     }
     Ok(Fault { rules })
 }

@@ -12,11 +12,12 @@ use envoy_types::pb::envoy::extensions::rate_limit_descriptors::expr::v3::descri
 use envoy_types::pb::envoy::r#type::v3::TokenBucket;
 use envoy_types::pb::google::protobuf::Any;
 use mesh_common::names::EXPR_CALLER_IDENTITY;
-use mesh_common::proto::extensions::{AtATime as PbAtATime, Limits as PbLimits};
+use mesh_common::proto::extensions::{AtATime as PbAtATime, Bandwidth as PbBandwidth, Limits as PbLimits};
 
 use super::{At, Decoded, Rejected, duration, parts_per_million, unless, unpack, unsupported_type};
-use crate::config::{AtATime, LimitBy, PortLimits, RequestLimit};
+use crate::config::{AtATime, LimitBy, PortLimits, PortRate, RequestLimit};
 use crate::limit::Rate;
+use crate::pace;
 
 /// `None`: nothing is limited.
 pub(super) fn limit(pb: LocalRateLimit) -> Decoded<Option<RequestLimit>> {
@@ -62,6 +63,8 @@ fn own_limits(pb: PbLimits) -> Decoded<PortLimits> {
         name: pb.name,
         connections: pb.connections.and_then(at_a_time),
         requests: pb.requests.and_then(at_a_time),
+        up: pb.up.and_then(port_rate),
+        down: pb.down.and_then(port_rate),
     })
 }
 
@@ -69,6 +72,11 @@ fn at_a_time(pb: PbAtATime) -> Option<AtATime> {
     let some = |n: u32| (n > 0).then_some(n);
     let limit = AtATime { max: some(pb.max), per_caller: some(pb.per_caller) };
     (limit.max.is_some() || limit.per_caller.is_some()).then_some(limit)
+}
+
+fn port_rate(pb: PbBandwidth) -> Option<PortRate> {
+    let [max, per_caller] = [pb.max, pb.per_caller].map(pace::Rate::new);
+    (max.is_some() || per_caller.is_some()).then_some(PortRate { max, per_caller })
 }
 
 fn connection_limit(pb: ConnectionLimit) -> Decoded<PortLimits> {
@@ -79,7 +87,7 @@ fn connection_limit(pb: ConnectionLimit) -> Decoded<PortLimits> {
     unless(max == 0, "max_connections", "must be more than zero")?;
     // Beyond what can be counted there is no limit.
     let connections = u32::try_from(max).ok().map(|max| AtATime { max: Some(max), per_caller: None });
-    Ok(PortLimits { name: pb.stat_prefix, connections, requests: None })
+    Ok(PortLimits { name: pb.stat_prefix, connections, requests: None, up: None, down: None })
 }
 
 /// Whether it is for all requests; left out, it is for none.

@@ -281,7 +281,8 @@ fn http_filter(any: &Any) -> Decoded<()> {
     }
     if let Some(pb) = unpack::<HttpFault>(any) {
         let pb = pb.at("typed_config")?;
-        return unless(pb.delay.is_some() || pb.abort.is_some(), "typed_config", "put faults on routes");
+        let some = pb.delay.is_some() || pb.abort.is_some() || pb.response_rate_limit.is_some();
+        return unless(some, "typed_config", "put faults on routes");
     }
     if let Some(pb) = unpack::<PbFault>(any) {
         return unless(!pb.at("typed_config")?.rules.is_empty(), "typed_config", "put faults on routes");

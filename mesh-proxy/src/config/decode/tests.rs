@@ -28,7 +28,10 @@ use envoy_types::pb::envoy::config::route::v3::{
 };
 use envoy_types::pb::envoy::extensions::common::ratelimit::v3::LocalRateLimitDescriptor;
 use envoy_types::pb::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
+use envoy_types::pb::envoy::extensions::filters::common::fault::v3::FaultRateLimit;
+use envoy_types::pb::envoy::extensions::filters::common::fault::v3::fault_rate_limit::{FixedLimit, LimitType};
 use envoy_types::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy;
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
@@ -50,13 +53,14 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
-use envoy_types::pb::envoy::r#type::v3::Int64Range;
 use envoy_types::pb::envoy::r#type::v3::TokenBucket;
+use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, Int64Range};
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{Any, Struct, UInt32Value, UInt64Value, Value};
 use envoy_types::util::pack_any;
 use mesh_common::proto::extensions::{
-    Abort, AtATime as PbAtATime, Fault as PbFault, FaultRule as PbRule, Limits as PbLimits, WorkloadInfo, fault_rule,
+    Abort, AtATime as PbAtATime, Bandwidth as PbBandwidth, Fault as PbFault, FaultRule as PbRule, Limits as PbLimits,
+    Throttle, WorkloadInfo, fault_rule,
 };
 use proptest::prelude::*;
 
@@ -457,6 +461,40 @@ fn faults_of_routes() {
     assert_eq!(fault.rules[1].kind, FaultKind::Abort { http: http::StatusCode::OK, grpc: 5 });
     let reason = decode_fault(vec![rule(42, 0)]).unwrap_err();
     assert!(reason.field.ends_with("rules[0].abort.http_status"), "{reason}");
+    let throttle = |bytes_per_second| PbRule {
+        kind: Some(fault_rule::Kind::Throttle(Throttle { bytes_per_second })),
+        ..rule(503, 0)
+    };
+    let Resource::Routes(table) = decode_fault(vec![throttle(1000)]).unwrap() else { panic!() };
+    let fault = table.virtual_hosts[0].routes[0].fault.clone().unwrap();
+    assert_eq!(fault.rules[0].kind, FaultKind::Throttle(crate::pace::Rate::new(1000).unwrap()));
+    let reason = decode_fault(vec![throttle(0)]).unwrap_err();
+    assert!(reason.field.ends_with("rules[0].throttle.bytes_per_second"), "{reason}");
+}
+
+#[test]
+fn a_throttle_of_envoys() {
+    let decoded = |limit: FaultRateLimit| {
+        let pb = HttpFault { response_rate_limit: Some(limit), ..Default::default() };
+        let any = Any {
+            type_url: "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault".into(),
+            value: pb.encode_to_vec(),
+        };
+        let mut route = route_to("a");
+        route.typed_per_filter_config.insert("envoy.filters.http.fault".into(), any);
+        decode(Type::Routes, &table_of(vec![route]).encode_to_vec())
+    };
+    let percentage = Some(FractionalPercent { numerator: 25, ..Default::default() });
+    let limit =
+        |limit_kbps| FaultRateLimit { percentage, limit_type: Some(LimitType::FixedLimit(FixedLimit { limit_kbps })) };
+    let Resource::Routes(table) = decoded(limit(64)).unwrap() else { panic!() };
+    let rule = &table.virtual_hosts[0].routes[0].fault.as_ref().unwrap().rules[0];
+    let expected = FaultKind::Throttle(crate::pace::Rate::new(65_536).unwrap());
+    assert_eq!((rule.parts_per_million, &rule.kind, rule.expires_unix_ms), (250_000, &expected, 0));
+    for limit in [limit(0), limit(u64::MAX), FaultRateLimit { percentage, limit_type: None }] {
+        let reason = decoded(limit).unwrap_err();
+        assert!(reason.field.contains("response_rate_limit"), "{reason}");
+    }
 }
 
 #[test]
@@ -890,11 +928,20 @@ fn what_a_port_takes_at_a_time() {
     let limits =
         |listener: PbListener| decoded!(Listener, listener).chains[0].filter.limits().map(|it| PortLimits::clone(it));
     let at_a_time = |max, per_caller| Some(PbAtATime { max, per_caller });
-    let own = PbLimits { name: "inbound:80".into(), connections: at_a_time(7, 0), requests: at_a_time(0, 2) };
+    let bandwidth = |max, per_caller| Some(PbBandwidth { max, per_caller });
+    let own = PbLimits {
+        name: "inbound:80".into(),
+        connections: at_a_time(7, 0),
+        requests: at_a_time(0, 2),
+        up: bandwidth(0, 0),
+        down: bandwidth(1000, 0),
+    };
     let expected = PortLimits {
         name: "inbound:80".into(),
         connections: Some(AtATime { max: Some(7), per_caller: None }),
         requests: Some(AtATime { max: None, per_caller: Some(2) }),
+        up: None,
+        down: Some(PortRate { max: crate::pace::Rate::new(1000), per_caller: None }),
     };
     assert_eq!(limits(before(vec![own_limits(own.clone())])), Some(expected.clone()));
     assert_eq!(limits(before(vec![])), None);
@@ -903,7 +950,10 @@ fn what_a_port_takes_at_a_time() {
         max_connections: Some(UInt64Value { value: 7 }),
         ..Default::default()
     };
-    assert_eq!(limits(before(vec![pack_any(envoy.clone())])), Some(PortLimits { requests: None, ..expected }));
+    assert_eq!(
+        limits(before(vec![pack_any(envoy.clone())])),
+        Some(PortLimits { requests: None, down: None, ..expected })
+    );
     let unnamed = own_limits(PbLimits { name: String::new(), ..own.clone() });
     let slow = ConnectionLimit { delay: Some(Default::default()), ..envoy.clone() };
     let none = ConnectionLimit { max_connections: None, ..envoy };

@@ -223,7 +223,13 @@ async fn at_a_time(app: &App, limit: AtATime, identity: Option<&str>) -> Proxy {
     let options = ProxyOptions {
         downstream: Downstream { direction: Direction::Inbound, identity: identity.map(Arc::new), ..downstream() },
         inline: Some(to(forward(&[("app", 1)]))),
-        limits: Some(Arc::new(PortLimits { name: "inbound:80".to_owned(), connections: None, requests: Some(limit) })),
+        limits: Some(Arc::new(PortLimits {
+            name: "inbound:80".to_owned(),
+            connections: None,
+            requests: Some(limit),
+            up: None,
+            down: None,
+        })),
         ..ProxyOptions::default()
     };
     Proxy::new(resources, options).await

@@ -1,6 +1,7 @@
 //! The whole data path over loopback sockets: clients, proxies and applications that are real but for their purpose.
 
 mod balancing;
+mod bandwidth;
 mod bypass;
 mod cors;
 mod differential;
@@ -23,6 +24,7 @@ mod rates;
 mod resting;
 mod retries;
 mod smuggling;
+mod throttles;
 mod timeouts;
 mod upgrades;
 
@@ -49,6 +51,7 @@ use crate::config::*;
 use crate::fault::Share;
 use crate::limit::RateLimits;
 use crate::listen::{Context, Direction, Downstream, InFlight, Phase, Settings};
+use crate::pace::Rate;
 use crate::snapshot::{Resource, Store, Type, Update};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use crate::tls::Tls;
