@@ -31,6 +31,7 @@ pub mod overload;
 pub mod path;
 pub mod probe;
 pub mod registry;
+pub mod reports;
 pub mod retry;
 pub mod route;
 pub mod snapshot;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use mesh_common::proto::control::{Finding, GetStatusResponse, ServiceView, WaitProgress};
+use mesh_common::proto::control::{Finding, GetStatusResponse, ListTrafficResponse, ServiceView, WaitProgress};
 
 /// Every replica sees all services; each knows only of its own proxies whether they are connected.
 pub fn services(mut answers: Vec<Vec<ServiceView>>) -> Vec<ServiceView> {
@@ -37,6 +37,19 @@ pub fn progress(each: &[Option<WaitProgress>]) -> WaitProgress {
         merged.rejected.extend(progress.rejected.iter().cloned());
         merged.elapsed_ms = merged.elapsed_ms.max(progress.elapsed_ms);
     }
+    merged
+}
+
+/// Each proxy reports to one of them; which side of a call counts is decided by all that report.
+pub fn traffic(answers: Vec<ListTrafficResponse>) -> ListTrafficResponse {
+    let mut merged = ListTrafficResponse::default();
+    for answer in answers {
+        merged.traffic.extend(answer.traffic);
+        merged.reporting.extend(answer.reporting);
+        merged.proxies += answer.proxies;
+    }
+    merged.reporting.sort_unstable();
+    merged.reporting.dedup();
     merged
 }
 
