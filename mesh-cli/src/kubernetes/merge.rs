@@ -79,7 +79,7 @@ pub fn status(answers: Vec<(String, GetStatusResponse)>) -> GetStatusResponse {
 
 #[cfg(test)]
 mod tests {
-    use mesh_common::proto::control::WorkloadView;
+    use mesh_common::proto::control::{Traffic, WorkloadView};
 
     use super::*;
 
@@ -108,6 +108,18 @@ mod tests {
         assert_eq!((merged.proxies, merged.synced, merged.done, merged.elapsed_ms), (5, 5, true, 40));
         assert!(!progress(&[of(2, 2, 10), of(3, 2, 40)]).done);
         assert!(!progress(&[of(2, 2, 10), None]).done);
+    }
+
+    #[test]
+    fn who_reports_to_one_replica_reports_to_all() {
+        let of = |identity: &str| ListTrafficResponse {
+            traffic: vec![Traffic { rate: 1.0, ..Traffic::default() }],
+            reporting: vec!["a".to_owned(), identity.to_owned()],
+            proxies: 2,
+        };
+        let merged = traffic(vec![of("c"), of("b")]);
+        assert_eq!((merged.traffic.len(), merged.proxies), (2, 4));
+        assert_eq!(merged.reporting, ["a", "b", "c"]);
     }
 
     #[test]

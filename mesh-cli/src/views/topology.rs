@@ -148,7 +148,7 @@ mod tests {
 
     fn names(calls: &[Call]) -> Vec<String> {
         let text = Topology::of(calls).tree("shop").render(false, false, None);
-        text.lines().skip(1).map(|line| line.split("  ").next().unwrap_or_default().trim_end().to_owned()).collect()
+        text.lines().skip(1).map(|line| line.trim_start().split("  ").next().unwrap_or_default().to_owned()).collect()
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! and no configuration depends on it.
 
 mod service;
+#[cfg(test)]
+mod tests;
 mod window;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
