@@ -26,6 +26,11 @@ fn describe(mut request: Request<()>) -> Result<Request<()>, Status> {
     Ok(request)
 }
 
+/// What must not be waited for in vain.
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), what).await.expect("it does not come to that")
+}
+
 struct Bench {
     reports: Reports,
     channel: Channel,
@@ -70,7 +75,7 @@ impl Bench {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), there).await.expect("it does not come to that")
+        soon(there).await
     }
 }
 
@@ -97,7 +102,7 @@ fn requests(count: u64) -> Report {
 async fn a_proxy_reports_as_whom_its_certificate_is() {
     let bench = Bench::start().await;
     let (reports, mut instructions) = bench.stream(Some("web"), reporter("web")).await.unwrap();
-    assert_eq!(instructions.message().await.unwrap().unwrap().interval_ms, 1000);
+    assert_eq!(soon(instructions.message()).await.unwrap().unwrap().interval_ms, 1000);
     reports.send(requests(3)).unwrap();
     let answer = bench.until(|it| !it.traffic.is_empty()).await;
     let reporter = answer.traffic[0].reporter.clone().unwrap();
@@ -115,7 +120,7 @@ async fn who_proves_nothing_or_says_nothing_reports_nothing() {
     let refused = bench.stream(None, reporter("web")).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
     let (_reports, mut instructions) = bench.stream(Some("web"), requests(3)).await.unwrap();
-    assert_eq!(instructions.message().await.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(soon(instructions.message()).await.unwrap_err().code(), Code::InvalidArgument);
     assert!(bench.reports.traffic(Duration::MAX, Instant::now()).reporting.is_empty());
 }
 
@@ -123,11 +128,11 @@ async fn who_proves_nothing_or_says_nothing_reports_nothing() {
 async fn of_two_streams_of_a_workload_the_later_one_counts() {
     let bench = Bench::start().await;
     let (old, mut told) = bench.stream(Some("web"), reporter("web")).await.unwrap();
-    told.message().await.unwrap();
+    soon(told.message()).await.unwrap();
     let (new, mut instructions) = bench.stream(Some("web"), reporter("web")).await.unwrap();
-    instructions.message().await.unwrap();
+    soon(instructions.message()).await.unwrap();
     old.send(requests(1)).unwrap();
-    assert_eq!(told.message().await.unwrap_err().code(), Code::Aborted);
+    assert_eq!(soon(told.message()).await.unwrap_err().code(), Code::Aborted);
     new.send(requests(2)).unwrap();
     let answer = bench.until(|it| !it.traffic.is_empty()).await;
     assert_eq!(answer.traffic[0].series.clone().unwrap().counts.unwrap().requests, [2]);
