@@ -200,7 +200,8 @@ impl Window {
     /// How often each proxy should report.
     pub(super) fn interval(&self) -> Duration {
         let streams = u64::try_from(self.reporters.len()).unwrap_or(u64::MAX);
-        Duration::from_millis(streams.saturating_mul(1000) / REPORTS_PER_SECOND).clamp(INTERVALS.0, INTERVALS.1)
+        // In whole seconds: it is told anew whenever it changes.
+        Duration::from_secs(streams.div_ceil(REPORTS_PER_SECOND)).clamp(INTERVALS.0, INTERVALS.1)
     }
 
     pub(super) fn traffic(&mut self, window: Duration, now: Instant) -> ListTrafficResponse {

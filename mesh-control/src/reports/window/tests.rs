@@ -195,4 +195,7 @@ fn the_more_proxies_report_the_less_often_they_are_asked_to() {
         bench.open(&format!("web-{i}"), 0);
     }
     assert_eq!(bench.window.interval(), Duration::from_secs(4));
+    bench.open("web-2000", 0);
+    bench.open("web-2001", 0);
+    assert_eq!(bench.window.interval(), Duration::from_secs(5));
 }
