@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "mesh/ca/v1/ca.proto",
     "mesh/control/v1/control.proto",
     "mesh/extensions/v1/extensions.proto",
+    "mesh/telemetry/v1/telemetry.proto",
     "mesh/workload/v1/workload.proto",
 ];
 

@@ -109,11 +109,11 @@ fn the_demo_works_with_meshctl_and_leaves_nothing_behind(user: User) {
     let said = demo.stdout();
     let (_, try_these) = said.split_once("Try from another terminal:\n").unwrap();
     let commands: Vec<_> = try_these.lines().filter_map(|line| line.trim().strip_prefix("meshctl ")).collect();
-    assert_eq!(commands.len(), 5, "{said}");
+    assert_eq!(commands.len(), 7, "{said}");
     for command in commands {
         let printed = meshctl(&mesh, &command.split(' ').collect::<Vec<_>>()).unwrap();
         assert!(!printed.trim().is_empty(), "{command}");
-        if command == "get services" {
+        if ["get services", "top", "topology"].contains(&command) {
             assert!(["web", "reviews", "ratings", "stock"].iter().all(|s| printed.contains(s)), "{printed}");
         } else if command == "proxy status" {
             assert!(printed.lines().count() > 5, "{printed}");

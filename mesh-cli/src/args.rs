@@ -82,6 +82,8 @@ pub enum Command {
     Fault(commands::fault::Args),
     Wait(commands::wait::Args),
     Authz(commands::authz::Args),
+    Top(commands::top::Args),
+    Topology(commands::topology::Args),
     Proxy(commands::proxy::Args),
     LogLevel(commands::log_level::Args),
     Inject(commands::inject::Args),

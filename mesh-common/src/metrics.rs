@@ -23,6 +23,13 @@ const fn metric(name: &'static str, kind: Kind, text: &'static str, labels: &'st
     Metric { name, kind, text, labels }
 }
 
+/// Upper bounds of `mesh_request_duration_seconds`: from 100 µs to 60 s, narrow enough that an interpolated quantile is off by
+/// a fifth at most where requests usually are.
+pub const DURATION_BUCKETS: [f64; 30] = [
+    0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075,
+    0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0,
+];
+
 /// Of each request and byte stream, by the proxies on both of its sides.
 pub const REQUESTS: [Metric; 8] = [
     metric(

@@ -104,6 +104,9 @@ pub fn fqdn(service: &str, namespace: &str) -> String {
     format!("{service}.{namespace}.svc.{CLUSTER_DOMAIN}")
 }
 
+/// In place of a service, where there were more than can be told apart.
+pub const OVERFLOW: &str = "overflow";
+
 /// Name of the cluster, its endpoints and, for HTTP, the route configuration of a service port.
 pub fn service_port(service: &str, namespace: &str, port: u16) -> String {
     format!("{service}.{namespace}.svc.{CLUSTER_DOMAIN}:{port}")

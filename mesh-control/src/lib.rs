@@ -13,6 +13,7 @@ pub mod kubernetes;
 pub mod model;
 pub mod objects;
 pub mod registry;
+pub mod reports;
 pub mod serve;
 pub mod snapshot;
 pub mod status;

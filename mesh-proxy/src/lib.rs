@@ -32,6 +32,7 @@ mod pace;
 pub mod path;
 pub mod probe;
 pub mod registry;
+pub mod reports;
 pub mod retry;
 pub mod route;
 pub mod snapshot;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use mesh_common::names::{ADMIN_SOCKET, LISTENER_INBOUND, SOCKET_MARK};
+use mesh_common::proto::telemetry::Reporter;
 use mesh_common::telemetry::LogFilter;
 use mesh_proxy::admin::{Admin, Drain, DrainCallers, Readiness};
 use mesh_proxy::bootstrap::{Bootstrap, nameservers};
@@ -25,6 +26,7 @@ use mesh_proxy::overload::{self, Overload};
 use mesh_proxy::probe::Prober;
 use mesh_proxy::registry::depart::{Departing, Departure};
 use mesh_proxy::registry::{self, Workload, health};
+use mesh_proxy::reports::Reports;
 use mesh_proxy::snapshot::{Found, Store};
 use mesh_proxy::telemetry::{LocalWorkload, Telemetry, TelemetryOptions};
 use mesh_proxy::tls::Tls;
@@ -83,6 +85,7 @@ impl Stop {
 
 struct Proxy {
     telemetry: Telemetry,
+    reports: Reports,
     inbound: Connections,
     outbound: Connections,
     drain_timeout: Duration,
@@ -121,6 +124,14 @@ impl Proxy {
             let tls = tls.clone();
             async move { authority.renew(&tls).await }
         });
+
+        let reporter = Reporter {
+            workload: bootstrap.workload.clone(),
+            service: bootstrap.service.clone(),
+            version: bootstrap.version.clone(),
+            ..Reporter::default()
+        };
+        let reports = Reports::start(telemetry.clone(), reporter, dialer(&bootstrap, &tls));
 
         let store = Store::new(Instant::now());
         follow_control_plane(&bootstrap, &identity.namespace, &tls, &store, &telemetry);
@@ -165,7 +176,7 @@ impl Proxy {
         };
         tokio::spawn(departing.run(asks));
         let drain_timeout = bootstrap.settings.drain_timeout;
-        Ok(Self { telemetry, inbound, outbound, drain_timeout, phase, departure })
+        Ok(Self { telemetry, reports, inbound, outbound, drain_timeout, phase, departure })
     }
 
     /// First nobody comes any more, then who is here may finish, and last the application, which may need its own
@@ -182,6 +193,7 @@ impl Proxy {
             let (inbound, outbound) = (self.inbound.open(), self.outbound.open());
             tracing::warn!(inbound, outbound, "closing connections that did not end in time");
         }
+        self.reports.end().await;
         let telemetry = self.telemetry;
         let _ = tokio::task::spawn_blocking(move || telemetry.flush(FLUSH_TIMEOUT)).await;
     }

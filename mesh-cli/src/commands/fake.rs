@@ -26,6 +26,7 @@ pub struct State {
     pub revision: u64,
     pub services: Vec<ServiceView>,
     pub proxies: Vec<Proxy>,
+    pub traffic: ListTrafficResponse,
     /// The answers of `Wait`, and of `Watch`.
     pub progress: Vec<WaitProgress>,
     pub events: Vec<WatchEvent>,
@@ -211,6 +212,10 @@ impl Mesh for Fake {
 
     async fn get_status(&self, _: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
         Ok(Response::new(GetStatusResponse { version: "0.0.1".into(), ..GetStatusResponse::default() }))
+    }
+
+    async fn list_traffic(&self, _: Request<ListTrafficRequest>) -> Result<Response<ListTrafficResponse>, Status> {
+        Ok(Response::new(self.0.lock().unwrap().traffic.clone()))
     }
 
     async fn set_log_filter(&self, _: Request<SetLogFilterRequest>) -> Result<Response<SetLogFilterResponse>, Status> {

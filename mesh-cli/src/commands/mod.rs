@@ -14,6 +14,8 @@ pub mod log_level;
 pub mod proxy;
 pub mod route;
 pub mod token;
+pub mod top;
+pub mod topology;
 pub mod uninstall;
 pub mod upgrade;
 pub mod version;
@@ -90,6 +92,8 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<(), Failure
         Command::Fault(args) => fault::run(context, args).await,
         Command::Wait(args) => wait::run(context, args).await,
         Command::Authz(args) => authz::run(context, args).await,
+        Command::Top(args) => top::run(context, &args).await,
+        Command::Topology(args) => topology::run(context, &args).await,
         Command::Proxy(args) => proxy::run(context, args).await,
         Command::LogLevel(args) => log_level::run(context, args).await,
         Command::Inject(args) => inject::run(context, args).await,

@@ -185,6 +185,8 @@ async fn every_command_prints_json_and_yaml_when_asked() {
             "fault clear reviews",
             "delete httproute reviews",
             "wait",
+            "top",
+            "topology",
             "proxy status",
             "proxy status web",
             "log-level debug",

@@ -159,6 +159,8 @@ fn introduction(running: &Running) -> String {
          meshctl route set-weight reviews v1=90 v2=10\n  \
          meshctl route set-match reviews --header end-user=jason v2\n  \
          meshctl fault delay reviews --percent 50 --delay 2s --for 1m --from web\n  \
+         meshctl top\n  \
+         meshctl topology\n  \
          meshctl proxy status\n  \
          meshctl get services\n\
          Ctrl-C ends the demo and everything that it has started.\n"

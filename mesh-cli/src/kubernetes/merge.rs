@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use mesh_common::proto::control::{Finding, GetStatusResponse, ServiceView, WaitProgress};
+use mesh_common::proto::control::{Finding, GetStatusResponse, ListTrafficResponse, ServiceView, WaitProgress};
 
 /// Every replica sees all services; each knows only of its own proxies whether they are connected.
 pub fn services(mut answers: Vec<Vec<ServiceView>>) -> Vec<ServiceView> {
@@ -40,6 +40,19 @@ pub fn progress(each: &[Option<WaitProgress>]) -> WaitProgress {
     merged
 }
 
+/// Each proxy reports to one of them; which side of a call counts is decided by all that report.
+pub fn traffic(answers: Vec<ListTrafficResponse>) -> ListTrafficResponse {
+    let mut merged = ListTrafficResponse::default();
+    for answer in answers {
+        merged.traffic.extend(answer.traffic);
+        merged.reporting.extend(answer.reporting);
+        merged.proxies += answer.proxies;
+    }
+    merged.reporting.sort_unstable();
+    merged.reporting.dedup();
+    merged
+}
+
 /// Findings that all of them have are told once, those of one alone with its name.
 pub fn status(answers: Vec<(String, GetStatusResponse)>) -> GetStatusResponse {
     let all = answers.len();
@@ -66,7 +79,7 @@ pub fn status(answers: Vec<(String, GetStatusResponse)>) -> GetStatusResponse {
 
 #[cfg(test)]
 mod tests {
-    use mesh_common::proto::control::WorkloadView;
+    use mesh_common::proto::control::{Traffic, WorkloadView};
 
     use super::*;
 
@@ -95,6 +108,18 @@ mod tests {
         assert_eq!((merged.proxies, merged.synced, merged.done, merged.elapsed_ms), (5, 5, true, 40));
         assert!(!progress(&[of(2, 2, 10), of(3, 2, 40)]).done);
         assert!(!progress(&[of(2, 2, 10), None]).done);
+    }
+
+    #[test]
+    fn who_reports_to_one_replica_reports_to_all() {
+        let of = |identity: &str| ListTrafficResponse {
+            traffic: vec![Traffic { rate: 1.0, ..Traffic::default() }],
+            reporting: vec!["a".to_owned(), identity.to_owned()],
+            proxies: 2,
+        };
+        let merged = traffic(vec![of("c"), of("b")]);
+        assert_eq!((merged.traffic.len(), merged.proxies), (2, 4));
+        assert_eq!(merged.reporting, ["a", "b", "c"]);
     }
 
     #[test]

@@ -206,6 +206,16 @@ impl Mesh for Plane {
         Ok(Response::new(merge::status(self.replicas.each(ask).await?)))
     }
 
+    async fn list_traffic(
+        &self,
+        request: Request<ListTrafficRequest>,
+    ) -> Result<Response<ListTrafficResponse>, Status> {
+        let request = &request.into_inner();
+        let ask = |it: Replica| async move { it.mesh().list_traffic(*request).await };
+        let answers = self.replicas.each(ask).await?.into_iter().map(Response::into_inner).collect();
+        Ok(Response::new(merge::traffic(answers)))
+    }
+
     async fn set_log_filter(
         &self,
         request: Request<SetLogFilterRequest>,

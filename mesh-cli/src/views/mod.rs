@@ -4,3 +4,6 @@ pub mod findings;
 pub mod mesh;
 pub mod objects;
 pub mod proxies;
+pub mod top;
+pub mod topology;
+pub mod traffic;

@@ -29,6 +29,7 @@ use tonic::{Request, Response, Status};
 use crate::ca::{Ca, control_identity};
 use crate::model::Settings;
 use crate::objects::Objects;
+use crate::reports::Reports;
 use crate::snapshot::Snapshot;
 use crate::store::{self, Store, TokenError, blocking};
 use crate::xds::Xds;
@@ -49,6 +50,7 @@ pub struct MeshService {
     pub ca: Arc<Ca>,
     pub xds: Xds,
     pub snapshots: Receiver<Arc<Snapshot>>,
+    pub reports: Reports,
     pub settings: Settings,
     /// `None` where logging is not ours to change, as in tests.
     pub log: Option<LogFilter>,
@@ -200,6 +202,20 @@ impl Mesh for MeshService {
             findings,
             data_dir: self.data_dir.display().to_string(),
         }))
+    }
+
+    async fn list_traffic(
+        &self,
+        request: Request<ListTrafficRequest>,
+    ) -> Result<Response<ListTrafficResponse>, Status> {
+        let window = match request.into_inner().window_ms {
+            0 => Duration::MAX,
+            window => Duration::from_millis(window),
+        };
+        let (reports, now) = (self.reports.clone(), Instant::now());
+        // Of a large mesh, this is long work.
+        let traffic = tokio::task::spawn_blocking(move || reports.traffic(window, now)).await;
+        traffic.map(Response::new).map_err(|_| Status::unavailable("mesh-control is stopping"))
     }
 
     async fn set_log_filter(

@@ -31,6 +31,7 @@ fn open(dir: &std::path::Path) -> MeshService {
         ca,
         xds,
         snapshots,
+        reports: Reports::new(Instant::now()),
         settings,
         log: None,
         data_dir: dir.to_owned(),

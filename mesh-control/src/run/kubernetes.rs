@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use jiff::Timestamp;
@@ -21,6 +21,7 @@ use mesh_control::kubernetes::webhook::{self, WebhookConfig};
 use mesh_control::kubernetes::{Reviewer, Source, lead, open_ca};
 use mesh_control::model::{Addresses, Keys, Settings};
 use mesh_control::registry::{RegistryService, Workloads};
+use mesh_control::reports::{Reports, ReportsService};
 use mesh_control::serve::{Door, Limits, Listener, bind_tcp, grpc};
 use mesh_control::snapshot;
 use mesh_control::status::{StatusServer, install_metrics};
@@ -104,16 +105,19 @@ async fn serve(
     let xds = Xds::new(snapshots.clone(), ca.clone(), auth.clone());
     tokio::spawn(xds.clone().observe());
     let registry = RegistryService::new(Workloads::Discovered, auth.clone(), snapshots.clone(), xds.clone());
+    let reports = Reports::new(Instant::now());
     let for_proxies = grpc()
         .add_service(xds.ads())
         .add_service(CertificateAuthorityServer::new(CaService::new(ca.clone(), auth.clone())))
-        .add_service(WorkloadRegistryServer::new(registry));
+        .add_service(WorkloadRegistryServer::new(registry))
+        .add_service(ReportsService::server(reports.clone(), auth.clone()));
     let operator = MeshService {
         objects: source.objects.clone(),
         store: None,
         ca: ca.clone(),
         xds: xds.clone(),
         snapshots: snapshots.clone(),
+        reports,
         settings,
         log: Some(log),
         data_dir: args.data.clone().unwrap_or_default(),

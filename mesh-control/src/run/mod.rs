@@ -23,6 +23,7 @@ use mesh_control::housekeeping::House;
 use mesh_control::jwks::{self, Fetcher};
 use mesh_control::model::{Addresses, Fetched, Keys, Settings};
 use mesh_control::registry::{Registry, RegistryService, Workloads};
+use mesh_control::reports::{Reports, ReportsService};
 use mesh_control::serve::{Door, Limits, Listener, bind_tcp, bind_unix, grpc, remove};
 use mesh_control::snapshot;
 use mesh_control::status::{StatusServer, install_metrics};
@@ -82,6 +83,7 @@ async fn standalone(args: Args, log: LogFilter) -> anyhow::Result<()> {
     let xds = Xds::new(snapshots.clone(), ca.clone(), auth.clone());
     tokio::spawn(xds.clone().observe());
     let registry = Registry::new(store.clone(), Instant::now());
+    let reports = Reports::new(Instant::now());
 
     let for_proxies = || {
         grpc()
@@ -93,6 +95,7 @@ async fn standalone(args: Args, log: LogFilter) -> anyhow::Result<()> {
                 snapshots.clone(),
                 xds.clone(),
             )))
+            .add_service(ReportsService::server(reports.clone(), auth.clone()))
     };
     let operator = MeshService {
         objects: store.watch(),
@@ -100,6 +103,7 @@ async fn standalone(args: Args, log: LogFilter) -> anyhow::Result<()> {
         ca: ca.clone(),
         xds: xds.clone(),
         snapshots: snapshots.clone(),
+        reports: reports.clone(),
         settings,
         log: Some(log),
         data_dir: std::path::absolute(&data)?,

@@ -10,7 +10,7 @@ use super::connection::Connection;
 use super::deadline::Deadline;
 use super::head::{Head, text};
 use super::request_body::Upload;
-use crate::config::{Action, HttpManager, JwtAuthn, Route};
+use crate::config::{Action, HttpManager, JwtAuthn, Route, RouteSource};
 use crate::error::{Error, Kind};
 use crate::jwt;
 use crate::limit::{self, Place, Quota};
@@ -209,6 +209,10 @@ impl Exchange {
             request_bytes: self.upload.as_ref().map_or(self.tunnelled, Upload::bytes),
             response_bytes: self.response_bytes,
             route: self.route.as_ref().map_or("", |route| &route.name),
+            called: match self.manager.as_ref().map(|manager| &manager.routes) {
+                Some(RouteSource::Rds(name)) => name,
+                Some(RouteSource::Inline(_)) | None => "",
+            },
             cluster: self.cluster.as_deref().unwrap_or_default(),
             endpoint: self.target.as_ref().map(|target| &*target.endpoint),
             security,

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use mesh_common::metrics as list;
-use mesh_common::names::UDP_PREFIX;
+use mesh_common::metrics::{self as list, DURATION_BUCKETS};
+use mesh_common::names::{OVERFLOW as TOO_MANY, UDP_PREFIX};
 use metrics::{Counter, Gauge, Histogram, Label, Level, Metadata, Recorder, SharedString};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use metrics_util::MetricKindMask;
 
+use super::report::{RequestCounts, StreamCounts};
 use super::series::{Budget, Cost, Destination, Key, Plan, Table};
 use super::udp::{self, UdpMetrics};
 use super::{LocalWorkload, RequestRecord, TcpRecord};
@@ -46,13 +47,8 @@ const EJECTED: &str = "mesh_upstream_endpoints_ejected";
 const CHECKS: &str = "mesh_upstream_health_checks_total";
 const FAILING: &str = "mesh_upstream_endpoints_failing_checks";
 
-/// From 100 µs to 60 s, narrow enough that an interpolated quantile is off by a fifth at most where requests usually are.
-const BUCKETS: [f64; 30] = [
-    0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075,
-    0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0,
-];
 /// A histogram's buckets with `+Inf`, its sum and its count, and the two byte counters beside it.
-const TRAFFIC_SERIES: usize = BUCKETS.len() + 3 + 2;
+const TRAFFIC_SERIES: usize = DURATION_BUCKETS.len() + 3 + 2;
 
 /// Label sets that were not used for so long are forgotten, in seconds.
 const IDLE: u64 = 30 * 60;
@@ -82,8 +78,10 @@ pub(super) struct Metrics {
     local: Local,
     pub(super) recorder: Arc<PrometheusRecorder>,
     handle: PrometheusHandle,
-    requests: Table<RequestHandles>,
-    streams: Table<StreamMetrics>,
+    pub(super) requests: Table<RequestHandles>,
+    pub(super) streams: Table<StreamMetrics>,
+    /// For reports: what is beyond the cap, by direction.
+    pub(super) beyond: [(RequestCounts, Arc<StreamCounts>); 2],
     pub(super) udp: Table<UdpMetrics>,
     pub(super) budget: Budget,
     /// Seconds since the start, advanced by [`Metrics::upkeep`].
@@ -100,12 +98,12 @@ struct Local {
     identity: SharedString,
 }
 
-#[derive(Clone)]
-struct RequestHandles {
+pub(super) struct RequestHandles {
     requests: Counter,
     duration: Histogram,
     request_bytes: Counter,
     response_bytes: Counter,
+    pub(super) counts: RequestCounts,
 }
 
 /// Counters of one byte stream's label set.
@@ -116,7 +114,7 @@ pub struct StreamMetrics {
     received: Counter,
     sent: Counter,
     /// Shared by all streams that are open: while one is, the label set is not idle.
-    open: Arc<()>,
+    pub(super) counts: Arc<StreamCounts>,
 }
 
 impl StreamMetrics {
@@ -177,6 +175,7 @@ impl Metrics {
             requests: Table::new(),
             streams: Table::new(),
             udp: Table::new(),
+            beyond: Default::default(),
             budget: Budget::new(max_series),
             now: AtomicU64::new(0),
             proxy,
@@ -194,7 +193,12 @@ impl Metrics {
             direction: record.downstream.direction,
             security: record.security,
             source: source(record.downstream),
-            destination: destination(record.downstream, record.endpoint, record.cluster),
+            // What a fault or a policy ended had no cluster yet.
+            destination: destination(
+                record.downstream,
+                record.endpoint,
+                if record.cluster.is_empty() { record.called } else { record.cluster },
+            ),
             route: record.route,
             status: record.status,
             grpc_status: record.grpc_status.map(|code| code.min(17)),
@@ -205,17 +209,21 @@ impl Metrics {
         if known.is_none() {
             self.overflowed();
             request_handles(&self.recorder, overflow_labels(), overflow_labels()).record(record);
+            self.beyond[key.direction as usize].0.add(record.duration.as_secs_f64());
         }
     }
 
     pub(super) fn stream_opened(&self, record: &TcpRecord<'_>) -> StreamMetrics {
         let metrics = self.stream(record, "");
         metrics.opened.increment(1);
+        metrics.counts.open();
         metrics
     }
 
     pub(super) fn stream_closed(&self, record: &TcpRecord<'_>) {
-        self.stream(record, record.flags).closed.increment(1);
+        let metrics = self.stream(record, record.flags);
+        metrics.closed.increment(1);
+        metrics.counts.close();
     }
 
     fn stream(&self, record: &TcpRecord<'_>, flags: &'static str) -> StreamMetrics {
@@ -233,7 +241,8 @@ impl Metrics {
         self.streams.with(&key, now, &self.budget, || self.plan_stream(&key), StreamMetrics::clone).unwrap_or_else(
             || {
                 self.overflowed();
-                stream_handles(&self.recorder, overflow_labels(), overflow_labels())
+                let counts = self.beyond[key.direction as usize].1.clone();
+                stream_handles(&self.recorder, overflow_labels(), overflow_labels(), counts)
             },
         )
     }
@@ -325,7 +334,7 @@ impl Metrics {
         let oldest = now.saturating_sub(IDLE);
         self.requests.sweep(oldest, &self.budget, |_| false);
         self.streams.sweep(oldest, &self.budget, |stream| {
-            let open = Arc::strong_count(&stream.open) > 1;
+            let open = Arc::strong_count(&stream.counts) > 1;
             if open {
                 // Tells the recorder that the series is in use though no byte flows.
                 stream.received.increment(0);
@@ -374,7 +383,7 @@ impl Metrics {
         let mut closed = labels.clone();
         closed.push(Label::new("response_flags", flags(key.flags)));
         let cost = Cost { own: 1, shared: 3, group };
-        Plan { cost, make: Box::new(|| stream_handles(&self.recorder, labels, closed)) }
+        Plan { cost, make: Box::new(|| stream_handles(&self.recorder, labels, closed, Arc::default())) }
     }
 
     /// Who talks to whom. Latency and bytes leave the single workload out: they would be most of the series.
@@ -407,8 +416,10 @@ impl Metrics {
 
 impl RequestHandles {
     fn record(&self, record: &RequestRecord<'_>) {
+        let seconds = record.duration.as_secs_f64();
         self.requests.increment(1);
-        self.duration.record(record.duration.as_secs_f64());
+        self.duration.record(seconds);
+        self.counts.add(seconds);
         self.request_bytes.increment(record.request_bytes);
         self.response_bytes.increment(record.response_bytes);
     }
@@ -444,18 +455,18 @@ impl fmt::Debug for ProxyHandles {
 }
 
 /// Value of a label about which nothing is known: an empty one would vanish in Prometheus.
-const UNKNOWN: SharedString = SharedString::const_str("unknown");
+pub(super) const UNKNOWN: SharedString = SharedString::const_str("unknown");
 
 fn known(value: String) -> SharedString {
     if value.is_empty() { UNKNOWN } else { value.into() }
 }
 
-fn service_name(service: &str, namespace: &str) -> SharedString {
+pub(super) fn service_name(service: &str, namespace: &str) -> SharedString {
     if service.is_empty() { UNKNOWN } else { mesh_common::names::fqdn(service, namespace).into() }
 }
 
 /// The service that a cluster's name says: `tcp:FQDN:port`, `udp:FQDN:port` and `FQDN:port` are `FQDN`.
-fn service_of_cluster(name: &str) -> SharedString {
+pub(super) fn service_of_cluster(name: &str) -> SharedString {
     let name = name.strip_prefix("tcp:").or_else(|| name.strip_prefix(UDP_PREFIX)).unwrap_or(name);
     let name = match name.rsplit_once(':') {
         Some((service, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => service,
@@ -497,14 +508,14 @@ fn grpc_status(code: Option<u32>) -> SharedString {
 }
 
 pub(super) fn overflow_labels() -> Vec<Label> {
-    vec![Label::new("source_workload", "overflow"), Label::new("destination_service", "overflow")]
+    vec![Label::new("source_workload", TOO_MANY), Label::new("destination_service", TOO_MANY)]
 }
 
 fn recorder() -> PrometheusRecorder {
     // Gauges say what is, even if it has been so for long.
     let idle = MetricKindMask::COUNTER | MetricKindMask::HISTOGRAM;
     let builder = PrometheusBuilder::new().idle_timeout(idle, Some(RECORDER_IDLE));
-    match builder.set_buckets_for_metric(Matcher::Full(DURATION.to_owned()), &BUCKETS) {
+    match builder.set_buckets_for_metric(Matcher::Full(DURATION.to_owned()), &DURATION_BUCKETS) {
         Ok(builder) => builder.build_recorder(),
         // Only an empty list of buckets is refused.
         Err(_) => PrometheusBuilder::new().build_recorder(),
@@ -517,16 +528,22 @@ fn request_handles(recorder: &PrometheusRecorder, all: Vec<Label>, traffic: Vec<
         duration: recorder.register_histogram(&metrics::Key::from_parts(DURATION, traffic.clone()), &METADATA),
         request_bytes: counter(recorder, REQUEST_BYTES, traffic.clone()),
         response_bytes: counter(recorder, RESPONSE_BYTES, traffic),
+        counts: RequestCounts::default(),
     }
 }
 
-fn stream_handles(recorder: &PrometheusRecorder, labels: Vec<Label>, closed: Vec<Label>) -> StreamMetrics {
+fn stream_handles(
+    recorder: &PrometheusRecorder,
+    labels: Vec<Label>,
+    closed: Vec<Label>,
+    counts: Arc<StreamCounts>,
+) -> StreamMetrics {
     StreamMetrics {
         opened: counter(recorder, OPENED, labels.clone()),
         closed: counter(recorder, CLOSED, closed),
         received: counter(recorder, RECEIVED, labels.clone()),
         sent: counter(recorder, SENT, labels),
-        open: Arc::new(()),
+        counts,
     }
 }
 

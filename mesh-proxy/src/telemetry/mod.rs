@@ -1,9 +1,10 @@
-//! What happened, for people and for Prometheus. In: one record for each request and each byte stream. Out: metrics
-//! and access log lines. Nothing here ever makes the data path wait.
+//! What happened, for people, for Prometheus and for the control plane. In: one record for each request and each byte
+//! stream. Out: metrics, access log lines and what is reported. Nothing here ever makes the data path wait.
 
 mod access_log;
 mod metrics;
 mod record;
+mod report;
 mod series;
 mod udp;
 
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use mesh_common::identity::Identity;
+use mesh_common::proto::telemetry::Series;
 
 pub use access_log::{AccessLog, AccessLogError};
 pub use metrics::{ActiveConnection, DnsResult, StreamMetrics};
@@ -175,6 +177,11 @@ impl Telemetry {
     pub fn render(&self) -> String {
         let dropped = self.inner.access_log.as_ref().map_or(0, Log::dropped);
         self.inner.metrics.render(dropped)
+    }
+
+    /// Requests and byte streams since this was last called, for the control plane.
+    pub fn take_report(&self) -> Vec<Series> {
+        self.inner.metrics.take_report()
     }
 
     /// Keeps the metrics' memory small. Run it as a task of its own for as long as the process lives.

@@ -57,6 +57,8 @@ pub struct RequestRecord<'a> {
     pub response_bytes: u64,
     /// Name of the route, empty when none matched.
     pub route: &'a str,
+    /// Name of the route configuration, which is that of the service's port that was called; empty when it is not known.
+    pub called: &'a str,
     /// Name of the cluster, empty when none was chosen.
     pub cluster: &'a str,
     pub endpoint: Option<&'a Endpoint>,

@@ -224,6 +224,10 @@ impl<H> Table<H> {
         Some(entry)
     }
 
+    pub(super) fn for_each(&self, mut look: impl FnMut(&Key<'_>, &H)) {
+        self.entries.load().values().flatten().for_each(|entry| look(&entry.key.borrow(), &entry.handles));
+    }
+
     /// Forgets what was last used before `oldest`, unless `keep` wants it.
     pub(super) fn sweep(&self, oldest: u64, budget: &Budget, keep: impl Fn(&H) -> bool) {
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);

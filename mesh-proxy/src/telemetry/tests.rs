@@ -49,6 +49,7 @@ fn request<'a>(downstream: &'a Downstream, endpoint: Option<&'a Endpoint>, path:
         request_bytes: 3,
         response_bytes: 5,
         route: "HTTPRoute/default/reviews/0",
+        called: "",
         cluster: "reviews-v2.default.svc.cluster.local:9080",
         endpoint,
         security: Security::MutualTls,
@@ -153,6 +154,16 @@ fn without_an_endpoint_the_cluster_says_the_service() {
 }
 
 #[test]
+fn without_a_cluster_the_called_service_is_known() {
+    let telemetry = telemetry(1000);
+    let downstream = downstream(Direction::Outbound);
+    let aborted = RequestRecord { status: 503, flags: "FI", cluster: "", ..request(&downstream, None, "/") };
+    telemetry.request(&RequestRecord { called: "reviews.default.svc.cluster.local:9080", ..aborted });
+    let labels = [r#"destination_service="reviews.default.svc.cluster.local""#, r#"response_flags="FI""#];
+    assert_eq!(value(&telemetry.render(), "mesh_requests_total", &labels), 1.0);
+}
+
+#[test]
 fn series_are_capped_and_what_is_more_is_counted_together() {
     let telemetry = telemetry(200);
     let downstream = downstream(Direction::Outbound);
@@ -172,6 +183,62 @@ fn series_are_capped_and_what_is_more_is_counted_together() {
         .sum();
     assert_eq!(total, 1000.0);
     assert_eq!(value(&text, "mesh_proxy_metrics_overflow_total", &[]), overflow);
+}
+
+/// Each request is in one report: none is lost and none is told twice, whatever goes on meanwhile.
+#[test]
+fn reports_have_each_request_once() {
+    let telemetry = telemetry(1000);
+    let (outbound, inbound) = (downstream(Direction::Outbound), downstream(Direction::Inbound));
+    let mut sum = 0;
+    std::thread::scope(|scope| {
+        let requests = || {
+            for i in 0..10_000 {
+                let endpoint = endpoint(if i % 2 == 0 { "reviews-v2-x" } else { "reviews-v2-y" });
+                telemetry.request(&request(&outbound, Some(&endpoint), "/a"));
+            }
+        };
+        let threads = [scope.spawn(requests), scope.spawn(requests)];
+        while threads.iter().any(|thread| !thread.is_finished()) {
+            sum += telemetry.take_report().iter().flat_map(|it| it.counts.clone().unwrap().requests).sum::<u64>();
+        }
+    });
+    sum += telemetry.take_report().iter().flat_map(|it| it.counts.clone().unwrap().requests).sum::<u64>();
+    assert_eq!(sum, 20_000);
+    assert!(telemetry.take_report().is_empty());
+
+    telemetry.request(&request(&inbound, None, "/"));
+    telemetry.request(&RequestRecord { status: 503, flags: "UH", ..request(&outbound, None, "/") });
+    let metrics = telemetry.tcp_opened(&stream(&outbound, "tcp:db.default.svc.cluster.local:5432", ""));
+    let mut report = telemetry.take_report();
+    report.sort_by_key(|it| (it.labels.as_ref().unwrap().protocol, it.labels.as_ref().unwrap().direction));
+    let labels: Vec<_> = report.iter().map(|it| it.labels.clone().unwrap()).collect();
+    assert_eq!((labels[0].service.as_str(), labels[0].status), ("reviews-v2.default.svc.cluster.local", 503));
+    assert_eq!((labels[0].flags.as_str(), labels[0].version.as_str(), labels[0].mutual_tls), ("UH", "", true));
+    assert_eq!((labels[1].caller.as_str(), labels[1].service.as_str()), ("spiffe://mesh.local/ns/default/sa/web", ""));
+    assert_eq!(labels[2].service, "db.default.svc.cluster.local");
+    // 12 ms are in the bucket from 10 to 15 ms.
+    let counts: Vec<_> = report.iter().map(|it| it.counts.clone().unwrap()).collect();
+    assert_eq!((&counts[0].buckets[..], &counts[0].requests[..]), (&[11][..], &[1][..]));
+    assert_eq!((counts[2].opened, counts[2].closed), (1, 0));
+    drop(metrics);
+    telemetry.tcp_closed(&stream(&outbound, "tcp:db.default.svc.cluster.local:5432", "UC"));
+    let counts = telemetry.take_report()[0].counts.clone().unwrap();
+    assert_eq!((counts.opened, counts.closed), (0, 1));
+}
+
+#[test]
+fn a_report_has_what_is_beyond_the_cap_in_one_series() {
+    let telemetry = telemetry(200);
+    let downstream = downstream(Direction::Outbound);
+    for i in 0..1000 {
+        telemetry.request(&request(&downstream, Some(&endpoint(&format!("reviews-{i}"))), "/"));
+    }
+    let report = telemetry.take_report();
+    let services: Vec<_> = report.iter().map(|it| it.labels.clone().unwrap().service).collect();
+    assert_eq!(services.len(), 2, "single workloads are not told apart: {services:?}");
+    assert!(services.iter().any(|service| service == "overflow"), "{services:?}");
+    assert_eq!(report.iter().flat_map(|it| it.counts.clone().unwrap().requests).sum::<u64>(), 1000);
 }
 
 #[test]

@@ -1,0 +1,170 @@
+//! Tells the control plane what was counted. In: counters of [`Telemetry`]. Out: a stream of reports.
+//!
+//! Nothing here is in a request's way. While there is no control plane, or it takes nothing, no report is made and the
+//! counters go on; what they hold by then is in the next one.
+
+use std::future::Future;
+use std::time::Duration;
+
+use mesh_common::proto::telemetry::reports_client::ReportsClient;
+use mesh_common::proto::telemetry::{Report, Reporter};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+use tonic::transport::Channel;
+
+use crate::control::{Backoff, explain_status};
+use crate::telemetry::Telemetry;
+
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// For control planes that know nothing of reports.
+const UNWANTED: Duration = Duration::from_secs(60);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+const INTERVALS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
+/// How long the last report may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How one stream ended.
+enum End {
+    Told,
+    Unwanted,
+    Broken { reason: String, worked: bool },
+}
+
+/// The task that reports, for as long as the proxy lives.
+#[derive(Debug)]
+pub struct Reports {
+    ending: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Reports {
+    pub fn start<D, F>(telemetry: Telemetry, reporter: Reporter, dial: D) -> Self
+    where
+        D: Fn() -> F + Send + Sync + 'static,
+        F: Future<Output = Result<Channel, String>> + Send + 'static,
+    {
+        let (ending, ends) = watch::channel(false);
+        let source = Source { telemetry, reporter, taken: Instant::now() };
+        Self { ending, task: tokio::spawn(run(source, dial, ends)) }
+    }
+
+    /// Tells what has been counted since the last report, if it can be told at once.
+    pub async fn end(self) {
+        self.ending.send_replace(true);
+        // In vain, the numbers of the last second are missing.
+        let _ = tokio::time::timeout(FAREWELL, self.task).await;
+    }
+}
+
+struct Source {
+    telemetry: Telemetry,
+    reporter: Reporter,
+    /// When the counters were last taken.
+    taken: Instant,
+}
+
+impl Source {
+    fn report(&mut self) -> Report {
+        let now = Instant::now();
+        let covers = now - std::mem::replace(&mut self.taken, now);
+        let covers_ms = u64::try_from(covers.as_millis()).unwrap_or(u64::MAX);
+        Report { reporter: None, covers_ms, series: self.telemetry.take_report() }
+    }
+}
+
+async fn run<D, F>(mut source: Source, dial: D, mut ending: watch::Receiver<bool>)
+where
+    D: Fn() -> F,
+    F: Future<Output = Result<Channel, String>>,
+{
+    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+    let mut told = false;
+    loop {
+        let wait = match stream(&mut source, &dial, &mut ending).await {
+            End::Told => return,
+            End::Unwanted => {
+                tracing::debug!("the control plane takes no reports");
+                UNWANTED
+            }
+            End::Broken { reason, worked } => {
+                if worked {
+                    backoff.reset();
+                }
+                // Once for each time that it is lost: an outage may be long.
+                if worked || !told {
+                    tracing::info!(reason, "what flows is not reported; trying again");
+                }
+                told = true;
+                backoff.next(fastrand::f64())
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ = ending.wait_for(|it| *it) => return,
+        }
+    }
+}
+
+async fn stream<D, F>(source: &mut Source, dial: &D, ending: &mut watch::Receiver<bool>) -> End
+where
+    D: Fn() -> F,
+    F: Future<Output = Result<Channel, String>>,
+{
+    let broken = |reason: &str, worked: bool| End::Broken { reason: reason.to_owned(), worked };
+    // One report waits at most: whoever does not read the one before gets no other.
+    let (reports, receiver) = mpsc::channel(1);
+    let opening = async {
+        let channel = dial().await.map_err(|reason| broken(&reason, false))?;
+        // Counters are taken when it is certain that somebody takes them.
+        let _ = reports.try_send(Report { reporter: Some(source.reporter.clone()), ..Report::default() });
+        let call = ReportsClient::new(channel).stream(ReceiverStream::new(receiver)).await;
+        call.map(tonic::Response::into_inner).map_err(|status| match status.code() {
+            Code::Unimplemented => End::Unwanted,
+            _ => broken(&explain_status(&status), false),
+        })
+    };
+    let mut instructions = match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
+        Ok(Ok(instructions)) => instructions,
+        Ok(Err(end)) => return end,
+        Err(_) => return broken("the control plane did not answer in time", false),
+    };
+    let mut interval = None;
+    let mut earliest = source.taken;
+    loop {
+        let due = async {
+            match interval {
+                Some(interval) => tokio::time::sleep_until(earliest.max(source.taken + interval)).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            instruction = instructions.message() => match instruction {
+                Ok(Some(instruction)) => {
+                    let wanted = Duration::from_millis(instruction.interval_ms.into());
+                    interval = Some(wanted.clamp(INTERVALS.0, INTERVALS.1));
+                }
+                Ok(None) => return broken("the control plane closed the stream", interval.is_some()),
+                Err(status) => return broken(&explain_status(&status), interval.is_some()),
+            },
+            () = due => {
+                // Nothing is taken that cannot be sent.
+                match reports.try_reserve() {
+                    Ok(place) => place.send(source.report()),
+                    Err(_) => earliest = Instant::now() + INTERVALS.0,
+                }
+            }
+            _ = ending.wait_for(|it| *it) => break,
+        }
+    }
+    if let Ok(place) = reports.reserve().await {
+        place.send(source.report());
+    }
+    drop(reports);
+    while let Ok(Some(_)) = instructions.message().await {}
+    End::Told
+}
+
+#[cfg(test)]
+mod tests;
