@@ -102,7 +102,7 @@ async fn who_is_not_heard_of_is_lost_until_it_is() {
     registry.lost(&a, now);
     let early = now + LOST_AFTER - Duration::from_millis(1);
     assert!(registry.mark_lost(early).await.unwrap().is_empty());
-    assert_eq!(registry.mark_lost(now + LOST_AFTER).await.unwrap(), [a.key.clone()]);
+    assert_eq!(registry.mark_lost(now + LOST_AFTER).await.unwrap(), std::slice::from_ref(&a.key));
     assert!(is_lost(&a) && !is_lost(&b));
     // Once, and the grace time is what it was.
     assert!(registry.mark_lost(now + LOST_AFTER * 2).await.unwrap().is_empty());
