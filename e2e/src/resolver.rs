@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 
 use anyhow::Context;
@@ -27,7 +28,9 @@ impl Resolver {
     pub fn start() -> anyhow::Result<Self> {
         // Port 53, where resolv.conf means it, at an address for each test.
         let [high, low] = (std::process::id() as u16).to_be_bytes();
-        let address = SocketAddr::from((Ipv4Addr::new(127, 53, high, low.max(1)), 53));
+        static STARTED: AtomicU8 = AtomicU8::new(0);
+        let second = 53 + STARTED.fetch_add(1, Ordering::Relaxed);
+        let address = SocketAddr::from((Ipv4Addr::new(127, second, high, low.max(1)), 53));
         let (udp, tcp) = (UdpSocket::bind(address), TcpListener::bind(address));
         let (udp, tcp) = (udp.context("port 53 needs root")?, tcp?);
         thread::spawn(move || serve_udp(&udp));
