@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod names;
 pub mod process;
 pub mod proto;
+pub mod reports;
 pub mod resource;
 pub mod telemetry;
 pub mod tls;

@@ -11,6 +11,7 @@ use http_body_util::BodyExt;
 use crate::config::Mirror;
 use crate::error::Error;
 use crate::http::{Connection, Head, RequestBody, Upload};
+use crate::upstream::Flow;
 
 /// The most time that a mirrored request may take.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -38,7 +39,7 @@ async fn copy(mut head: Head, body: RequestBody, conn: &Connection, cluster: &st
     let target = view.choose(&conn.downstream, &[], None)?;
     let version = head.version_for(&target);
     let request = head.request(body, &target, version, false)?;
-    let mut response = target.send(request, version).await.map_err(|failed| failed.error)?;
+    let mut response = target.send(request, version, Flow::Free).await.map_err(|failed| failed.error)?;
     // Read to the end, so that the connection can be used again.
     while let Some(frame) = response.frame().await {
         frame.map_err(|(error, _)| error)?;

@@ -125,13 +125,12 @@ async fn live(context: &Context, control: &Control, args: &Args) -> Result<(), F
     let mut every = tokio::time::interval(REFRESH);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
-            _ = every.tick() => {}
-            _ = interrupt.recv() => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
-        }
+        let asking = async {
+            every.tick().await;
+            ask(context, control, &args.filter).await
+        };
         let asked = tokio::select! {
-            asked = ask(context, control, &args.filter) => asked,
+            asked = asking => asked,
             _ = interrupt.recv() => return Ok(()),
             _ = terminate.recv() => return Ok(()),
         };

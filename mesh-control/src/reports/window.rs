@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use mesh_common::identity::Identity;
 use mesh_common::metrics::DURATION_BUCKETS;
-use mesh_common::names::{OVERFLOW, fqdn};
+use mesh_common::names::fqdn;
 use mesh_common::proto::control::{ListTrafficResponse, Traffic};
 use mesh_common::proto::telemetry::{Counts, Labels, Protocol, Report, Reporter, Series};
+use mesh_common::reports::{MAX_SERIES, beyond};
 
 /// What is counted together in time.
 const SLOT: Duration = Duration::from_secs(5);
@@ -18,8 +19,7 @@ const SLOTS: u64 = LONGEST.as_secs() / SLOT.as_secs() + 1;
 const SILENT: Duration = Duration::from_secs(15);
 /// Proxies whose reports are kept; there can be as many streams of configuration.
 const MAX_REPORTERS: usize = 20_000;
-/// Series of one proxy, and of all of them together. What is beyond is counted in one series for each proxy.
-const MAX_SERIES: usize = 2_000;
+/// Series of all proxies together. What is beyond that, or beyond [`MAX_SERIES`] of one, is counted in one series for each proxy.
 const MAX_SERIES_OF_ALL: usize = 200_000;
 /// Bytes of a name, a route's or an identity's.
 const MAX_TEXT: usize = 1_024;
@@ -174,7 +174,7 @@ impl Window {
             let sums = Sums::of(&counts);
             let known = proxy.series.contains_key(&labels);
             let too_many = proxy.series.len() >= MAX_SERIES || room == 0;
-            let labels = if !known && (too_many || is_long(&labels)) { beyond(&labels) } else { labels };
+            let labels = if !known && (too_many || is_long(&labels)) { beyond_of(&labels) } else { labels };
             // The series for what is beyond may be one more.
             room = room.saturating_sub(usize::from(!proxy.series.contains_key(&labels)));
             let slots = proxy.series.entry(labels).or_insert_with(|| {
@@ -293,12 +293,10 @@ fn is_long(labels: &Labels) -> bool {
     [caller, service, version, route, flags].iter().any(|text| text.len() > MAX_TEXT)
 }
 
-fn beyond(labels: &Labels) -> Labels {
+/// The series for what is beyond, of no protocol that does not exist.
+fn beyond_of(labels: &Labels) -> Labels {
     let protocol = if labels.protocol() == Protocol::Tcp { Protocol::Tcp } else { Protocol::Http };
-    let mut beyond = Labels { service: OVERFLOW.to_owned(), ..Labels::default() };
-    beyond.set_direction(labels.direction());
-    beyond.set_protocol(protocol);
-    beyond
+    beyond(labels.direction(), protocol)
 }
 
 #[cfg(test)]

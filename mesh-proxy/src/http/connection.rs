@@ -158,7 +158,7 @@ async fn serve_http1<IO: DownstreamIo>(io: Io<IO>, conn: Arc<Connection>, close:
         Direction::Inbound => Some(Drain::new(conn.ctx.phase.clone(), Phase::Draining)),
         Direction::Outbound => None,
     };
-    let mut until = Until { close, closing: false, leave, conn };
+    let mut until = Until { close, leave, conn };
     let (mut io, keep) = io.framed();
     loop {
         // Boxed, so that it takes no memory while the connection rests.
@@ -200,11 +200,10 @@ async fn serve_http1_awake<IO: DownstreamIo>(io: Io<IO>, until: &mut Until) -> A
             // This ends a connection that waits for its next request at once, which may be on its way already. So it is
             // left for when nobody is expected to have one.
             served.as_mut().graceful_shutdown();
-            until.closing = true;
         }
         match served.as_mut().poll(cx) {
             Poll::Ready(result) => Poll::Ready(Awake::Ended(result)),
-            Poll::Pending if !until.closing && until.conn.signals.may_rest() => Poll::Ready(Awake::Rests),
+            Poll::Pending if !until.close.is_over() && until.conn.signals.may_rest() => Poll::Ready(Awake::Rests),
             Poll::Pending => Poll::Pending,
         }
     })
@@ -214,7 +213,6 @@ async fn serve_http1_awake<IO: DownstreamIo>(io: Io<IO>, until: &mut Until) -> A
 /// What an HTTP/1 connection ends by, other than its client.
 struct Until {
     close: Drain,
-    closing: bool,
     leave: Option<Drain>,
     conn: Arc<Connection>,
 }

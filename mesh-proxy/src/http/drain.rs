@@ -43,6 +43,11 @@ impl Drain {
         Self { reached: Box::pin(reached), waker: called.clone().into(), called, done: false }
     }
 
+    /// Whether it has been ready.
+    pub(crate) fn is_over(&self) -> bool {
+        self.done
+    }
+
     /// Ready once, when it is so.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.called.task.register(cx.waker());

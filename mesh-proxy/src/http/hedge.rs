@@ -109,17 +109,16 @@ fn send(
     body: RequestBody,
     held: Option<Held>,
 ) -> Result<Try, Error> {
-    let mut target = view.choose(&exchange.conn.downstream, &tries.tried, key)?;
-    target.flow = exchange.flow();
+    let target = view.choose(&exchange.conn.downstream, &tries.tried, key)?;
     tries.tried.push(target.address());
     exchange.attempts += 1;
     let began = Instant::now();
     exchange.deadline.begin_try(Duration::ZERO, began);
-    let version = exchange.head.version_for(&target);
+    let (version, flow) = (exchange.head.version_for(&target), exchange.flow());
     let request = make_request(&mut exchange.head, &exchange.deadline, body, &target, version, true)?;
     Ok(Box::pin(async move {
         let _held = held;
-        let outcome = target.send(request, version).await;
+        let outcome = target.send(request, version, flow).await;
         Tried { target, began, outcome }
     }))
 }

@@ -323,9 +323,7 @@ async fn tries(
         if let Some(kind) = exchange.deadline.passed(exchange.upload.as_ref(), now) {
             return Err(kind.into());
         }
-        let flow = exchange.flow();
         let target = exchange.target.insert(view.choose(&exchange.conn.downstream, &tries.tried, key)?);
-        target.flow = flow;
         let address = target.address();
         exchange.attempts += 1;
         let outcome = try_once(exchange, tries.may_go_on(exchange)).await;
@@ -480,12 +478,13 @@ fn can_replay(exchange: &Exchange) -> bool {
 
 /// Sends the request to the target that was chosen. `keep`: another try may follow.
 async fn try_once(exchange: &mut Exchange, keep: bool) -> Result<Response<UpstreamBody>, Failed> {
+    let flow = exchange.flow();
     let Exchange { head, upload, target: Some(target), deadline, .. } = exchange else {
         return Err(Error::new(Kind::NoHealthyUpstream).into());
     };
     let version = head.version_for(target);
     let request = request(head, deadline, upload.as_ref(), target, version, keep)?;
-    match deadline.limit(upload.as_ref(), target.send(request, version)).await {
+    match deadline.limit(upload.as_ref(), target.send(request, version, flow)).await {
         Ok(outcome) => outcome,
         Err(kind) => Err(Error::new(kind).into()),
     }

@@ -5,15 +5,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mesh_common::metrics::DURATION_BUCKETS;
-use mesh_common::names::OVERFLOW;
 use mesh_common::proto::telemetry::{Counts, Direction as Side, Labels, Protocol, Series};
+use mesh_common::reports::{MAX_SERIES, beyond};
 
 use super::metrics::{Metrics, UNKNOWN, service_name, service_of_cluster};
 use super::series::{Destination, Key};
 use crate::listen::{Direction, Security};
-
-/// Series in one report. The control plane takes no more of one proxy either.
-const MAX_SERIES: usize = 2_000;
 
 const BUCKETS: usize = DURATION_BUCKETS.len() + 1;
 
@@ -116,10 +113,6 @@ fn side(direction: Direction) -> Side {
         Direction::Outbound => Side::Outbound,
         Direction::Inbound => Side::Inbound,
     }
-}
-
-fn beyond(side: Side, protocol: Protocol) -> Labels {
-    Labels { direction: side.into(), protocol: protocol.into(), service: OVERFLOW.to_owned(), ..Labels::default() }
 }
 
 fn labels(key: &Key<'_>, protocol: Protocol) -> Labels {

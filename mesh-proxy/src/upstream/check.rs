@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 
 use super::cluster::{State, Target, View};
 use super::host::Host;
-use super::{UpstreamBody, Version};
+use super::{Flow, UpstreamBody, Version};
 use crate::config::{CheckKind, HealthCheck, HttpCheck};
 use crate::error::{Error, Kind};
 use crate::http::RequestBody;
@@ -199,7 +199,7 @@ async fn by_http(target: &Target, check: &HttpCheck) -> Result<Answer, Error> {
     let version = if target.is_proxy() || check.http2 { Version::Http2 } else { Version::Http1 };
     let mut request = request(target, version, check.http2, &check.host, &check.path, RequestBody::empty())?;
     *request.method_mut() = Method::GET;
-    let response = target.send(request, version).await.map_err(|failed| failed.error)?;
+    let response = target.send(request, version, Flow::Free).await.map_err(|failed| failed.error)?;
     let (head, body) = response.into_parts();
     read(body).await?;
     let status = head.status.as_u16();
@@ -223,7 +223,7 @@ async fn by_grpc(target: &Target, service: &str, authority: &Authority) -> Resul
     *request.method_mut() = Method::POST;
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
-    let response = target.send(request, Version::Http2).await.map_err(|failed| failed.error)?;
+    let response = target.send(request, Version::Http2, Flow::Free).await.map_err(|failed| failed.error)?;
     let (head, body) = response.into_parts();
     let (answer, trailers) = read(body).await?;
     let status = trailers.as_ref().and_then(grpc_status).or_else(|| grpc_status(&head.headers));

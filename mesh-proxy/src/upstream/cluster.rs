@@ -11,7 +11,6 @@ use super::balance::{Balance, Peers};
 use super::check::Standing;
 use super::connect::Connector;
 use super::host::{Host, Load};
-use super::http2::Flow;
 use super::outlier::{Detector, Outcome, Peer};
 use super::tally::{Shunned, Tally};
 use super::usage::Usage;
@@ -60,7 +59,6 @@ pub(crate) struct Target {
     pub(crate) endpoint: Arc<Endpoint>,
     pub(super) view: Arc<View>,
     pub(super) load: Load,
-    pub(crate) flow: Flow,
 }
 
 impl State {
@@ -188,14 +186,14 @@ impl View {
         let index = index.ok_or_else(refused)?;
         self.hosts[index].called(downstream);
         let endpoint = self.endpoints.endpoints[index].clone();
-        Ok(Target { endpoint, view: self.clone(), load: Load::new(self.hosts[index].clone()), flow: Flow::Free })
+        Ok(Target { endpoint, view: self.clone(), load: Load::new(self.hosts[index].clone()) })
     }
 
     /// The host as a target, while it is one of the cluster's.
     pub(super) fn target(self: &Arc<Self>, host: &Arc<Host>) -> Option<Target> {
         let index = self.hosts.iter().position(|it| Arc::ptr_eq(it, host))?;
         let endpoint = self.endpoints.endpoints[index].clone();
-        Some(Target { endpoint, view: self.clone(), load: Load::new(host.clone()), flow: Flow::Free })
+        Some(Target { endpoint, view: self.clone(), load: Load::new(host.clone()) })
     }
 
     /// Whether a target chosen before is an endpoint still that would be given something now.
@@ -230,7 +228,7 @@ impl View {
     fn original_destination(self: &Arc<Self>, address: SocketAddr) -> Target {
         let endpoint = Endpoint::at(address);
         let load = Load::new(host(&self.all, address, false));
-        Target { endpoint: Arc::new(endpoint), view: self.clone(), load, flow: Flow::Free }
+        Target { endpoint: Arc::new(endpoint), view: self.clone(), load }
     }
 }
 

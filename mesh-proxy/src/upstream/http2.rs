@@ -46,10 +46,9 @@ const MAX_HEADERS: u32 = 64 << 10;
 const SEND_BUFFER: usize = 512 << 10;
 
 /// Which of an endpoint's connections a request is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flow {
     /// Its response is taken as it comes.
-    #[default]
     Free,
     /// It is taken slowly. What waits of it takes of the window that all streams of a connection share, so a few such could
     /// hold up everything else; they have connections of their own, with small windows.

@@ -298,6 +298,7 @@ impl Target {
         &self,
         request: Request<RequestBody>,
         version: Version,
+        flow: Flow,
     ) -> Result<Response<UpstreamBody>, Failed> {
         match version {
             Version::Http1 => {
@@ -305,7 +306,7 @@ impl Target {
                 Ok(response.map(UpstreamBody::Http1))
             }
             Version::Http2 => {
-                let response = http2::send(&self.load.0, &self.view, self.flow, request).await?;
+                let response = http2::send(&self.load.0, &self.view, flow, request).await?;
                 Ok(response.map(UpstreamBody::Http2))
             }
         }

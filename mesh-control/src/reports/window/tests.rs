@@ -1,3 +1,4 @@
+use mesh_common::names::OVERFLOW;
 use mesh_common::proto::telemetry::Direction;
 
 use super::*;

@@ -203,16 +203,7 @@ async fn a_connection_that_became_a_tunnel_is_open_until_the_tunnel_ends() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (stream, _) = listener.accept().await.unwrap();
-    let manager = HttpManager {
-        jwt: None,
-        stat_prefix: String::new(),
-        authorization: Authorization::default(),
-        routes: RouteSource::Inline(Arc::new(to(forward(&[("app", 1)])))),
-        idle_timeout: Duration::ZERO,
-        stream_idle_timeout: Duration::ZERO,
-        limit: None,
-        limits: None,
-    };
+    let manager = manager(RouteSource::Inline(Arc::new(to(forward(&[("app", 1)])))));
     let inbound = Downstream { direction: Direction::Inbound, ..downstream() };
     let served = tokio::spawn(serve(stream, Arc::new(inbound), Arc::new(manager), ctx));
     client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n").await.unwrap();

@@ -287,16 +287,7 @@ async fn the_future_of_a_request_is_small() {
     let proxy = Proxy::new([], ProxyOptions::default()).await;
     let conn = Arc::new(Connection::new(
         Arc::new(downstream()),
-        Arc::new(HttpManager {
-            jwt: None,
-            stat_prefix: String::new(),
-            authorization: Authorization::default(),
-            routes: RouteSource::Rds("routes".to_owned()),
-            idle_timeout: Duration::ZERO,
-            stream_idle_timeout: Duration::ZERO,
-            limit: None,
-            limits: None,
-        }),
+        Arc::new(manager(rds())),
         None,
         proxy.ctx.clone(),
         Arc::new(io::Signals::new()),

@@ -297,6 +297,25 @@ struct ProxyOptions {
     stream_idle_timeout: Duration,
 }
 
+/// The table that proxies of tests have.
+fn rds() -> RouteSource {
+    RouteSource::Rds("routes".to_owned())
+}
+
+/// One that asks for nothing and limits nothing.
+fn manager(routes: RouteSource) -> HttpManager {
+    HttpManager {
+        jwt: None,
+        stat_prefix: "test".to_owned(),
+        authorization: Authorization::default(),
+        routes,
+        idle_timeout: Duration::ZERO,
+        stream_idle_timeout: Duration::ZERO,
+        limit: None,
+        limits: None,
+    }
+}
+
 impl Default for ProxyOptions {
     fn default() -> Self {
         Self {
@@ -349,18 +368,14 @@ impl Proxy {
             overload: Default::default(),
             learned: Default::default(),
         });
+        let routes = options.inline.map_or_else(rds, |table| RouteSource::Inline(Arc::new(table)));
         let manager = Arc::new(HttpManager {
-            jwt: None,
-            stat_prefix: "test".to_owned(),
             authorization: options.authorization,
-            routes: match options.inline {
-                Some(table) => RouteSource::Inline(Arc::new(table)),
-                None => RouteSource::Rds("routes".to_owned()),
-            },
             idle_timeout: options.idle_timeout,
             stream_idle_timeout: options.stream_idle_timeout,
             limit: options.limit,
             limits: options.limits,
+            ..manager(routes)
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -60,16 +60,7 @@ async fn connections_that_are_open_follow_the_configuration() {
     let app = App::named("ok").await;
     let ctx = limited(&app, hourly(1)).await.ctx.clone();
     let inbound = |limit: Option<RequestLimit>| {
-        let manager = HttpManager {
-            jwt: None,
-            stat_prefix: "test".to_owned(),
-            authorization: Authorization::default(),
-            routes: RouteSource::Inline(Arc::new(to(forward(&[("app", 1)])))),
-            idle_timeout: Duration::ZERO,
-            stream_idle_timeout: Duration::ZERO,
-            limit,
-            limits: None,
-        };
+        let manager = HttpManager { limit, ..manager(RouteSource::Inline(Arc::new(to(forward(&[("app", 1)]))))) };
         let filter = NetworkFilter::Http(Arc::new(manager));
         let chains = vec![FilterChain { matches: ChainMatch::default(), tls: None, filter }];
         Arc::new(Listener {

@@ -49,25 +49,24 @@ struct Client {
 impl Client {
     /// Of a connection that carries so many bytes on the way, to an application that answers with this.
     async fn new(proxy: &Proxy, on_the_way: usize) -> Self {
-        let manager = HttpManager {
-            jwt: None,
-            stat_prefix: "test".to_owned(),
-            authorization: Authorization::default(),
-            routes: RouteSource::Rds("routes".to_owned()),
-            idle_timeout: Duration::ZERO,
-            stream_idle_timeout: Duration::ZERO,
-            limit: None,
-            limits: None,
-        };
         let (io, there) = duplex(on_the_way);
         let room = Arc::new(AtomicUsize::new(0));
         let watched = Watched { io: there, room: room.clone() };
-        tokio::spawn(serve(watched, Arc::new(downstream()), Arc::new(manager), proxy.ctx.clone()));
+        tokio::spawn(serve(watched, Arc::new(downstream()), Arc::new(manager(rds())), proxy.ctx.clone()));
         Self { io, room }
     }
 
     async fn rests(&self) {
         until("at rest", || self.room.load(Ordering::SeqCst) == super::super::io::FIRST_READ).await;
+    }
+
+    /// Of a connection that has served a request and rests.
+    async fn at_rest(proxy: &Proxy) -> Self {
+        let mut client = Self::new(proxy, 65536).await;
+        client.send(GET).await;
+        client.read_until("ok").await;
+        client.rests().await;
+        client
     }
 
     async fn send(&mut self, text: &str) {
@@ -108,10 +107,7 @@ async fn it_rests_without_buffers_and_goes_on() {
 async fn where_requests_end_is_still_watched_after_it() {
     let app = App::named("ok").await;
     let proxy = Proxy::simple(UpstreamHttp::Http1, &[app.address]).await;
-    let mut client = Client::new(&proxy, 65536).await;
-    client.send(GET).await;
-    client.read_until("ok").await;
-    client.rests().await;
+    let mut client = Client::at_rest(&proxy).await;
     client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n").await;
     let mut text = String::new();
     soon(client.io.read_to_string(&mut text)).await.unwrap();
@@ -141,10 +137,7 @@ async fn it_does_not_rest_while_a_response_is_on_its_way() {
 async fn it_ends_with_the_proxy() {
     let app = App::named("ok").await;
     let proxy = Proxy::simple(UpstreamHttp::Http1, &[app.address]).await;
-    let mut client = Client::new(&proxy, 65536).await;
-    client.send(GET).await;
-    client.read_until("ok").await;
-    client.rests().await;
+    let mut client = Client::at_rest(&proxy).await;
     proxy.phase.send_replace(Phase::Ending);
     assert_eq!(soon(client.io.read(&mut [0])).await.unwrap(), 0);
 }

@@ -4,7 +4,7 @@
 mod line;
 mod writer;
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
@@ -62,7 +62,7 @@ pub(super) struct Log {
 
 thread_local! {
     /// Where a thread makes its lines.
-    static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static LINE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 impl Log {
@@ -97,19 +97,15 @@ impl Log {
     }
 
     fn send(&self, line: &Line<'_>) {
-        let send = |buffer: &mut Vec<u8>| {
-            buffer.clear();
-            if self.json {
-                line.json(buffer);
-            } else {
-                line.text(buffer);
-            }
-            self.writer.send(buffer);
-        };
-        let shared = LINE.try_with(|buffer| buffer.try_borrow_mut().map(|mut buffer| send(&mut buffer)).is_ok());
         // A thread that ends has none any more.
-        if !shared.unwrap_or(false) {
-            send(&mut Vec::new());
+        let mut buffer = LINE.try_with(Cell::take).unwrap_or_default();
+        buffer.clear();
+        if self.json {
+            line.json(&mut buffer);
+        } else {
+            line.text(&mut buffer);
         }
+        self.writer.send(&buffer);
+        let _ = LINE.try_with(|line| line.set(buffer));
     }
 }
