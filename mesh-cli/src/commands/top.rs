@@ -161,7 +161,9 @@ impl Screen {
 
     /// As much as there is room for.
     fn show(text: &str) -> Result<(), Failure> {
-        let rows = rustix::termios::tcgetwinsize(std::io::stdout()).map_or(24, |size| usize::from(size.ws_row));
+        // A terminal that does not know its size says that it has none.
+        let size = rustix::termios::tcgetwinsize(std::io::stdout()).map_or(0, |size| usize::from(size.ws_row));
+        let rows = if size == 0 { 24 } else { size };
         let lines: Vec<&str> = text.lines().collect();
         let room = rows.saturating_sub(1).max(1);
         let mut shown: Vec<String> = lines.iter().take(room).map(|line| format!("{line}\x1b[K")).collect();
