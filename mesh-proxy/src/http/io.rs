@@ -17,9 +17,10 @@ use tokio::sync::watch;
 use super::framing::{self, Framing};
 use super::load::Load;
 use crate::listen::Flight;
+use crate::tcp::copy::Stream;
 
 /// A connection that was accepted.
-pub trait DownstreamIo: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+pub trait DownstreamIo: Stream + Send + 'static {
     /// Makes closing the connection look like a crash to the peer (TCP RST), for injected faults.
     fn reset_on_close(&self);
 }
@@ -30,6 +31,8 @@ impl DownstreamIo for TcpStream {
         let _ = socket2::SockRef::from(self).set_linger(Some(Duration::ZERO));
     }
 }
+
+impl Stream for tokio_rustls::server::TlsStream<TcpStream> {}
 
 impl DownstreamIo for tokio_rustls::server::TlsStream<TcpStream> {
     fn reset_on_close(&self) {

@@ -1,11 +1,11 @@
 //! Connections that stop being HTTP: WebSocket and other upgrades, and tunnels made with CONNECT.
 
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 
 use super::exchange::Exchange;
 use crate::error::{Error, Kind};
-use crate::tcp::copy::{Broken, Count, Paces, copy};
+use crate::tcp::copy::{Broken, Count, Paces, Stream, copy};
 
 /// Carries bytes between the two connections once both have left HTTP behind.
 pub(crate) fn tunnel(downstream: OnUpgrade, upstream: OnUpgrade, mut exchange: Box<Exchange>) {
@@ -32,6 +32,8 @@ async fn carry(downstream: OnUpgrade, upstream: OnUpgrade, exchange: &mut Exchan
         Broken::Idle => Kind::StreamIdle.into(),
     })
 }
+
+impl Stream for TokioIo<Upgraded> {}
 
 impl Count for Exchange {
     fn received(&mut self, bytes: u64) {

@@ -7,13 +7,31 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::pipe::Pipe;
 use crate::pace::Pacer;
 
 /// Most byte streams are idle or say little: the buffer grows with those that fill it.
 const SMALL: usize = 4 * 1024;
 const LARGE: usize = 128 * 1024;
+/// A read of so much is taken for a sign that much follows, which a pipe carries for less where it can.
+const BULK: usize = 64 * 1024;
+
+/// One of the two streams.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin {
+    /// The socket below, if its bytes are those of the stream.
+    fn socket(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+impl Stream for TcpStream {
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
 
 /// Why copying ended before both sides had said all.
 #[derive(Debug)]
@@ -52,8 +70,8 @@ pub(crate) async fn copy<D, U>(
     count: &mut impl Count,
 ) -> Result<(), Broken>
 where
-    D: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
+    D: Stream,
+    U: Stream,
 {
     let mut forth = Way { pacer: paces.forth, ..Way::default() };
     let mut back = Way { pacer: paces.back, ..Way::default() };
@@ -94,9 +112,13 @@ enum Side {
 #[derive(Default)]
 struct Way {
     buffer: Vec<u8>,
-    /// What of the buffer is still to be written.
+    /// What of the buffer is still to be written. `end` is what the last read has brought, with a pipe too.
     start: usize,
     end: usize,
+    /// Takes the place of the buffer while much comes.
+    pipe: Option<Pipe>,
+    /// There is none for this way.
+    no_pipe: bool,
     moved: u64,
     pacer: Option<Box<Pacer>>,
     /// What the pacer has let go and is still to be written.
@@ -107,25 +129,25 @@ struct Way {
 }
 
 impl Way {
-    fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), Side>>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
+    fn poll<R: Stream, W: Stream>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+    ) -> Poll<Result<(), Side>> {
         while !self.done {
-            while self.start < self.end {
-                let mut rest = &self.buffer[self.start..self.end];
+            while let rest @ 1.. = self.held() {
+                let mut most = rest;
                 if let Some(pacer) = &mut self.pacer {
                     if self.allowed == 0 {
-                        let Poll::Ready(bytes) = pacer.poll(rest.len(), cx) else { return self.pause(cx, writer) };
+                        let Poll::Ready(bytes) = pacer.poll(rest, cx) else { return self.pause(cx, writer) };
                         self.allowed = bytes;
                     }
-                    rest = &rest[..self.allowed.min(rest.len())];
+                    most = self.allowed.min(rest);
                 }
-                match ready!(Pin::new(&mut *writer).poll_write(cx, rest)).map_err(Side::Writing)? {
+                match ready!(self.poll_drain(cx, writer, most)).map_err(Side::Writing)? {
                     0 => return Poll::Ready(Err(Side::Writing(io::ErrorKind::WriteZero.into()))),
                     written => {
-                        self.start += written;
                         self.allowed = self.allowed.saturating_sub(written);
                         self.moved += written as u64;
                         self.unflushed = true;
@@ -137,7 +159,7 @@ impl Way {
                 self.done = true;
                 break;
             }
-            match self.poll_fill(cx, reader) {
+            match self.poll_fill(cx, reader, writer) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Side::Reading(error))),
                 Poll::Pending => return self.pause(cx, writer),
@@ -155,7 +177,46 @@ impl Way {
         Poll::Pending
     }
 
-    fn poll_fill<R: AsyncRead + Unpin>(&mut self, cx: &mut Context<'_>, reader: &mut R) -> Poll<io::Result<()>> {
+    /// What was read and is still to be written.
+    fn held(&self) -> usize {
+        match &self.pipe {
+            Some(pipe) => pipe.held(),
+            None => self.end - self.start,
+        }
+    }
+
+    fn poll_drain<W: Stream>(&mut self, cx: &mut Context<'_>, writer: &mut W, most: usize) -> Poll<io::Result<usize>> {
+        if let (Some(pipe), Some(socket)) = (&mut self.pipe, writer.socket()) {
+            return pipe.poll_drain(cx, socket, most);
+        }
+        let written = ready!(Pin::new(writer).poll_write(cx, &self.buffer[self.start..self.start + most]))?;
+        self.start += written;
+        Poll::Ready(Ok(written))
+    }
+
+    /// Called when nothing is held.
+    fn poll_fill<R: Stream, W: Stream>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &W,
+    ) -> Poll<io::Result<()>> {
+        self.choose_pipe(reader, writer);
+        if let (Some(pipe), Some(socket)) = (&mut self.pipe, reader.socket()) {
+            match ready!(pipe.poll_fill(cx, socket)) {
+                Ok(filled) => {
+                    self.end = filled;
+                    self.read_all = filled == 0;
+                    return Poll::Ready(Ok(()));
+                }
+                // Nothing was taken yet, so nothing is lost.
+                Err(error) if declined(&error) => {
+                    self.no_pipe = true;
+                    self.drop_pipe();
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
         let filled_before = self.end == self.buffer.len();
         if filled_before && self.buffer.len() < LARGE {
             self.buffer.resize((self.buffer.len() * 4).clamp(SMALL, LARGE), 0);
@@ -168,9 +229,35 @@ impl Way {
         Poll::Ready(Ok(()))
     }
 
+    /// Takes a pipe when much comes, and gives it back when little does: it costs two descriptors.
+    fn choose_pipe<R: Stream, W: Stream>(&mut self, reader: &R, writer: &W) {
+        if self.pipe.is_some() {
+            if self.end < SMALL {
+                self.drop_pipe();
+            }
+        } else if self.end >= BULK && !self.no_pipe {
+            self.pipe = reader.socket().and(writer.socket()).and_then(|_| Pipe::open());
+            self.no_pipe = self.pipe.is_none();
+            if self.pipe.is_some() {
+                (self.buffer, self.start) = (Vec::new(), 0);
+            }
+        }
+    }
+
+    fn drop_pipe(&mut self) {
+        self.pipe = None;
+        (self.start, self.end) = (0, 0);
+    }
+
     fn take_moved(&mut self) -> u64 {
         std::mem::take(&mut self.moved)
     }
+}
+
+/// Kernels and sandboxes that don't move bytes between these sockets say so in one of these ways.
+fn declined(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    matches!(error.kind(), InvalidInput | PermissionDenied | Unsupported)
 }
 
 /// Fires when nothing has happened for `limit`. Noting that something did costs one look at the clock.
@@ -205,6 +292,8 @@ mod tests {
     use super::*;
     use crate::pace::Rate;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    impl Stream for DuplexStream {}
 
     #[derive(Default)]
     struct Sum {
@@ -290,7 +379,7 @@ mod tests {
     async fn much_data_arrives_whole() {
         let (client, server, copying) = between(Some(Duration::from_secs(3600)));
         let copying = tokio::spawn(copying);
-        let data: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
+        let data = pattern(3_000_000);
         let expected = data.clone();
         let (mut from_client, mut to_server) = tokio::io::split(client);
         let (mut from_server, mut to_client) = tokio::io::split(server);
@@ -310,6 +399,50 @@ mod tests {
         let (result, sum) = copying.await.unwrap();
         result.unwrap();
         assert_eq!((sum.received, sum.sent), (3_000_000, 3_000_000));
+    }
+
+    /// Two ends of a connection.
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    fn pattern(bytes: usize) -> Vec<u8> {
+        (0..bytes as u32).map(|i| (i % 251) as u8).collect()
+    }
+
+    #[tokio::test]
+    async fn much_between_sockets_goes_through_a_pipe() {
+        let (mut client, mut downstream) = connected().await;
+        let (mut upstream, mut server) = connected().await;
+        let mut way = Way::default();
+        let data = pattern(8 << 20);
+        let mut piped = 0;
+        let copying = async {
+            poll_fn(|cx| {
+                let done = way.poll(cx, &mut downstream, &mut upstream);
+                piped += usize::from(way.pipe.is_some());
+                done.map(|it| it.is_ok())
+            })
+            .await
+        };
+        let sending = async {
+            client.write_all(&data).await.unwrap();
+            // What comes one by one needs none.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            client.write_all(b"x").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            client.write_all(b"y").await.unwrap();
+            client.shutdown().await.unwrap();
+        };
+        let mut received = Vec::new();
+        let (copied, (), read) = tokio::join!(copying, sending, server.read_to_end(&mut received));
+        read.unwrap();
+        assert!(copied && piped > 0, "{piped}");
+        assert!(received[..data.len()] == data && &received[data.len()..] == b"xy");
+        assert!(way.pipe.is_none());
+        assert_eq!(way.moved as usize, received.len());
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 //! A stream that breaks on one side is reset on the other: a clean end would say that all bytes have arrived.
 
 pub(crate) mod copy;
+mod pipe;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

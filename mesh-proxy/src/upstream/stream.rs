@@ -6,6 +6,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use crate::tcp::copy::Stream;
+
 /// A connection to an endpoint, in clear or over mutual TLS.
 #[derive(Debug)]
 pub enum UpstreamStream {
@@ -18,6 +20,15 @@ impl UpstreamStream {
         match self {
             Self::Plain(io) => io,
             Self::Tls(io) => io.get_ref().0,
+        }
+    }
+}
+
+impl Stream for UpstreamStream {
+    fn socket(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(io) => Some(io),
+            Self::Tls(_) => None,
         }
     }
 }

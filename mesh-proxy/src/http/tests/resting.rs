@@ -8,12 +8,15 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 
 use super::super::io::DownstreamIo;
 use super::*;
+use crate::tcp::copy::Stream;
 
 /// Shows with how much room it was last read: where hyper reads, it is what its buffer has.
 struct Watched {
     io: DuplexStream,
     room: Arc<AtomicUsize>,
 }
+
+impl Stream for Watched {}
 
 impl DownstreamIo for Watched {
     fn reset_on_close(&self) {}
