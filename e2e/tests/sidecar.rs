@@ -63,6 +63,7 @@ fn a_sidecar_by_hand(user: User) {
         (None, "mesh-proxy intercept"),
         (Some(["--outbound-port", "15999"]), "did not arrive at port 15001"),
         (Some(["--dns-port", "15999"]), "did not arrive at port 15053"),
+        (Some(["--inbound-port", "15999"]), "do not arrive at port 15006"),
     ] {
         if let Some(rules) = rules {
             intercept(&mesh, &lan, &rules);

@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 
 use super::Cidr;
-use super::message::Attributes;
+use super::message::{self, Attributes};
 
 const REGISTER: u32 = 1;
 const REGISTER_VERDICT: u32 = 0;
@@ -255,4 +255,18 @@ impl Expressions {
         self.encoded = self.encoded.nested(LIST_ELEMENT, Attributes::new().string(1, name).nested(2, data));
         self
     }
+}
+
+/// Whether a rule, as the kernel tells it, is a redirect to this port.
+pub(super) fn redirects_to(rule: &[u8], port: u16) -> bool {
+    let mut loaded = None;
+    for (_, element) in message::attributes(rule) {
+        let data = message::attribute(element, 2).unwrap_or_default();
+        match message::attribute(element, 1) {
+            Some(b"immediate\0") => loaded = message::attribute(data, 2).and_then(|it| message::attribute(it, 1)),
+            Some(b"redir\0") => return loaded == Some(&port.to_be_bytes()),
+            _ => {}
+        }
+    }
+    false
 }

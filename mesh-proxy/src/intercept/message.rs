@@ -8,11 +8,14 @@ const BATCH_END: u16 = 0x11;
 
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
+const NLM_F_DUMP: u16 = 0x300;
 pub(super) const NLM_F_CREATE: u16 = 0x400;
 pub(super) const NLM_F_APPEND: u16 = 0x800;
 
 /// Attribute flag: the value is attributes.
 const NLA_F_NESTED: u16 = 0x8000;
+/// What of an attribute's kind is not flags.
+const NLA_TYPE_MASK: u16 = 0x3fff;
 
 const HEADER_LENGTH: usize = 16;
 
@@ -25,6 +28,7 @@ pub(super) enum Kind {
     NewChain = 3,
     GetChain = 4,
     NewRule = 6,
+    GetRule = 7,
 }
 
 /// Attributes, one after the other. Numbers are big-endian, as nf_tables wants them.
@@ -104,6 +108,14 @@ pub(super) fn question(kind: Kind, attributes: &Attributes) -> Vec<u8> {
     bytes
 }
 
+/// A question that is answered by all objects there are.
+pub(super) fn question_of_all(kind: Kind, attributes: &Attributes) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let kind = SUBSYSTEM_NFTABLES << 8 | kind as u16;
+    message(&mut bytes, kind, NLM_F_REQUEST | NLM_F_DUMP, 0, NFPROTO_INET, 0, &attributes.0);
+    bytes
+}
+
 /// `nlmsghdr`, `nfgenmsg`, attributes.
 fn message(out: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16, attributes: &[u8]) {
     let length = u32::try_from(HEADER_LENGTH + 4 + attributes.len()).unwrap_or(u32::MAX);
@@ -126,20 +138,49 @@ pub(crate) struct Answer {
 }
 
 /// Reads the answers in one datagram. Anything that is not an answer is skipped.
-pub(crate) fn answers(mut datagram: &[u8]) -> Vec<Answer> {
+pub(crate) fn answers(datagram: &[u8]) -> Vec<Answer> {
     const NLMSG_ERROR: u16 = 2;
-    let mut answers = Vec::new();
-    while let Some(header) = datagram.first_chunk::<HEADER_LENGTH>() {
+    let answer = |(kind, sequence, body): (u16, u32, &[u8])| {
+        let code = body.first_chunk::<4>().filter(|_| kind == NLMSG_ERROR)?;
+        Some(Answer { sequence, errno: i32::from_ne_bytes(*code).saturating_neg() })
+    };
+    messages(datagram).filter_map(answer).collect()
+}
+
+/// The attributes of the objects of that kind in one datagram.
+pub(super) fn objects(datagram: &[u8], kind: Kind) -> Vec<&[u8]> {
+    let wanted = SUBSYSTEM_NFTABLES << 8 | kind as u16;
+    messages(datagram).filter(|(kind, ..)| *kind == wanted).filter_map(|(.., body)| body.get(4..)).collect()
+}
+
+/// Kind, sequence number and body of each message in one datagram.
+fn messages(mut datagram: &[u8]) -> impl Iterator<Item = (u16, u32, &[u8])> {
+    std::iter::from_fn(move || {
+        let header = datagram.first_chunk::<HEADER_LENGTH>()?;
         let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
         let kind = u16::from_ne_bytes([header[4], header[5]]);
         let sequence = u32::from_ne_bytes([header[8], header[9], header[10], header[11]]);
-        let Some(body) = datagram.get(HEADER_LENGTH..length) else { break };
-        if let (NLMSG_ERROR, Some(code)) = (kind, body.first_chunk::<4>()) {
-            answers.push(Answer { sequence, errno: i32::from_ne_bytes(*code).saturating_neg() });
-        }
+        let body = datagram.get(HEADER_LENGTH..length)?;
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    answers
+        Some((kind, sequence, body))
+    })
+}
+
+/// Kind and value of each attribute.
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let header = bytes.first_chunk::<4>()?;
+        let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
+        let kind = u16::from_ne_bytes([header[2], header[3]]) & NLA_TYPE_MASK;
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+/// The value of the first attribute of that kind.
+pub(super) fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
 }
 
 #[cfg(test)]
@@ -193,5 +234,6 @@ mod tests {
         assert_eq!(answers(&datagram[..40]).len(), 1);
         assert_eq!(answers(&[0; 64]), []);
         assert_eq!(answers(&[0xff; 40]), []);
+        assert_eq!(attributes(&[0; 64]).count() + attributes(&[0xff; 40]).count(), 0);
     }
 }

@@ -41,12 +41,29 @@ pub(super) fn chain_exists(name: &str) -> Result<bool, Error> {
     }
 }
 
+/// The expressions of the chain's rules, each rule's by itself, in the kernel's encoding.
+pub(super) fn rules(chain: &str) -> Result<Vec<Vec<u8>>, Error> {
+    const EXPRESSIONS: u16 = 4;
+    let attributes = Attributes::new().string(1, TABLE).string(2, chain);
+    let datagrams = datagrams(NETLINK_NETFILTER, &message::question_of_all(Kind::GetRule, &attributes))?;
+    let of_datagram = |datagram: &Vec<u8>| {
+        let rules = message::objects(datagram, Kind::NewRule).into_iter();
+        rules.filter_map(|rule| message::attribute(rule, EXPRESSIONS)).map(<[u8]>::to_vec).collect::<Vec<_>>()
+    };
+    Ok(datagrams.iter().flat_map(of_datagram).collect())
+}
+
 fn exchange(request: &[u8]) -> Result<Vec<Answer>, Error> {
     ask(NETLINK_NETFILTER, request)
 }
 
 /// The kernel's answers to one request of a netlink protocol.
 pub(super) fn ask(protocol: i32, request: &[u8]) -> Result<Vec<Answer>, Error> {
+    Ok(datagrams(protocol, request)?.iter().flat_map(|datagram| message::answers(datagram)).collect())
+}
+
+/// All that the kernel says to one request.
+fn datagrams(protocol: i32, request: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
     let socket =
         Socket::new(Domain::from(AF_NETLINK), Type::RAW, Some(Protocol::from(protocol))).map_err(
             |error| match error.raw_os_error() {
@@ -59,13 +76,13 @@ pub(super) fn ask(protocol: i32, request: &[u8]) -> Result<Vec<Answer>, Error> {
     socket.set_nonblocking(true).map_err(Error::Netlink)?;
     socket.send(request).map_err(Error::Netlink)?;
     // The kernel works within the send: all answers are waiting when it returns.
-    let mut answers = Vec::new();
+    let mut datagrams = Vec::new();
     let mut buffer = vec![0; 64 * 1024];
     loop {
         match (&socket).read(&mut buffer) {
-            Ok(length) => answers.extend(message::answers(&buffer[..length])),
+            Ok(length) => datagrams.push(buffer[..length].to_vec()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(answers),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(datagrams),
             Err(error) => return Err(Error::Netlink(error)),
         }
     }

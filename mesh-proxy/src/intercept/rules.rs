@@ -9,7 +9,7 @@ use super::message::{Attributes, Change, Kind, NLM_F_APPEND, NLM_F_CREATE};
 use super::{Cidr, Rules, TABLE};
 
 const OUTPUT: &str = "output";
-const PREROUTING: &str = "prerouting";
+pub(super) const PREROUTING: &str = "prerouting";
 /// What the proxy sends itself.
 const OWN: &str = "own";
 

@@ -1,16 +1,18 @@
 //! Proof that the redirect works, before the proxy calls itself ready: connections from an unmarked socket to
-//! documentation addresses, which nobody else can answer, must arrive at the proxy's ports. A proxy without rights cannot
-//! make such connections, since all of its own are left alone; it makes the one that its own rules redirect.
+//! documentation addresses, which nobody else can answer, must arrive at the proxy's ports. What comes from other machines
+//! cannot be sent from here; a connection of the proxy's own to this machine's address takes the same rules, and of those for
+//! others it is looked whether they are there. A proxy without rights cannot make connections like the application's, since all
+//! of its own are left alone; it makes the one that its own rules redirect.
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use mesh_common::names::PRIORITY_TO_APPLICATION;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Error, Rules, netlink, rules};
+use super::{Error, Rules, expression, netlink, rules};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -46,6 +48,7 @@ pub fn self_test(rules: &Rules) -> Result<Report, Error> {
         }
     }
     TARGETS.into_iter().try_for_each(|target| lets_pass(rules, target))?;
+    takes_peers(rules)?;
     let [ipv4, ipv6] = TARGETS.map(|target| family(rules, target));
     let report = Report { ipv4: ipv4?, ipv6: ipv6? };
     match (&report.ipv4, &report.ipv6) {
@@ -54,6 +57,21 @@ pub fn self_test(rules: &Rules) -> Result<Report, Error> {
         ))),
         _ => Ok(report),
     }
+}
+
+/// Connections to this machine must arrive at the inbound port.
+fn takes_peers(rules: &Rules) -> Result<(), Error> {
+    if !netlink::rules(rules::PREROUTING)?.iter().any(|rule| expression::redirects_to(rule, rules.inbound_port)) {
+        return Err(fail(format!(
+            "connections from other machines do not arrive at port {}: no rule of the chain `{}` leads there; write the rules again (`mesh-proxy intercept`)",
+            rules.inbound_port,
+            rules::PREROUTING
+        )));
+    }
+    for address in TARGETS.into_iter().filter_map(own_address) {
+        arrives(rules.inbound_port, SocketAddr::new(address, TARGET_PORT), Some(rules.mark))?;
+    }
+    Ok(())
 }
 
 /// Without its mark the proxy would be redirected to itself.
@@ -74,7 +92,7 @@ pub fn own_self_test(rules: &Rules) -> Result<Report, Error> {
     let mut outcomes = Vec::new();
     for target in TARGETS {
         outcomes.push(match own_address(target) {
-            Some(address) => arrives(rules.inbound_port, SocketAddr::new(address, TARGET_PORT))?,
+            Some(address) => arrives(rules.inbound_port, SocketAddr::new(address, TARGET_PORT), None)?,
             None => Outcome::Unroutable("no address".into()),
         });
     }
@@ -101,7 +119,7 @@ fn own_address(target: IpAddr) -> Option<IpAddr> {
 fn family(rules: &Rules, target: IpAddr) -> Result<Outcome, Error> {
     let excluded = rules.leave_alone(target, TARGET_PORT);
     if !excluded
-        && let Outcome::Unroutable(reason) = arrives(rules.outbound_port, SocketAddr::new(target, TARGET_PORT))?
+        && let Outcome::Unroutable(reason) = arrives(rules.outbound_port, SocketAddr::new(target, TARGET_PORT), None)?
     {
         return Ok(Outcome::Unroutable(reason));
     }
@@ -144,14 +162,23 @@ fn lets_pass(rules: &Rules, target: IpAddr) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether a connection to the target arrives at the port.
-fn arrives(port: u16, target: SocketAddr) -> Result<Outcome, Error> {
+/// Whether a connection to the target arrives at the port. `mark`: the proxy's, if it is one of its own; a proxy that may not
+/// set it is known by its user.
+fn arrives(port: u16, target: SocketAddr, mark: Option<u32>) -> Result<Outcome, Error> {
     let Some(listener) = bind(Type::STREAM, target, port)? else {
         return Ok(Outcome::Unroutable("no loopback address".into()));
     };
     listener.listen(128).map_err(|error| fail(format!("cannot listen: {error}")))?;
-    let client = match TcpStream::connect_timeout(&target, PATIENCE) {
-        Ok(client) => Socket::from(client),
+    let connect = || -> io::Result<Socket> {
+        let client = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+        if let Some(mark) = mark {
+            let _ = client.set_mark(mark);
+        }
+        client.connect_timeout(&target.into(), PATIENCE)?;
+        Ok(client)
+    };
+    let client = match connect() {
+        Ok(client) => client,
         Err(error) if unroutable(&error) => return Ok(Outcome::Unroutable(error.to_string())),
         Err(error) => {
             return Err(fail(format!(

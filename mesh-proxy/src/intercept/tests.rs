@@ -233,6 +233,16 @@ fn the_self_test_tells_working_from_missing_rules() {
     apply(&Rules { outbound_port: 16001, ..rules.clone() }).unwrap();
     let elsewhere = self_test(&rules).unwrap_err().to_string();
     assert!(elsewhere.contains("did not arrive at port 15001"), "{elsewhere}");
+    apply(&Rules { inbound_port: 16006, ..rules.clone() }).unwrap();
+    let elsewhere = self_test(&rules).unwrap_err().to_string();
+    assert!(elsewhere.contains("do not arrive at port 15006"), "{elsewhere}");
+    // Rules that take only what comes from this machine.
+    apply(&rules).unwrap();
+    let flushed = Command::new("nft").args(["flush", "chain", "inet", "mesh", "prerouting"]).output();
+    if flushed.is_ok_and(|output| output.status.success()) {
+        let open = self_test(&rules).unwrap_err().to_string();
+        assert!(open.contains("do not arrive at port 15006: no rule of the chain `prerouting`"), "{open}");
+    }
 }
 
 /// As in a pod: the rules by who may, the proxy by a user of its own without any capability.
