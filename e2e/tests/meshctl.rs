@@ -166,13 +166,14 @@ async fn refuse_clusters(control: &str, why: &str) -> (mpsc::Sender<DiscoveryReq
 fn objects_are_edited_and_deleted(user: User) {
     let mesh = Mesh::start(user).unwrap();
     mesh.apply("apiVersion: v1\nkind: Service\nmetadata: {name: reviews}\nspec: {ports: [{port: 9080}]}\n").unwrap();
-    let edit = |sed: &str| {
+    let edit_with = |script: &str| {
         let editor = mesh.folder().join("bin/editor");
-        std::fs::write(&editor, format!("#!/bin/sh\nexec sed -i '{sed}' \"$1\"\n")).unwrap();
+        std::fs::write(&editor, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&editor, std::fs::Permissions::from_mode(0o755)).unwrap();
         let mut command = mesh.command("meshctl");
         command.env_remove("VISUAL").env("EDITOR", editor).args(["edit", "service", "reviews"]).output().unwrap()
     };
+    let edit = |sed: &str| edit_with(&format!("exec sed -i '{sed}' \"$1\""));
     let port = |port: &str| mesh.meshctl(&["get", "service", "reviews", "-o", "yaml"]).unwrap().contains(port);
     code(edit("s/9080/9081/"), 0);
     assert!(port("port: 9081"));
@@ -182,9 +183,18 @@ fn objects_are_edited_and_deleted(user: User) {
     assert!(error.contains("prot"), "{error}");
     assert!(port("port: 9081"));
 
+    // Somebody else was quicker: their change stays, and what was saved is kept.
+    let quicker = "apiVersion: v1\nkind: Service\nmetadata: {name: reviews}\nspec: {ports: [{port: 9083}]}\n";
+    std::fs::write(mesh.folder().join("bin/quicker.yaml"), quicker).unwrap();
+    let meshctl = mesh.program("meshctl");
+    let apply = format!("{} apply -f {}", meshctl.display(), mesh.folder().join("bin/quicker.yaml").display());
+    let error = code(edit_with(&format!("{apply} && exec sed -i s/9081/9084/ \"$1\"")), 4);
+    assert!(error.contains("Somebody else has changed") && error.contains("meshctl-edit-"), "{error}");
+    assert!(port("port: 9083"));
+
     // All that are named, or none.
     code(mesh.meshctl_output(&["delete", "service/reviews", "service/nowhere"]).unwrap(), 3);
-    assert!(port("port: 9081"));
+    assert!(port("port: 9083"));
     mesh.meshctl(&["delete", "service/reviews"]).unwrap();
     code(mesh.meshctl_output(&["get", "service", "reviews"]).unwrap(), 3);
     mesh.meshctl(&["delete", "service/reviews", "--ignore-not-found"]).unwrap();

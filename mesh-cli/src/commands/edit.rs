@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::client::Control;
 use crate::commands::Context;
 use crate::commands::wait::Waiting;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::kinds;
 use crate::objects::{self, Selection};
 use crate::output::{Format, Output};
@@ -66,11 +66,11 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
                 report(&context.out, key, revision)?;
                 return args.waiting.after(context, &control, revision).await;
             }
-            Err(failure) if matches!(failure.exit, crate::failure::Exit::Refused) => {
-                problem = Some(failure.message);
+            Err(Untaken::Text(message)) => {
+                problem = Some(message);
                 text = edited;
             }
-            Err(failure) => {
+            Err(Untaken::Whatever(failure)) => {
                 context.out.note(&keep(&file, folder, String::new()).message);
                 return Err(failure);
             }
@@ -106,28 +106,37 @@ async fn load(control: &Control, key: &Key) -> Result<Object, Failure> {
     })
 }
 
+enum Untaken {
+    /// For what it says, which its author can mend.
+    Text(String),
+    /// It would be refused whatever it said.
+    Whatever(Failure),
+}
+
 /// Takes the edited text as the same object, if nobody else has changed it since it was loaded.
-async fn submit(control: &Control, key: &Key, original: &Object, edited: &str) -> Result<u64, Failure> {
+async fn submit(control: &Control, key: &Key, original: &Object, edited: &str) -> Result<u64, Untaken> {
     let objects = parse_yaml("edited", edited)
-        .map_err(|errors| Failure::refused(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
+        .map_err(|errors| Untaken::Text(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
     let [object] = objects.as_slice() else {
-        return Err(Failure::refused(format!("There must be one object, not {}.", objects.len())));
+        return Err(Untaken::Text(format!("There must be one object, not {}.", objects.len())));
     };
     let mut object = object.clone();
     if object.key() != *key {
-        return Err(Failure::refused(format!(
-            "Kind, namespace and name must stay {key}, but it is {} now.",
-            object.key()
-        )));
+        let message = format!("Kind, namespace and name must stay {key}, but it is {} now.", object.key());
+        return Err(Untaken::Text(message));
     }
     object.metadata_mut().resource_version = original.metadata().resource_version.clone();
     let request = ApplyRequest { objects: vec![object.to_json().to_string()], ..ApplyRequest::default() };
     let response = control.mesh().apply(request).await;
     let response = response.map_err(|status| match status.code() {
-        // The same text would be refused for ever; so this ends the editing.
-        tonic::Code::Aborted => Failure::new(format!("Somebody else has changed {key} meanwhile."))
-            .hint("Edit it again; what you saved is in the file named above."),
-        _ => status.into(),
+        tonic::Code::Aborted => Untaken::Whatever(
+            Failure::refused(format!("Somebody else has changed {key} meanwhile."))
+                .hint("Edit it again; what you saved is in the file named above."),
+        ),
+        _ => match Failure::from(status) {
+            failure if failure.exit == Exit::Refused => Untaken::Text(failure.message),
+            failure => Untaken::Whatever(failure),
+        },
     })?;
     Ok(response.into_inner().revision)
 }
