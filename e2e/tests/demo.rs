@@ -85,7 +85,7 @@ fn the_demo_works_with_meshctl_and_leaves_nothing_behind(user: User) {
     let folder = mesh.data().join("demo");
     let before = host_state(&mesh);
     let mut demo = demo(&mesh, &["--rate", "50"]);
-    ready(&mut demo);
+    addresses_answer(&ready(&mut demo), &folder);
     // A row for each version of each service, with mutual TLS all over.
     let table = eventually(Duration::from_secs(30), || {
         let said = demo.stdout();
@@ -133,6 +133,28 @@ fn the_demo_works_with_meshctl_and_leaves_nothing_behind(user: User) {
         Ok(())
     })
     .unwrap();
+}
+
+/// What it tells to open in a browser, and to scrape, one by one or by the configuration that it has written.
+fn addresses_answer(said: &str, folder: &Path) {
+    let get = |url: &str| {
+        let output = Command::new("curl").args(["-sSf", "-m", "10", url]).output().unwrap();
+        assert!(output.status.success(), "{url}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let urls: Vec<_> = said.split_whitespace().filter(|word| word.starts_with("http://")).collect();
+    let (shop, scraped): (Vec<_>, Vec<_>) = urls.into_iter().partition(|url| !url.ends_with("/metrics"));
+    assert!(get(shop[0]).contains("<html"), "{shop:?}");
+    assert_eq!(scraped.len(), 7, "{said}");
+    let prometheus = fs::read_to_string(folder.join("prometheus.yml")).unwrap();
+    for url in scraped {
+        let program = if get(url).contains("mesh_control_snapshot_revision") { "mesh-control" } else { "mesh-proxy" };
+        let target = url.trim_start_matches("http://").trim_end_matches("/metrics");
+        let job = prometheus.split("job_name: ").find(|job| job.contains(target)).unwrap_or_default();
+        assert!(job.starts_with(program), "{target} of {program}: {prometheus}");
+    }
+    let check = Command::new("promtool").args(["check", "config"]).arg(folder.join("prometheus.yml")).output().unwrap();
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
 }
 
 /// On the demo's control plane.

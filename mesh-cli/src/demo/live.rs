@@ -61,8 +61,11 @@ async fn table(context: &Context, running: &mut Running) -> Result<(), Failure> 
             let _ = writeln!(text, "! {ended}");
         }
         if terminal {
-            // Over the table before: up, and clear what is below.
-            print!("\x1b[{lines}F\x1b[J{text}");
+            // Over the table before: up, and clear what is below. `CSI 0 F` would be one line up too.
+            if lines > 0 {
+                print!("\x1b[{lines}F\x1b[J");
+            }
+            print!("{text}");
             lines = text.lines().count();
             std::io::stdout().flush()?;
         } else {
