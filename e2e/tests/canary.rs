@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use mesh_e2e::as_root_and_without;
-use mesh_e2e::mesh::{Mesh, User, free_port};
+use mesh_e2e::mesh::{Load, Mesh, User, free_port};
 use mesh_e2e::process::eventually;
 
 as_root_and_without!(shares_are_exact, a_thousand_weight_changes_cost_nothing);
@@ -59,8 +59,11 @@ fn a_thousand_weight_changes_cost_nothing(user: User) {
     let _v2 = mesh.echo("reviews", "v2").unwrap();
     mesh.meshctl(&["route", "set-weight", "reviews", "v1=50", "v2=50"]).unwrap();
     mesh.wait().unwrap();
-    let load = mesh.load("web", &["--url", "http://reviews:9080/", "--connections", "8", "--rate", "800"]).unwrap();
+    let metrics = format!("127.0.0.1:{}", free_port().unwrap());
+    let app = ["testapp", "load", "--url", "http://reviews:9080/", "--connections", "8", "--rate", "800"];
+    let load = Load(mesh.run("web", &["--metrics", &metrics], &app).unwrap());
     load.flowing().unwrap();
+    let sent = responses(&metrics, "type=\"RDS\"").unwrap();
     let proxy = load.0.child("mesh-proxy").unwrap();
     std::thread::sleep(Duration::from_secs(1));
     let before = connections(proxy);
@@ -69,6 +72,9 @@ fn a_thousand_weight_changes_cost_nothing(user: User) {
         mesh.meshctl(&["route", "set-weight", "reviews", &format!("v1={v1}"), &format!("v2={}", 100 - v1)]).unwrap();
     }
     mesh.wait().unwrap();
+    // Those that follow each other fast are sent as one, so not all of them came by themselves; but many did.
+    let sent = responses(&metrics, "type=\"RDS\"").unwrap() - sent;
+    assert!(sent >= 100, "{sent} changes have reached the caller's proxy");
     // Those of the caller's proxy to both versions.
     assert!(before.len() >= 2, "{before:?}");
     assert_eq!(connections(proxy), before);
