@@ -115,6 +115,13 @@ export PATH=$PATH:/usr/sbin:/sbin
 stage install_tools install_tools
 stage install_rust install_rust
 # Before anything that takes long.
+for name in "${stages[@]}"; do
+  case $name in
+    system | bench | kubernetes | conformance)
+      [ "$(id -u)" = 0 ] || fail "the stage $name makes network namespaces of its own and needs root; as another user: bash e2e/test.sh format lint deny unit build"
+      ;;
+  esac
+done
 case " ${stages[*]} " in *" system "* | *" kubernetes "* | *" conformance "*) check_go ;; esac
 # A test of namespaces that cannot have any is skipped elsewhere; here it fails.
 export MESH_TEST_REQUIRE_NAMESPACES=1
@@ -124,6 +131,7 @@ for name in "${stages[@]}"; do
   case $name in
     format) stage format cargo fmt --all --check ;;
     lint) stage lint cargo clippy -q --workspace --all-targets --locked -- -D warnings ;;
+    # Without advisories, whose database is not on crates.io: `cargo deny check advisories` where GitHub can be reached.
     deny) stage deny cargo deny --log-level error check licenses bans sources ;;
     unit) stage unit cargo test -q --workspace --locked --lib --bins --tests --exclude mesh-e2e ;;
     build) stage build deploy/images/static-build -q --release ;;
