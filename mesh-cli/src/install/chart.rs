@@ -145,7 +145,9 @@ mod tests {
     #[test]
     fn every_file_of_the_chart_is_built_in() {
         let templates: BTreeSet<String> = TEMPLATES.iter().map(|(name, _)| (*name).to_owned()).collect();
-        assert_eq!(templates, names(&chart().join("templates")));
+        let mut files = names(&chart().join("templates"));
+        assert!(files.remove("NOTES.txt"), "what only Helm has to say");
+        assert_eq!(templates, files);
         assert_eq!(CRDS.len(), names(&chart().join("crds")).len());
     }
 
@@ -250,5 +252,10 @@ mod tests {
                 assert_eq!(object, ours[&name], "{settings:?}: {name}");
             }
         }
+        let mut elsewhere = std::process::Command::new(&helm);
+        elsewhere.args(["template", "mesh"]).arg(chart()).args(["--namespace", "other", "--kube-version", "1.34.0"]);
+        let output = elsewhere.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("--namespace mesh-system"), "{said}");
     }
 }
