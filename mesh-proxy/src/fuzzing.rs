@@ -34,7 +34,7 @@ pub fn dns(bytes: &[u8]) {
         Query::Refuse(reply) => assert!(reply[2] & 0x80 != 0 && reply[..2] == bytes[..2]),
         Query::Name { message, .. } => {
             let addresses = vec![[10, 0, 0, 1].into(), [0xfd00, 0, 0, 0, 0, 0, 0, 1].into()];
-            let name = Name { addresses, ttl_seconds: 1, canonical: String::new() };
+            let name = Name { addresses, ttl_seconds: 1, canonical: String::new(), alias: None };
             let limit = message::udp_limit(&message);
             let reply = Answer::new(&message, &name).encode(limit).expect("a query that was read can be answered");
             assert!(message::answers(&reply, bytes) || reply.len() <= usize::from(limit));

@@ -14,6 +14,7 @@ mod identity;
 mod install;
 mod leader;
 mod matching;
+mod places;
 mod prometheus;
 mod refusals;
 mod restarts;
@@ -32,6 +33,7 @@ type Check = fn(&Cluster) -> anyhow::Result<()>;
 const CHECKS: &[(&str, Check)] = &[
     ("canary", canary::check),
     ("matching", matching::check),
+    ("places", places::check),
     ("faults", faults::check),
     ("commands", commands::check),
     ("prometheus", prometheus::check),

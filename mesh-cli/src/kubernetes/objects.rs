@@ -64,7 +64,7 @@ pub async fn list(
         };
         for object in listed {
             match readable(each, &object) {
-                Ok(json) => found.extend(json),
+                Ok(json) => found.push(json),
                 Err(problem) => unreadable.push(problem),
             }
         }
@@ -88,19 +88,18 @@ async fn pages(api: &Api<DynamicObject>, name: &str) -> kube::Result<Vec<Dynamic
     }
 }
 
-/// Nothing for a Service that is a name in DNS only; ports that are not TCP are not the mesh's.
-fn readable(kind: Kind, live: &DynamicObject) -> Result<Option<Value>, String> {
+/// Ports that are not TCP are not the mesh's.
+fn readable(kind: Kind, live: &DynamicObject) -> Result<Value, String> {
     let (object, _) = typed(kind, live)?;
-    let Some(object) = object else { return Ok(None) };
     let mut json = object.to_json();
     if let Some(status) = live.data.get("status").filter(|_| kind != Kind::Service) {
         json["status"] = status.clone();
     }
-    Ok(Some(json))
+    Ok(json)
 }
 
 /// With the paths of fields that our types do not have.
-fn typed(kind: Kind, live: &DynamicObject) -> Result<(Option<Object>, Vec<String>), String> {
+fn typed(kind: Kind, live: &DynamicObject) -> Result<(Object, Vec<String>), String> {
     let problem = |error: &dyn std::fmt::Display| {
         let metadata = &live.metadata;
         let place = metadata.namespace.as_deref().unwrap_or_default();
@@ -110,15 +109,12 @@ fn typed(kind: Kind, live: &DynamicObject) -> Result<(Option<Object>, Vec<String
     json["apiVersion"] = kind.api_version().into();
     json["kind"] = kind.as_str().into();
     if kind == Kind::Service {
-        if json.pointer("/spec/type").and_then(Value::as_str) == Some("ExternalName") {
-            return Ok((None, Vec::new()));
-        }
         if let Some(ports) = json.pointer_mut("/spec/ports").and_then(Value::as_array_mut) {
             ports.retain(|port| port.get("protocol").is_none_or(|protocol| protocol == "TCP"));
         }
     }
     let (object, left_out) = Object::from_newer_json(&json.to_string()).map_err(|error| problem(&error))?;
-    Ok((Some(object), left_out))
+    Ok((object, left_out))
 }
 
 /// Creates or changes one object as its user, by server-side apply; or, if it says which version of it was changed, in the
@@ -282,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_route_is_read_with_its_status_and_without_what_is_the_api_servers() {
-        let json = readable(Kind::HttpRoute, &route(json!({"novel": 1}))).unwrap().unwrap();
+        let json = readable(Kind::HttpRoute, &route(json!({"novel": 1}))).unwrap();
         assert_eq!((&json["status"], &json["metadata"]["resourceVersion"]), (&json!({"parents": []}), &json!("7")));
         assert!(json["metadata"].get("managedFields").is_none() && json["spec"]["rules"][0].get("novel").is_none());
         assert!(crate::objects::read(&json.to_string()).is_ok());
@@ -291,7 +287,7 @@ mod tests {
     #[test]
     fn a_change_keeps_what_it_is_not_about_and_loses_nothing_unknown() {
         let before = route(json!({}));
-        let (Some(object), _) = typed(Kind::HttpRoute, &before).unwrap() else { panic!() };
+        let (object, _) = typed(Kind::HttpRoute, &before).unwrap();
         let Object::HttpRoute(mut changed) = object.clone() else { panic!() };
         changed.spec.rules.clear();
         let after = with_changes(&before, &Object::HttpRoute(changed)).unwrap();
@@ -312,9 +308,11 @@ mod tests {
         let dns = json!({"type": "ClusterIP", "clusterIP": "10.96.0.10", "sessionAffinity": "None", "ports": [
             {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
             {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53, "nodePort": 30053}]});
-        let read = service(dns).unwrap();
+        let read = service(dns);
         assert_eq!(read["spec"]["ports"].as_array().unwrap().len(), 1);
         assert!(read.get("status").is_none());
-        assert_eq!(service(json!({"type": "ExternalName", "externalName": "db.example.com"})), None);
+        let alias =
+            service(json!({"type": "ExternalName", "externalName": "db.example.com", "sessionAffinity": "None"}));
+        assert_eq!(alias["spec"]["externalName"], "db.example.com");
     }
 }

@@ -18,6 +18,7 @@ pub struct ServiceSpec {
     pub cluster_ips: Vec<String>,
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub service_type: Option<ServiceType>,
+    /// With the type ExternalName: the DNS name that this one stands for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -11,13 +11,18 @@ const TTL_SECONDS: u32 = 30;
 const HEADLESS_TTL_SECONDS: u32 = 5;
 
 pub(super) fn name(model: &Model, scope: &Scope, question: &str) -> Option<Name> {
-    let service = model.service_by_dns(question, &scope.namespace)?;
+    let Some(service) = model.service_by_dns(question, &scope.namespace) else {
+        let (alias, canonical) = model.alias_by_dns(question, &scope.namespace)?;
+        let (name, alias) = (question.to_owned(), alias.to_owned());
+        return Some(Name { name, canonical, alias, ttl_seconds: TTL_SECONDS, ..Name::default() });
+    };
     let addresses = if service.headless { of_workloads(service) } else { service.virtual_addresses.clone() };
     Some(Name {
         name: question.to_owned(),
         addresses: addresses.iter().map(ToString::to_string).collect(),
         ttl_seconds: if service.headless { HEADLESS_TTL_SECONDS } else { TTL_SECONDS },
         canonical: service.fqdn.clone(),
+        alias: String::new(),
     })
 }
 
@@ -30,14 +35,13 @@ fn of_workloads(service: &Service) -> Vec<std::net::IpAddr> {
 /// Every name under which each service is known.
 pub(super) fn names(model: &Model, scope: &Scope) -> Vec<String> {
     let mut names = Vec::new();
-    for service in model.services() {
-        let name = &service.name;
+    for name in model.services().map(|service| &service.name).chain(model.aliases()) {
         if name.namespace == scope.namespace {
             names.push(name.name.clone());
         }
         names.push(format!("{}.{}", name.name, name.namespace));
         names.push(format!("{}.{}.svc", name.name, name.namespace));
-        names.push(service.fqdn.clone());
+        names.push(mesh_common::names::fqdn(&name.name, &name.namespace));
     }
     names
 }

@@ -96,7 +96,7 @@ impl<'a> Attacher<'a> {
     }
 
     fn attach_http(&mut self, key: &Key, parent: &ParentReference, rules: &[Rule], refs: Refs) {
-        let accepted = match ports(self.services, key, parent, |service| &service.ports) {
+        let accepted = match ports(self.services, self.objects, key, parent, |service| &service.ports) {
             Ok((service, ports)) => {
                 let fitting: Vec<&Port> = ports.iter().copied().filter(|p| p.protocol.may_be_http()).collect();
                 for port in &fitting {
@@ -194,6 +194,7 @@ fn place(key: &Key, service: &Service, port: &Port) -> Place {
 /// The ports that a parent reference names, of those that are asked for.
 fn ports<'s>(
     services: &'s BTreeMap<Name, Service>,
+    objects: &Sorted,
     key: &Key,
     parent: &ParentReference,
     of: impl Fn(&'s Service) -> &'s BTreeMap<u16, Port>,
@@ -203,9 +204,9 @@ fn ports<'s>(
         return Err(Condition::not_accepted("InvalidKind", message));
     }
     let namespace = parent.namespace.as_deref().unwrap_or(&key.namespace);
-    let Some(service) = services.get(&Name::new(namespace, &parent.name)) else {
-        let message = format!("there is no Service {namespace}/{}", parent.name);
-        return Err(Condition::not_accepted("NoMatchingParent", message));
+    let name = Name::new(namespace, &parent.name);
+    let Some(service) = services.get(&name) else {
+        return Err(Condition::not_accepted("NoMatchingParent", objects.no_service(&name)));
     };
     let named = |port: &&Port| {
         parent.port.is_none_or(|number| number == port.number)
@@ -394,7 +395,7 @@ impl<'a> Refs<'a> {
             Carries::Datagrams => "datagrams to it are dropped",
         };
         let Some(service) = self.services.get(name) else {
-            return Some(("BackendNotFound", format!("there is no Service {name}; {fate}")));
+            return Some(("BackendNotFound", format!("{}; {fate}", self.objects.no_service(name))));
         };
         let number = reference.port.unwrap_or_default();
         let (ports, what) = match self.carries {

@@ -23,7 +23,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh_common::names::CLUSTER_DOMAIN;
+use mesh_common::names::{self, CLUSTER_DOMAIN};
 use mesh_common::resource::{JwtRule, Key, Kind, MESH_NAMESPACE, Object, PeerMode};
 
 pub use address::Addresses;
@@ -57,6 +57,8 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Model {
     services: BTreeMap<Name, Service>,
+    /// Names that stand for others.
+    aliases: BTreeMap<Name, String>,
     workloads: BTreeMap<Name, Arc<Workload>>,
     /// Names of the services that each workload serves.
     served: BTreeMap<Name, Vec<String>>,
@@ -166,6 +168,7 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
         udp_destinations: udp_destinations(&services),
         intercepted: intercepted(&workloads),
         unnamed: service::unnamed(),
+        aliases: sorted.aliases,
         services,
         workloads,
         stream_backends,
@@ -304,6 +307,18 @@ fn intercepted(workloads: &BTreeMap<Name, Arc<Workload>>) -> BTreeMap<IpAddr, Ar
     by_address.into_iter().filter_map(alone).collect()
 }
 
+/// What a DNS name names, when asked in that namespace.
+fn by_dns(question: &str, namespace: &str) -> Option<Name> {
+    let name = question.strip_suffix(CLUSTER_DOMAIN).and_then(|rest| rest.strip_suffix(".svc."));
+    let name = name.or_else(|| question.strip_suffix(".svc"));
+    let (name, namespace) = match (name, question.split_once('.')) {
+        (Some(name), _) => name.split_once('.')?,
+        (None, Some(both)) => both,
+        (None, None) => (question, namespace),
+    };
+    Some(Name::new(namespace, name))
+}
+
 impl Model {
     /// What the next model is to be built with, so that addresses stay.
     pub fn addresses(&self) -> &Addresses {
@@ -403,13 +418,18 @@ impl Model {
     /// The service that a DNS name stands for, when asked in that namespace: `reviews`, `reviews.default`,
     /// `reviews.default.svc` or the full name, in lower case.
     pub fn service_by_dns(&self, question: &str, namespace: &str) -> Option<&Service> {
-        let name = question.strip_suffix(CLUSTER_DOMAIN).and_then(|rest| rest.strip_suffix(".svc."));
-        let name = name.or_else(|| question.strip_suffix(".svc"));
-        match (name, question.split_once('.')) {
-            (Some(name), _) => name.split_once('.').and_then(|(name, namespace)| self.service(namespace, name)),
-            (None, Some((name, namespace))) => self.service(namespace, name),
-            (None, None) => self.service(namespace, question),
-        }
+        self.services.get(&by_dns(question, namespace)?)
+    }
+
+    /// What a DNS name stands for that is only another name, and its full form.
+    pub fn alias_by_dns(&self, question: &str, namespace: &str) -> Option<(&str, String)> {
+        let name = by_dns(question, namespace)?;
+        Some((self.aliases.get(&name)?, names::fqdn(&name.name, &name.namespace)))
+    }
+
+    /// Names of Services that only stand for others.
+    pub fn aliases(&self) -> impl Iterator<Item = &Name> {
+        self.aliases.keys().filter(|name| !self.services.contains_key(name))
     }
 
     /// Whether a workload's port takes plaintext. `service` and `version` speak for a workload that is not known here.

@@ -14,6 +14,8 @@ use super::{Age, Name};
 #[derive(Default)]
 pub(super) struct Sorted<'a> {
     pub services: Vec<&'a Service>,
+    /// Services that only stand for a DNS name, in lower case and without the trailing dot.
+    pub aliases: BTreeMap<Name, String>,
     pub http_routes: Vec<&'a HttpRoute>,
     pub grpc_routes: Vec<&'a GrpcRoute>,
     pub tcp_routes: Vec<&'a TcpRoute>,
@@ -35,7 +37,14 @@ impl<'a> Sorted<'a> {
         let mut sorted = Self::default();
         for object in objects.values() {
             match &**object {
-                Object::Service(object) => sorted.services.push(object),
+                Object::Service(object) => match &object.spec.external_name {
+                    Some(target) => {
+                        let name = Name::new(object.metadata.namespace_or_default(), &object.metadata.name);
+                        let target = target.strip_suffix('.').unwrap_or(target).to_ascii_lowercase();
+                        sorted.aliases.insert(name, target);
+                    }
+                    None => sorted.services.push(object),
+                },
                 Object::HttpRoute(object) => sorted.http_routes.push(object),
                 Object::GrpcRoute(object) => sorted.grpc_routes.push(object),
                 Object::TcpRoute(object) => sorted.tcp_routes.push(object),
@@ -68,6 +77,14 @@ impl<'a> Sorted<'a> {
 
     pub fn trust_domain(&self) -> Option<&'a String> {
         self.mesh_config.and_then(|config| config.spec.trust_domain.as_ref())
+    }
+
+    /// Why nothing can be attached to the Service, or sent to it.
+    pub fn no_service(&self, name: &Name) -> String {
+        match self.aliases.get(name) {
+            Some(target) => format!("the Service {name} (ExternalName) is only another name for {target}"),
+            None => format!("there is no Service {name}"),
+        }
     }
 
     /// Whether there is an object to attach a policy to, and the part of it.

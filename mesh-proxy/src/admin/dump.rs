@@ -224,6 +224,7 @@ fn name(question: &str, it: &Name) -> Value {
         "name": question,
         "canonical": it.canonical,
         "addresses": it.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "alias": it.alias.as_ref().map(ToString::to_string),
         "ttl_seconds": it.ttl_seconds,
     })
 }

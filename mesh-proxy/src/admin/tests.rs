@@ -29,8 +29,12 @@ fn admin() -> (Arc<Admin>, Readiness, watch::Sender<Phase>) {
 }
 
 fn admin_with(drain: Option<Drain>) -> (Arc<Admin>, Readiness, watch::Sender<Phase>) {
-    let name =
-        Name { addresses: vec!["240.240.0.5".parse().unwrap()], ttl_seconds: 30, canonical: "reviews.default".into() };
+    let name = Name {
+        addresses: vec!["240.240.0.5".parse().unwrap()],
+        ttl_seconds: 30,
+        canonical: "reviews.default".into(),
+        alias: None,
+    };
     let store = Store::of([Resource::Name("reviews".into(), Arc::new(name))]);
     let tls = Tls::default();
     let (sender, phase) = watch::channel(Phase::Serving);

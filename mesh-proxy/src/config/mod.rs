@@ -29,4 +29,6 @@ pub struct Name {
     pub addresses: Vec<std::net::IpAddr>,
     pub ttl_seconds: u32,
     pub canonical: String,
+    /// Another name that it stands for.
+    pub alias: Option<hickory_proto::rr::Name>,
 }

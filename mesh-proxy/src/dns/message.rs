@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA};
-use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
+use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query as Question, ResponseCode};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME};
+use hickory_proto::rr::{DNSClass, Name as DnsName, RData, Record, RecordType};
 
 use crate::config::Name;
 
@@ -53,13 +53,66 @@ impl Query {
     }
 }
 
-/// The reply for a name of the mesh: its addresses of the kind that was asked for, or none.
+/// The same question about what the name stands for. `None`: whoever asks for the alias itself has all with that.
+pub(super) fn about(alias: &DnsName, query: &Message) -> Option<Vec<u8>> {
+    let kind = query.queries.first()?.query_type();
+    if kind == RecordType::CNAME {
+        return None;
+    }
+    let mut message = Message::new(query.metadata.id, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Question::query(alias.clone(), kind));
+    message.to_vec().ok()
+}
+
+/// The reply for a name of the mesh.
 pub(crate) struct Answer {
     message: Message,
 }
 
 impl Answer {
+    /// Its addresses of the kind that was asked for, or none.
     pub(crate) fn new(query: &Message, name: &Name) -> Self {
+        let mut answer = Self::begin(query);
+        if let Some(question) = query.queries.first().filter(|_| answer.is_well()) {
+            for address in &name.addresses {
+                let data = match (question.query_type(), address) {
+                    (RecordType::A | RecordType::ANY, IpAddr::V4(address)) => RData::A(A::from(*address)),
+                    (RecordType::AAAA | RecordType::ANY, IpAddr::V6(address)) => RData::AAAA(AAAA::from(*address)),
+                    _ => continue,
+                };
+                answer.add(question, name.ttl_seconds, data);
+            }
+        }
+        answer
+    }
+
+    /// The name that it stands for, and what was found about that one.
+    pub(super) fn alias(query: &Message, name: &Name, alias: &DnsName, found: Option<Message>) -> Self {
+        let mut answer = Self::begin(query);
+        if let Some(question) = query.queries.first().filter(|_| answer.is_well()) {
+            answer.add(question, name.ttl_seconds, RData::CNAME(CNAME(alias.clone())));
+            if let Some(found) = found {
+                // RFC 6604: the code tells about the last name of the chain.
+                answer.message.metadata.response_code = found.metadata.response_code;
+                answer.message.answers.extend(found.answers);
+                answer.message.authorities = found.authorities;
+            }
+        }
+        answer
+    }
+
+    /// With the question's own spelling: clients that vary it check that it comes back.
+    fn add(&mut self, question: &Question, ttl_seconds: u32, data: RData) {
+        self.message.add_answer(Record::from_rdata(question.name().clone(), ttl_seconds, data));
+    }
+
+    fn is_well(&self) -> bool {
+        self.message.metadata.response_code == ResponseCode::NoError
+    }
+
+    /// Without records yet.
+    fn begin(query: &Message) -> Self {
         let mut metadata = Metadata::response_from_request(&query.metadata);
         metadata.authoritative = true;
         metadata.recursion_available = true;
@@ -72,21 +125,8 @@ impl Answer {
             // RFC 6891 section 6.1.3: we know version 0 only.
             if edns.version() > 0 {
                 message.metadata.response_code = ResponseCode::BADVERS;
-                message.set_edns(reply);
-                return Self { message };
             }
             message.set_edns(reply);
-        }
-        if let Some(question) = query.queries.first() {
-            for address in &name.addresses {
-                let data = match (question.query_type(), address) {
-                    (RecordType::A | RecordType::ANY, IpAddr::V4(address)) => RData::A(A::from(*address)),
-                    (RecordType::AAAA | RecordType::ANY, IpAddr::V6(address)) => RData::AAAA(AAAA::from(*address)),
-                    _ => continue,
-                };
-                // With the question's own spelling: clients that vary it check that it comes back.
-                message.add_answer(Record::from_rdata(question.name().clone(), name.ttl_seconds, data));
-            }
         }
         Self { message }
     }

@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hickory_proto::op::ResponseCode;
+use hickory_proto::op::{Message, ResponseCode};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -29,6 +29,8 @@ const MAX_QUERIES: usize = 1024;
 const MAX_TCP: usize = 128;
 /// Between two queries of a TCP connection, and for the rest of one.
 const TCP_IDLE: Duration = Duration::from_secs(10);
+/// Names that stand for each other are followed so far.
+const MAX_ALIASES: usize = 8;
 /// A longer datagram is no query that we could forward over UDP either.
 const MAX_DATAGRAM: usize = 4096;
 
@@ -169,6 +171,11 @@ impl Dns {
             self.telemetry.dns(DnsResult::Failed);
             return None;
         };
+        self.reply(query, transport, 0).await
+    }
+
+    /// `aliases`: how many have led here.
+    async fn reply(&self, query: &[u8], transport: Transport, aliases: usize) -> Option<Vec<u8>> {
         match Query::read(query) {
             Query::Ignore => {
                 self.telemetry.dns(DnsResult::Malformed);
@@ -181,8 +188,26 @@ impl Dns {
             Query::Other => self.forward(query, transport).await,
             Query::Name { name, message } => {
                 let Some(name) = self.find(&name).await else { return self.forward(query, transport).await };
-                let answer = Answer::new(&message, &name);
-                self.telemetry.dns(if answer.is_empty() { DnsResult::NoData } else { DnsResult::Mesh });
+                let answer = match &name.alias {
+                    Some(_) if aliases == MAX_ALIASES => {
+                        self.telemetry.dns(DnsResult::Failed);
+                        return Some(message::error(query, ResponseCode::ServFail));
+                    }
+                    Some(alias) => {
+                        // Is counted as what is found behind the alias.
+                        let found = match message::about(alias, &message) {
+                            Some(query) => Box::pin(self.reply(&query, Transport::Tcp, aliases + 1)).await,
+                            None => None,
+                        };
+                        let found = found.and_then(|reply| Message::from_vec(&reply).ok());
+                        Answer::alias(&message, &name, alias, found)
+                    }
+                    None => {
+                        let answer = Answer::new(&message, &name);
+                        self.telemetry.dns(if answer.is_empty() { DnsResult::NoData } else { DnsResult::Mesh });
+                        answer
+                    }
+                };
                 answer.encode(match transport {
                     Transport::Udp => message::udp_limit(&message),
                     Transport::Tcp => u16::MAX,

@@ -25,12 +25,21 @@ fn store() -> Store {
             addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(),
             ttl_seconds: 30,
             canonical: "reviews.default.svc.cluster.local".into(),
+            alias: None,
         })
+    };
+    let alias = |to: &str| {
+        let alias = Some(DnsName::from_ascii(to).unwrap());
+        Arc::new(Name { addresses: Vec::new(), ttl_seconds: 30, canonical: String::new(), alias })
     };
     let many: Vec<_> = (0..60).map(|i| format!("240.240.1.{i}")).collect();
     Store::of([
         Resource::Name("reviews".into(), name(&["240.240.0.5", "fd00:6d65:7368::5"])),
         Resource::Name("four.only".into(), name(&["240.240.0.6"])),
+        Resource::Name("old".into(), alias("older.")),
+        Resource::Name("older".into(), alias("Reviews.")),
+        Resource::Name("db".into(), alias("db.example.com.")),
+        Resource::Name("snake".into(), alias("snake.")),
         Resource::Name("many".into(), name(&many.iter().map(String::as_str).collect::<Vec<_>>())),
     ])
 }
@@ -197,6 +206,27 @@ async fn other_names_are_forwarded_and_false_replies_ignored() {
 }
 
 #[tokio::test]
+async fn what_an_alias_stands_for_comes_with_it() {
+    let dns = dns(Resolvers::new(vec![resolver().await], None));
+    let names = |message: &Message| message.answers.iter().map(|it| it.name.to_ascii()).collect::<Vec<_>>();
+    // Of the mesh, through another alias; each name is the question that was asked of it.
+    let reply = ask(&dns, &bytes("Old.", RecordType::A), Transport::Udp).await;
+    assert_eq!(names(&reply), ["Old.", "older.", "Reviews."]);
+    assert_eq!(addresses(&reply), ["older.", "Reviews.", "240.240.0.5"]);
+    assert_eq!((reply.metadata.id, reply.queries[0].name().to_ascii().as_str()), (4711, "Old."));
+    // Of the host's resolver.
+    let reply = ask(&dns, &bytes("db.", RecordType::A), Transport::Udp).await;
+    assert_eq!(addresses(&reply), ["db.example.com.", "192.0.2.1"]);
+    // Who asks for the alias has it.
+    let reply = ask(&dns, &bytes("db.", RecordType::CNAME), Transport::Udp).await;
+    assert_eq!(addresses(&reply), ["db.example.com."]);
+    // One that stands for itself.
+    let reply = ask(&dns, &bytes("snake.", RecordType::A), Transport::Udp).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(reply.answers.len(), MAX_ALIASES);
+}
+
+#[tokio::test]
 async fn a_reply_that_was_cut_off_is_fetched_whole_for_tcp() {
     let dns = dns(Resolvers::new(vec![resolver().await], None));
     let reply = ask(&dns, &bytes("long.example.", RecordType::A), Transport::Udp).await;
@@ -314,7 +344,7 @@ proptest! {
                 prop_assert!(Message::from_vec(&reply).is_ok());
             }
             Query::Name { message, .. } => {
-                let name = Name { addresses: vec!["10.0.0.1".parse().unwrap()], ttl_seconds: 1, canonical: String::new() };
+                let name = Name { addresses: vec!["10.0.0.1".parse().unwrap()], ttl_seconds: 1, canonical: String::new(), alias: None };
                 prop_assert!(Answer::new(&message, &name).encode(message::udp_limit(&message)).is_some());
             }
             Query::Ignore | Query::Other => {}

@@ -234,8 +234,12 @@ fn redirected_connections_say_where_they_were_going() {
         let (stream, _) = listener.accept().await.unwrap();
         assert_eq!(listen::original_destination(&stream).unwrap(), direct.peer_addr().unwrap());
 
-        let name =
-            Name { addresses: vec!["240.240.0.5".parse().unwrap()], ttl_seconds: 1, canonical: "reviews".into() };
+        let name = Name {
+            addresses: vec!["240.240.0.5".parse().unwrap()],
+            ttl_seconds: 1,
+            canonical: "reviews".into(),
+            alias: None,
+        };
         let store = Store::of([Resource::Name("reviews".into(), Arc::new(name))]);
         let telemetry = Telemetry::new(TelemetryOptions::default()).unwrap();
         let dns = Arc::new(Dns::new(store, Resolvers::default(), telemetry));

@@ -122,7 +122,7 @@ async fn the_answer_may_be_that_there_is_none() {
         &store,
         Resource::Name(
             "example.com".into(),
-            Arc::new(Name { addresses: vec![], ttl_seconds: 1, canonical: String::new() }),
+            Arc::new(Name { addresses: vec![], ttl_seconds: 1, canonical: String::new(), alias: None }),
         ),
     );
     assert!(matches!(store.name("example.com").await, Found::Yes(_)));

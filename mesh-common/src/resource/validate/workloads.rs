@@ -3,13 +3,21 @@ use std::net::IpAddr;
 
 use super::super::{PROTOCOLS, ServiceSpec, ServiceType, TargetPort, WorkloadEntry};
 use super::Errors;
-use super::fields::{at_most, label};
+use super::fields::{at_most, hostname, label};
 
 const MAX_PORTS: usize = 100;
 const MAX_WEIGHT: u32 = 1_000_000;
 
 pub(super) fn service(spec: &ServiceSpec, errors: &mut Errors) {
     at_most(errors, "spec.ports", spec.ports.len(), MAX_PORTS);
+    if spec.service_type == Some(ServiceType::ExternalName) {
+        return alias(spec, errors);
+    }
+    errors.add_if(
+        spec.external_name.is_some(),
+        "spec.externalName",
+        "is for the type ExternalName: write that in `spec.type`",
+    );
     let headless = spec.cluster_ip.as_deref() == Some("None");
     errors.add_if(spec.ports.is_empty() && !headless, "spec.ports", "a Service needs a port");
     let mut numbers = BTreeSet::new();
@@ -37,8 +45,6 @@ pub(super) fn service(spec: &ServiceSpec, errors: &mut Errors) {
             label(errors, &format!("{path}.targetPort"), name);
         }
     }
-    let external = spec.service_type == Some(ServiceType::ExternalName) || spec.external_name.is_some();
-    errors.add_if(external, "spec.type", "Services of type ExternalName are not supported yet");
     let sticky = spec.session_affinity.as_deref().is_some_and(|affinity| affinity != "None");
     errors.add_if(sticky, "spec.sessionAffinity", "session affinity is not supported yet; remove it or write None");
     let addresses = spec.cluster_ip.iter().map(|ip| ("spec.clusterIP".to_owned(), ip));
@@ -47,6 +53,18 @@ pub(super) fn service(spec: &ServiceSpec, errors: &mut Errors) {
         let fits = text.is_empty() || text == "None" || text.parse::<IpAddr>().is_ok_and(usable);
         errors.add_if(!fits, path, format!("{text:?} is neither an IP address nor `None`"));
     }
+}
+
+/// A Service that is only another name for something.
+fn alias(spec: &ServiceSpec, errors: &mut Errors) {
+    match &spec.external_name {
+        Some(name) => hostname(errors, "spec.externalName", name.strip_suffix('.').unwrap_or(name), false),
+        None => errors.add("spec.externalName", "the type ExternalName needs the name that the Service stands for"),
+    }
+    let selects = "a Service of type ExternalName is only another name: it has no workloads and no address";
+    errors.add_if(!spec.selector.is_empty(), "spec.selector", selects);
+    let address = spec.cluster_ip.as_deref().is_some_and(|ip| !ip.is_empty()) || !spec.cluster_ips.is_empty();
+    errors.add_if(address, "spec.clusterIP", selects);
 }
 
 pub(super) fn entry(entry: &WorkloadEntry, errors: &mut Errors) {

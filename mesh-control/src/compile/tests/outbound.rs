@@ -235,6 +235,20 @@ fn names_of_services() {
 }
 
 #[test]
+fn a_service_that_is_another_name() {
+    let model = shop(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: books}\nspec: {type: ExternalName, externalName: db.example.com.}",
+    );
+    let scope = Scope { namespace: "default".to_owned(), ..mesh() };
+    for question in ["books", "books.default", "books.default.svc.cluster.local"] {
+        let name: Name = decode(&resource(&model, &scope, ResourceType::Name, question).unwrap());
+        let said = (name.alias.as_str(), name.canonical.as_str(), name.addresses.len());
+        assert_eq!(said, ("db.example.com", "books.default.svc.cluster.local", 0));
+    }
+    assert!(resource(&model, &scope, ResourceType::Name, "books.other").is_none());
+}
+
+#[test]
 fn a_grpc_client_finds_services_by_name() {
     let model = shop("");
     let grpc = scope(ClientKind::Grpc);

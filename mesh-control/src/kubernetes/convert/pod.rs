@@ -14,11 +14,12 @@ pub(in crate::kubernetes) struct Pod {
     pub entry: WorkloadEntry,
 }
 
-/// Nothing for a pod that has ended, and for one on its node's own network, whose address is not its own.
+/// Nothing for a pod that has ended. One on its node's own network has its node's addresses, and never a proxy.
 pub(in crate::kubernetes) fn pod(pod: &core::Pod) -> Option<Fact> {
     let (metadata, spec, status) = (&pod.metadata, pod.spec.as_ref()?, pod.status.as_ref());
     let phase = status.and_then(|status| status.phase.as_deref());
-    if spec.host_network == Some(true) || matches!(phase, Some("Succeeded" | "Failed")) {
+    let on_node = spec.host_network == Some(true);
+    if matches!(phase, Some("Succeeded" | "Failed")) {
         return None;
     }
     let mut labels = metadata.labels.clone().unwrap_or_default();
@@ -38,7 +39,7 @@ pub(in crate::kubernetes) fn pod(pod: &core::Pod) -> Option<Fact> {
         ports: ports(spec),
         service_account: account.unwrap_or_else(|| "default".to_owned()),
         healthy: Some(ready),
-        mesh: Some(labels.get(LABEL_PROXY).is_some_and(|value| value == "true")),
+        mesh: Some(!on_node && labels.get(LABEL_PROXY).is_some_and(|value| value == "true")),
         ..WorkloadEntrySpec::default()
     };
     let given = metadata.annotations.as_ref().and_then(|annotations| annotations.get(ANNOTATION_EXCLUDED_PORTS));
@@ -144,12 +145,17 @@ mod tests {
         pod["metadata"]["deletionTimestamp"] = json!("2030-01-01T00:00:00Z");
         let entry = convert(pod).unwrap().entry;
         assert_eq!((entry.spec.healthy, entry.metadata.labels[LABEL_TERMINATING].as_str()), (Some(true), "true"));
-        for (path, value) in [("/status/phase", json!("Succeeded")), ("/spec/hostNetwork", json!(true))] {
-            let mut pod = reviews();
-            pod["spec"]["hostNetwork"] = json!(false);
-            *pod.pointer_mut(path).unwrap() = value;
-            assert_eq!(convert(pod), None);
-        }
+        let mut pod = reviews();
+        pod["status"]["phase"] = json!("Succeeded");
+        assert_eq!(convert(pod), None);
+    }
+
+    #[test]
+    fn one_on_its_nodes_network_is_called_in_plaintext() {
+        let mut pod = reviews();
+        pod["spec"]["hostNetwork"] = json!(true);
+        let entry = convert(pod).unwrap().entry;
+        assert_eq!((entry.in_mesh(), entry.spec.addresses.len(), entry.spec.healthy), (false, 2, Some(true)));
     }
 
     #[test]

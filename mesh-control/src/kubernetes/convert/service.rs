@@ -1,15 +1,12 @@
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use mesh_common::resource::{Metadata, Object, Resource, ServicePort, ServiceSpec, TargetPort};
+use mesh_common::resource::{Metadata, Object, Resource, ServicePort, ServiceSpec, ServiceType, TargetPort};
 
 use super::Fact;
 
-/// Nothing for an ExternalName, which is DNS's affair. Ports of SCTP are left alone.
+/// Ports of SCTP are left alone.
 pub(in crate::kubernetes) fn service(service: &core::Service) -> Option<Fact> {
     let (from, spec) = (&service.metadata, service.spec.as_ref()?);
-    if spec.type_.as_deref() == Some("ExternalName") {
-        return None;
-    }
     let selector = spec.selector.clone().unwrap_or_default();
     // Without a selector the endpoints are written by hand, with their own ports.
     let ports = spec.ports.iter().flatten().filter_map(|p| port(p, !selector.is_empty())).collect();
@@ -21,6 +18,12 @@ pub(in crate::kubernetes) fn service(service: &core::Service) -> Option<Fact> {
         creation_timestamp: from.creation_timestamp.as_ref().map(|time| time.0.to_string()),
         ..name
     };
+    if spec.type_.as_deref() == Some("ExternalName") {
+        // Whatever else it says has no effect in Kubernetes either.
+        let (service_type, external_name) = (Some(ServiceType::ExternalName), Some(spec.external_name.clone()?));
+        let spec = ServiceSpec { service_type, external_name, ..ServiceSpec::default() };
+        return Some(Fact::Service(Object::Service(Resource { metadata, spec })));
+    }
     let spec = ServiceSpec {
         ports,
         selector,
@@ -92,7 +95,10 @@ mod tests {
         let spec =
             convert(json!({"clusterIP": "10.96.0.1", "ports": [{"name": "https", "port": 443, "targetPort": 6443}]}));
         assert_eq!(spec.unwrap().ports[0].target_port, None);
-        assert_eq!(convert(json!({"type": "ExternalName", "externalName": "db.example.com"})), None);
+        let alias = convert(json!({"type": "ExternalName", "externalName": "db.example.com", "selector": {"a": "b"}}));
+        let alias = alias.unwrap();
+        assert_eq!((alias.external_name.as_deref(), alias.selector.len()), (Some("db.example.com"), 0));
+        assert_eq!(convert(json!({"type": "ExternalName"})), None);
         let headless = convert(json!({"clusterIP": "None", "selector": {"a": "b"}, "publishNotReadyAddresses": true}));
         assert_eq!(headless.unwrap().publish_not_ready_addresses, Some(true));
     }

@@ -17,7 +17,7 @@ impl Attacher<'_> {
             refs.carries = Carries::Datagrams;
             let backends = refs.backends(backends, |_| None);
             let resolved = refs.condition();
-            let accepted = match ports(self.services, &key, parent, |service| &service.udp_ports) {
+            let accepted = match ports(self.services, self.objects, &key, parent, |service| &service.udp_ports) {
                 Ok((service, ports)) => self.attach_udp(&key, service, &ports, &backends),
                 Err(condition) => condition,
             };

@@ -44,7 +44,7 @@ impl Attacher<'_> {
         refs.carries = Carries::Streams;
         let backends = refs.backends(backends, |_| None);
         let resolved = refs.condition();
-        let accepted = match ports(self.services, key, parent, |service| &service.ports) {
+        let accepted = match ports(self.services, self.objects, key, parent, |service| &service.ports) {
             Ok((service, ports)) => {
                 let fitting: Vec<&Port> = ports.into_iter().filter(|port| takes_streams(port)).collect();
                 match fitting.is_empty() {

@@ -81,7 +81,17 @@ fn dns_name(pb: PbName) -> Decoded<Name> {
         text.parse().map_err(|_| Rejected::field(format_args!("addresses[{index}]"), reason()))
     };
     let addresses = pb.addresses.iter().enumerate().map(address).collect::<Result<_, _>>()?;
-    Ok(Name { addresses, ttl_seconds: pb.ttl_seconds, canonical: pb.canonical })
+    let alias = match pb.alias.as_str() {
+        "" => None,
+        text => {
+            let name = hickory_proto::rr::Name::from_ascii(text).map_err(|error| Rejected::field("alias", error))?;
+            Some(
+                name.append_domain(&hickory_proto::rr::Name::root())
+                    .map_err(|error| Rejected::field("alias", error))?,
+            )
+        }
+    };
+    Ok(Name { addresses, ttl_seconds: pb.ttl_seconds, canonical: pb.canonical, alias })
 }
 
 fn parse<T: Message + Default>(bytes: &[u8]) -> Decoded<T> {

@@ -1,0 +1,65 @@
+//! Services whose pods are on their node's own network, and Services that are only another name for one.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use mesh_e2e::cluster::{Cluster, Namespace, apps};
+use mesh_e2e::process::eventually;
+use serde_json::json;
+
+/// On the node, where nothing else should listen.
+const NODE_PORT: u16 = 19_481;
+
+pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
+    let namespace = cluster.meshed("places")?;
+    namespace.shop(&["web"])?;
+    on_the_node(&namespace)?;
+    another_name(&namespace)
+}
+
+/// Such a pod gets no proxy, and callers in the mesh reach it all the same, in plaintext.
+fn on_the_node(namespace: &Namespace) -> anyhow::Result<()> {
+    let mut server = apps::server("node-agent", "v1");
+    let pod = &mut server["spec"]["template"]["spec"];
+    pod["hostNetwork"] = true.into();
+    let container = &mut pod["containers"][0];
+    container["args"] = json!(["http", "--version", "v1", "--listen", format!("0.0.0.0:{NODE_PORT}")]);
+    container["ports"] = json!([{"containerPort": NODE_PORT}]);
+    container["readinessProbe"]["httpGet"]["port"] = NODE_PORT.into();
+    let mut service = apps::service("node-agent");
+    service["spec"]["ports"][0]["targetPort"] = NODE_PORT.into();
+    namespace.apply(&[server, service])?;
+    namespace.rolled_out("node-agent-v1")?;
+    let pod = namespace.get(&["pods", "-l", "app=node-agent"])?;
+    ensure!(pod["items"][0]["spec"]["initContainers"].is_null(), "it was injected: {pod}");
+    eventually(Duration::from_secs(10), || {
+        let report = namespace.load("web", &["--url", "http://node-agent:9080/", "--requests", "50"])?;
+        ensure!(report.good() == 50 && report.by_version.get("v1") == Some(&50), "{report:?}");
+        Ok(())
+    })
+}
+
+/// What is called by an ExternalName is what it stands for, with its routes; no route leads to the name itself.
+fn another_name(namespace: &Namespace) -> anyhow::Result<()> {
+    let target = "reviews.places.svc.cluster.local";
+    let alias = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "books"},
+        "spec": {"type": "ExternalName", "externalName": target},
+    });
+    let rules = json!([{"backendRefs": apps::backends(&[("reviews-v1", 0), ("reviews-v2", 1)])}]);
+    namespace.apply(&[alias, apps::http_route("reviews", rules)])?;
+    namespace.condition("httproute/reviews", "Accepted", "True")?;
+    for url in ["http://books:9080/", "http://books.places.svc.cluster.local:9080/"] {
+        eventually(Duration::from_secs(10), || {
+            let report = namespace.load("web", &["--url", url, "--requests", "50"])?;
+            ensure!(report.by_version.get("v2") == Some(&50), "{url}: {report:?}");
+            Ok(())
+        })?;
+    }
+    let mut route = apps::http_route("reviews", json!([{"backendRefs": apps::backends(&[("books", 1)])}]));
+    route["metadata"]["name"] = "to-the-name".into();
+    namespace.apply(&[route])?;
+    let (reason, message) = namespace.condition("httproute/to-the-name", "ResolvedRefs", "False")?;
+    ensure!(reason == "BackendNotFound" && message.contains(&format!("only another name for {target}")), "{message}");
+    Ok(())
+}
