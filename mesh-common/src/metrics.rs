@@ -145,7 +145,7 @@ pub const PROXY: [Metric; 17] = [
         "mesh_limits_hit_total",
         Counter,
         "requests and connections that a limit of the application's port refused",
-        "`limit`: `requests` (their rate), `connections`, `connections_per_caller`, `concurrent_requests`, `concurrent_requests_per_caller`",
+        "`limit`: `requests` (their rate), `connections`, `connections_per_caller`, `concurrent_requests`, `concurrent_requests_per_caller`, `size_headers`, `size_body`",
     ),
     metric(
         "mesh_faults_injected_total",

@@ -45,6 +45,8 @@ pub enum Kind {
     DownstreamProtocol,
     /// The request's head has more headers than the proxy takes.
     HeadTooLarge,
+    /// The request's body is longer than the application takes.
+    BodyTooLarge,
     /// An injected fault.
     Fault,
     /// More requests than the application takes.
@@ -98,7 +100,7 @@ impl From<Kind> for Error {
 impl Kind {
     pub fn side(self) -> Side {
         match self {
-            Self::Downstream | Self::DownstreamProtocol | Self::HeadTooLarge => Side::Downstream,
+            Self::Downstream | Self::DownstreamProtocol | Self::HeadTooLarge | Self::BodyTooLarge => Side::Downstream,
             Self::NoRoute
             | Self::NoCluster
             | Self::Overflow
@@ -139,7 +141,7 @@ impl Kind {
             Self::StreamIdle => "SI",
             Self::Overflow | Self::TooManyConnections | Self::TooManyAtOnce => "UO",
             Self::Downstream => "DC",
-            Self::DownstreamProtocol | Self::HeadTooLarge => "DPE",
+            Self::DownstreamProtocol | Self::HeadTooLarge | Self::BodyTooLarge => "DPE",
             Self::Fault => "FI",
             Self::RateLimited => "RL",
             Self::Overloaded => "OM",
@@ -159,6 +161,7 @@ impl Kind {
             Self::StreamIdle => StatusCode::REQUEST_TIMEOUT,
             Self::Downstream | Self::DownstreamProtocol => StatusCode::BAD_REQUEST,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
             Self::Denied => StatusCode::FORBIDDEN,
@@ -180,7 +183,7 @@ impl Kind {
             Self::RateLimited | Self::TooManyAtOnce => 8,
             Self::Unauthenticated => 16,
             Self::Denied => 7,
-            Self::HeadTooLarge => 8,
+            Self::HeadTooLarge | Self::BodyTooLarge => 8,
             Self::Downstream | Self::DownstreamProtocol => 13,
             _ => 14,
         }
@@ -206,6 +209,7 @@ impl fmt::Display for Kind {
             Self::Downstream => "the client went away",
             Self::DownstreamProtocol => "the request is not valid",
             Self::HeadTooLarge => "the request has too many headers",
+            Self::BodyTooLarge => "the request's body is too long",
             Self::Fault => "fault injected",
             Self::RateLimited => "too many requests",
             Self::TooManyConnections => "too many connections",

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::{ByteRate, Duration};
+use super::{ByteRate, ByteSize, Duration};
 
 /// What a workload takes; its own proxy refuses the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -16,6 +16,19 @@ pub struct TrafficLimits {
     pub concurrent_requests: Option<AtATime>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<Bandwidth>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+}
+
+/// How large a request may be. As a whole: `{}` turns off what a wider scope says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Size {
+    /// Names and values of its headers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headers: Option<ByteSize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<ByteSize>,
 }
 
 /// How fast bytes come and go at each workload. As a whole: `{}` turns off what a wider scope says.

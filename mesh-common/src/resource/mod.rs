@@ -4,7 +4,6 @@
 //! errors with file, line, column and field path.
 
 mod authorization_policy;
-mod byte_rate;
 mod direct_response;
 mod duration;
 mod endpoint_health;
@@ -18,6 +17,7 @@ mod mesh_config;
 mod metadata;
 mod parse;
 mod peer_authentication;
+mod quantity;
 mod reference_grant;
 mod request_authentication;
 mod service;
@@ -31,7 +31,6 @@ mod workload_entry;
 use serde::{Deserialize, Serialize};
 
 pub use authorization_policy::*;
-pub use byte_rate::{ByteRate, ByteRateError};
 pub use direct_response::*;
 pub use duration::{Duration, DurationError};
 pub use endpoint_health::*;
@@ -45,6 +44,7 @@ pub use mesh_config::*;
 pub use metadata::Metadata;
 pub use parse::{Located, ParseError, parse_located, parse_yaml};
 pub use peer_authentication::*;
+pub use quantity::{ByteRate, ByteRateError, ByteSize, ByteSizeError};
 pub use reference_grant::*;
 pub use request_authentication::*;
 pub use service::*;

@@ -99,12 +99,13 @@ pub(super) fn limit_of<'a, T>(
     own.or_else(|| limit(&model.service(&scope.namespace, &scope.service)?.ports.get(&port)?.policy))
 }
 
-/// What the port takes at a time, and how fast.
-fn at_a_time(model: &Model, scope: &Scope, port: u16) -> Option<Filter> {
+/// What the port takes at a time, how fast, and how much.
+fn of_port(model: &Model, scope: &Scope, port: u16) -> Option<Filter> {
     let connections = limit_of(model, scope, port, |policy| policy.connection_limit.as_ref());
     let requests = limit_of(model, scope, port, |policy| policy.concurrency_limit.as_ref());
     let bandwidth = limit_of(model, scope, port, |policy| policy.bandwidth_limit.as_ref());
-    limit::at_a_time(&names::inbound_cluster(port), scope, connections, requests, bandwidth)
+    let size = limit_of(model, scope, port, |policy| policy.size_limit.as_ref());
+    limit::of_port(&names::inbound_cluster(port), scope, connections, requests, bandwidth, size)
 }
 
 /// Chains of mutual TLS, for one port or for all that have none of their own.
@@ -118,8 +119,8 @@ fn mutual(model: &Model, scope: &Scope, port: Option<u16>, protocol: Protocol, f
         ClientKind::Envoy => Paths::Strict,
         _ => Paths::Own,
     };
-    let at_a_time = port.and_then(|port| at_a_time(model, scope, port));
-    let limited = |filters: Vec<Filter>| at_a_time.iter().cloned().chain(filters).collect();
+    let of_port = port.and_then(|port| of_port(model, scope, port));
+    let limited = |filters: Vec<Filter>| of_port.iter().cloned().chain(filters).collect();
     let http = |name: &str, codec: CodecType, alpn: &[&[u8]]| {
         let routes = Routes::Inline(Box::new(route::inbound(&cluster)));
         // Whom a policy refuses takes nothing of a limit.
@@ -158,11 +159,11 @@ fn mutual(model: &Model, scope: &Scope, port: Option<u16>, protocol: Protocol, f
 
 /// Chains for everything else, passed on as it came.
 fn plain(model: &Model, scope: &Scope, port: u16, filters: &Filters) -> [FilterChain; 2] {
-    let at_a_time = at_a_time(model, scope, port);
+    let of_port = of_port(model, scope, port);
     let guarded = || guarded(filters, to_cluster(&names::inbound_cluster(port)));
     [("plaintext", "raw_buffer"), ("tls", "tls")].map(|(name, transport)| FilterChain {
         filter_chain_match: Some(matching(Some(port), transport, &[])),
-        ..chain(&format!("{name}:{port}"), at_a_time.iter().cloned().chain(guarded()).collect())
+        ..chain(&format!("{name}:{port}"), of_port.iter().cloned().chain(guarded()).collect())
     })
 }
 

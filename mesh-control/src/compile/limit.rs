@@ -19,7 +19,7 @@ use envoy_types::pb::envoy::r#type::v3::TokenBucket;
 use envoy_types::pb::google::protobuf::UInt64Value;
 use mesh_common::names::{EXPR_CALLER_IDENTITY, LIMIT_KEYS};
 use mesh_common::proto::extensions::{AtATime as PbAtATime, Bandwidth as PbBandwidth, Limits};
-use mesh_common::resource::{AtATime, Bandwidth, ByteRate, LimitBy, RequestLimit};
+use mesh_common::resource::{AtATime, Bandwidth, ByteRate, ByteSize, LimitBy, RequestLimit, Size};
 
 use super::build::{any, boolean, duration, fraction, own_any, uint32};
 use super::{Scope, http};
@@ -27,17 +27,21 @@ use super::{Scope, http};
 /// What the one entry of a descriptor is called.
 const KEY: &str = "by";
 
-/// What the port takes at a time, before anything else is done with a connection.
-pub(super) fn at_a_time(
+/// What the port takes, before anything else is done with a connection.
+pub(super) fn of_port(
     name: &str,
     scope: &Scope,
     connections: Option<&AtATime>,
     requests: Option<&AtATime>,
     bandwidth: Option<&Bandwidth>,
+    size: Option<&Size>,
 ) -> Option<Filter> {
     let [connections, requests] = [connections, requests].map(|limit| limit.filter(|it| it.is_on()));
     let bandwidth = bandwidth.filter(|it| it.is_on());
-    if scope.limits && (connections.is_some() || requests.is_some() || bandwidth.is_some()) {
+    let size = size.copied().unwrap_or_default();
+    let [max_head, max_body] = [size.headers, size.body].map(|size| size.map_or(0, ByteSize::bytes));
+    let limited = connections.is_some() || requests.is_some() || bandwidth.is_some() || max_head > 0 || max_body > 0;
+    if scope.limits && limited {
         let pb = |limit: &AtATime| PbAtATime {
             max: limit.max.unwrap_or_default(),
             per_caller: limit.per_caller.unwrap_or_default(),
@@ -52,6 +56,8 @@ pub(super) fn at_a_time(
             requests: requests.map(pb),
             up: bandwidth.and_then(|it| way(it.up, it.per_caller().up)),
             down: bandwidth.and_then(|it| way(it.down, it.per_caller().down)),
+            max_head,
+            max_body,
         };
         return Some(http::network("mesh.limits", own_any(&limits)));
     }

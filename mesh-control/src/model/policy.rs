@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mesh_common::resource::{
     AtATime, Bandwidth, HashKey, HealthCheck, Hedge, Key, Kind, LoadBalancerPolicy, LocalityPreference, MESH_NAMESPACE,
-    OutlierDetection, RequestLimit, Retries, SlowStart, TargetRef, TrafficPolicy, TrafficPolicySpec,
+    OutlierDetection, RequestLimit, Retries, Size, SlowStart, TargetRef, TrafficPolicy, TrafficPolicySpec,
 };
 
 use super::{Age, Condition, Name, Service, Status};
@@ -34,6 +34,7 @@ pub struct Policy {
     pub connection_limit: Option<AtATime>,
     pub concurrency_limit: Option<AtATime>,
     pub bandwidth_limit: Option<Bandwidth>,
+    pub size_limit: Option<Size>,
     pub max_retries: Option<u32>,
     max_retry_after: Option<Duration>,
     hedge: Option<Hedge>,
@@ -179,6 +180,7 @@ impl Policy {
             self.connection_limit = limits.connections.or(self.connection_limit);
             self.concurrency_limit = limits.concurrent_requests.or(self.concurrency_limit);
             self.bandwidth_limit = limits.bandwidth.or(self.bandwidth_limit);
+            self.size_limit = limits.size.or(self.size_limit);
         }
         // Each as a whole: `{}` turns off what a wider scope says.
         self.outlier_detection = spec.outlier_detection.as_deref().copied().or(self.outlier_detection);

@@ -18,7 +18,7 @@ pub enum LimitBy {
     Header(HeaderName),
 }
 
-/// What a port of the application takes at a time, and how fast.
+/// What a port of the application takes at a time, how fast, and how much.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortLimits {
     /// Whose chains share one count.
@@ -28,6 +28,17 @@ pub struct PortLimits {
     /// Bytes to the application, and from it.
     pub up: Option<PortRate>,
     pub down: Option<PortRate>,
+    /// Of a request, in bytes: the names and values of its headers, and its body.
+    pub max_head: Option<u64>,
+    pub max_body: Option<u64>,
+}
+
+impl PortLimits {
+    /// Nothing is limited.
+    pub fn none(name: &str) -> Self {
+        let name = name.to_owned();
+        Self { name, connections: None, requests: None, up: None, down: None, max_head: None, max_body: None }
+    }
 }
 
 /// One of them at least.

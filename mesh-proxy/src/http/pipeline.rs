@@ -61,6 +61,9 @@ pub(super) async fn handle(
             return Err(h2::Reason::REFUSED_STREAM.into());
         }
         Err(Ended::Error(error)) => {
+            if error.kind == Kind::BodyTooLarge {
+                exchange.conn.ctx.telemetry.limit_hit(LimitHit::SizeBody);
+            }
             let mut response = reply::error(&error, grpc);
             if error.kind == Kind::Unauthenticated {
                 reply::challenge(response.headers_mut(), exchange.head.authority());
@@ -206,6 +209,7 @@ fn keep_limits(exchange: &mut Exchange, manager: &HttpManager) -> Result<(), Err
     let Exchange { conn, head, quota, start, place, upload, down, .. } = exchange;
     let identity = conn.downstream.identity.as_deref();
     if let Some(limits) = &manager.limits {
+        limit::size(limits, &conn.ctx, head.field_bytes, upload.as_ref())?;
         *place = limit::request(limits, &conn.ctx, identity)?;
         *down = limit::pacer(limits, &conn.ctx, identity, Way::Down);
         if let Some(upload) = upload

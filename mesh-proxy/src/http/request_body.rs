@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 use super::paced::Paced;
+use crate::error::Kind;
 use crate::pace::Pacer;
 
 /// The most that is kept to send a body once more.
@@ -28,9 +29,22 @@ const TAP_CAPACITY: usize = 64;
 pub(crate) enum BodyError {
     #[error("the client's body ended early")]
     Downstream(#[source] hyper::Error),
+    /// There is more of it than the application takes.
+    #[error("the body is too long")]
+    TooLarge,
     /// Another try has taken over the body, or the server has answered without wanting it.
     #[error("the body is not needed any more")]
     Unwanted,
+}
+
+impl BodyError {
+    /// Why there is no more of it.
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::TooLarge => Kind::BodyTooLarge,
+            Self::Downstream(_) | Self::Unwanted => Kind::Downstream,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -73,7 +87,10 @@ struct State {
     bytes: u64,
     last: Instant,
     ended: Option<Instant>,
-    failed: bool,
+    /// Why the rest of it does not come.
+    failed: Option<Kind>,
+    /// The most that is taken of it.
+    max: u64,
     /// Counts the tries; only the latest one may read.
     reader: u32,
     /// The latest try has had everything.
@@ -96,10 +113,18 @@ impl Upload {
             bytes: 0,
             last: now,
             ended: None,
-            failed: false,
+            failed: None,
+            max: u64::MAX,
             reader: 0,
             delivered: false,
         }))))
+    }
+
+    /// Takes no more of it than so many bytes. False if its client says already that there is more. Before any of it is read.
+    pub(crate) fn limit(&self, max: u64) -> bool {
+        let mut state = self.state();
+        state.max = max;
+        state.length.is_none_or(|length| length <= max)
     }
 
     /// Before any of it is read.
@@ -122,7 +147,7 @@ impl Upload {
 
     pub(crate) fn can_replay(&self) -> bool {
         let state = self.state();
-        !state.failed && (state.bytes == 0 && state.ended.is_none() || state.kept.is_some())
+        state.failed.is_none() && (state.bytes == 0 && state.ended.is_none() || state.kept.is_some())
     }
 
     /// All of it once more, beside the try that reads it, if it has come to its end and is kept.
@@ -163,8 +188,8 @@ impl Upload {
         self.state().last
     }
 
-    /// The client broke off in the middle of it.
-    pub(crate) fn failed(&self) -> bool {
+    /// Why the rest of it does not come: its client broke off in the middle, or there is too much of it.
+    pub(crate) fn failed(&self) -> Option<Kind> {
         self.state().failed
     }
 }
@@ -179,9 +204,7 @@ impl State {
             let frame = match ready!(Pin::new(&mut self.source).poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
                 Some(Err(e)) => {
-                    self.failed = true;
-                    self.taps.clear();
-                    return Poll::Ready(Some(Err(BodyError::Downstream(e))));
+                    return Poll::Ready(Some(Err(self.fail(BodyError::Downstream(e)))));
                 }
                 None => {
                     self.end();
@@ -192,6 +215,9 @@ impl State {
             self.last = Instant::now();
             if let Chunk::Data(data) = &chunk {
                 self.bytes += data.len() as u64;
+                if self.bytes > self.max {
+                    return Poll::Ready(Some(Err(self.fail(BodyError::TooLarge))));
+                }
                 self.kept_bytes += data.len();
             }
             if self.kept_bytes > REPLAY_LIMIT {
@@ -206,6 +232,12 @@ impl State {
             }
             return Poll::Ready(Some(Ok(chunk)));
         }
+    }
+
+    fn fail(&mut self, error: BodyError) -> BodyError {
+        self.failed = Some(error.kind());
+        self.taps.clear();
+        error
     }
 
     fn end(&mut self) {

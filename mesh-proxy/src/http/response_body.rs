@@ -135,11 +135,11 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err((error, reason))) => {
-                let gone = exchange.upload.as_ref().is_some_and(|upload| upload.failed());
-                if let Some(outcome) = Outcome::of_error(error.kind).filter(|_| !gone) {
+                let gone = exchange.upload.as_ref().and_then(|upload| upload.failed());
+                if let Some(outcome) = Outcome::of_error(error.kind).filter(|_| gone.is_none()) {
                     exchange.observe(outcome, Instant::now);
                 }
-                this.broken(if gone { Kind::Downstream.into() } else { error }, reason, cx)
+                this.broken(gone.map_or(error, Error::from), reason, cx)
             }
         }
     }

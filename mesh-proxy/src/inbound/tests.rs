@@ -264,7 +264,7 @@ async fn greeter() -> SocketAddr {
 /// `chains` that share a limit on connections.
 fn limited(chains: Vec<FilterChain>, max: Option<u32>, per_caller: Option<u32>) -> Vec<FilterChain> {
     let connections = Some(AtATime { max, per_caller });
-    under(chains, PortLimits { name: "inbound:9080".into(), connections, requests: None, up: None, down: None })
+    under(chains, PortLimits { connections, ..PortLimits::none("inbound:9080") })
 }
 
 fn under(mut chains: Vec<FilterChain>, limits: PortLimits) -> Vec<FilterChain> {
@@ -540,7 +540,7 @@ async fn addresses_that_no_policy_lets_in_are_reset_at_once() {
 async fn byte_streams_keep_to_the_bandwidth_of_their_caller() {
     let authority = Authority::new();
     let down = Some(PortRate { max: None, per_caller: Rate::new(10) });
-    let limits = PortLimits { name: "inbound:9080".into(), connections: None, requests: None, up: None, down };
+    let limits = PortLimits { down, ..PortLimits::none("inbound:9080") };
     let ctx = context(authority.tls("reviews"), under(strict(), limits), Some(application(greeter().await)));
     for account in ["web", "shop"] {
         let mut stream = mutual_tls(peer(PORT, &ctx).await, &authority.tls(account), b"mesh-tcp").await.unwrap();

@@ -5,6 +5,7 @@ use mesh_common::identity::Identity;
 use super::{Full, LimitHit, Place};
 use crate::config::PortLimits;
 use crate::error::{Error, Kind};
+use crate::http::Upload;
 use crate::listen::Context;
 use crate::pace::{Pacer, Way};
 
@@ -33,6 +34,20 @@ pub(crate) fn request(limits: &PortLimits, ctx: &Context, caller: Option<&Identi
     let mut place = places.take(&limits.name, limit).map_err(|full| of_request(full, ctx))?;
     places.give(&mut place, limit, caller).map_err(|full| of_request(full, ctx))?;
     Ok(Some(place))
+}
+
+/// A request whose headers are of that size, and its body. One that is longer than its client says is found out as it comes.
+pub(crate) fn size(limits: &PortLimits, ctx: &Context, head: usize, upload: Option<&Upload>) -> Result<(), Error> {
+    if let Some(max) = limits.max_head.filter(|max| head as u64 > *max) {
+        ctx.telemetry.limit_hit(LimitHit::SizeHeaders);
+        return Err(Error::because(Kind::HeadTooLarge, format_args!("limit size_headers of {max}")));
+    }
+    if let (Some(max), Some(upload)) = (limits.max_body, upload)
+        && !upload.limit(max)
+    {
+        return Err(Error::because(Kind::BodyTooLarge, format_args!("limit size_body of {max}")));
+    }
+    Ok(())
 }
 
 /// What a stream of the caller keeps to. `None`: bytes are not limited that way.

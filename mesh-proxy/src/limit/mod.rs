@@ -22,7 +22,7 @@ mod admit;
 mod places;
 mod quota;
 
-pub(crate) use admit::{connection, identified, pacer, request};
+pub(crate) use admit::{connection, identified, pacer, request, size};
 pub use places::{Full, Occupancy, Place, Places};
 pub use quota::Quota;
 
@@ -37,6 +37,8 @@ pub enum LimitHit {
     ConnectionsPerCaller,
     ConcurrentRequests,
     ConcurrentRequestsPerCaller,
+    SizeHeaders,
+    SizeBody,
 }
 
 impl LimitHit {
@@ -48,6 +50,8 @@ impl LimitHit {
             Self::ConnectionsPerCaller => "connections_per_caller",
             Self::ConcurrentRequests => "concurrent_requests",
             Self::ConcurrentRequestsPerCaller => "concurrent_requests_per_caller",
+            Self::SizeHeaders => "size_headers",
+            Self::SizeBody => "size_body",
         }
     }
 }

@@ -88,9 +88,11 @@ impl Conn {
             let error = failed.into_error();
             let kind = match &request {
                 Some(_) => Kind::UpstreamResetBeforeRequest,
-                None if upload.as_ref().is_some_and(|it| it.failed()) => Kind::Downstream,
-                None if error.is_parse() => Kind::UpstreamProtocol,
-                None => Kind::UpstreamReset,
+                None => match upload.as_ref().and_then(|it| it.failed()) {
+                    Some(kind) => kind,
+                    None if error.is_parse() => Kind::UpstreamProtocol,
+                    None => Kind::UpstreamReset,
+                },
             };
             // A connection that lay in the pool may have been closed while the request was on its way.
             let stale = used && kind == Kind::UpstreamReset;

@@ -123,7 +123,7 @@ pub(super) async fn send(
         match pump.as_mut().map(|pump| pump.poll(cx)) {
             Some(Poll::Ready(Ok(()))) => pump = None,
             Some(Poll::Ready(Err(Broken::Body(error)))) => {
-                return Poll::Ready(Err(Failed::from(Error::because(Kind::Downstream, error))));
+                return Poll::Ready(Err(Failed::from(Error::because(error.kind(), error))));
             }
             // The upstream has ended the stream: the response says why.
             Some(Poll::Ready(Err(Broken::Stream))) => pump = None,

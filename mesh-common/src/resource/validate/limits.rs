@@ -1,10 +1,12 @@
-use super::super::{AtATime, Bandwidth, LimitBy, RequestLimit, TrafficLimits};
+use super::super::{AtATime, Bandwidth, ByteSize, LimitBy, RequestLimit, TrafficLimits};
 use super::Errors;
 use super::fields::header_name;
 
 /// A bucket this deep, or filled this fast, limits nothing that one workload could take.
 const MOST: u32 = 1_000_000;
 const LONGEST: u64 = 24 * 3600;
+/// What the proxies take of a head at all.
+const MOST_OF_HEAD: u64 = 64 << 10;
 
 pub(super) fn limits(limits: &TrafficLimits, errors: &mut Errors) {
     if let Some(limit) = &limits.requests {
@@ -13,6 +15,8 @@ pub(super) fn limits(limits: &TrafficLimits, errors: &mut Errors) {
     if let Some(limit) = &limits.bandwidth {
         bandwidth(limit, errors);
     }
+    let head = limits.size.and_then(|size| size.headers).map_or(0, ByteSize::bytes);
+    errors.add_if(head > MOST_OF_HEAD, "spec.limits.size.headers", "the proxies take 64Ki of headers at most");
     for (field, limit) in [("connections", &limits.connections), ("concurrentRequests", &limits.concurrent_requests)] {
         if let Some(limit) = limit {
             at_a_time(&format!("spec.limits.{field}"), limit, errors);

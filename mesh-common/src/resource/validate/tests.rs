@@ -224,6 +224,7 @@ fn policies() {
             "kind: TrafficPolicy\nspec: {limits: {requests: {rate: 1, by: Header, header: 'a b'}}}",
             "spec.limits.requests.header",
         ),
+        ("kind: TrafficPolicy\nspec: {limits: {size: {headers: 65Ki}}}", "spec.limits.size.headers"),
         (
             "kind: TrafficPolicy\nspec: {limits: {bandwidth: {up: 1Mi, perCaller: {up: 2Mi}}}}",
             "spec.limits.bandwidth.perCaller.up",

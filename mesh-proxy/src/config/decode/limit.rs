@@ -65,6 +65,8 @@ fn own_limits(pb: PbLimits) -> Decoded<PortLimits> {
         requests: pb.requests.and_then(at_a_time),
         up: pb.up.and_then(port_rate),
         down: pb.down.and_then(port_rate),
+        max_head: Some(pb.max_head).filter(|max| *max > 0),
+        max_body: Some(pb.max_body).filter(|max| *max > 0),
     })
 }
 
@@ -87,7 +89,7 @@ fn connection_limit(pb: ConnectionLimit) -> Decoded<PortLimits> {
     unless(max == 0, "max_connections", "must be more than zero")?;
     // Beyond what can be counted there is no limit.
     let connections = u32::try_from(max).ok().map(|max| AtATime { max: Some(max), per_caller: None });
-    Ok(PortLimits { name: pb.stat_prefix, connections, requests: None, up: None, down: None })
+    Ok(PortLimits { connections, ..PortLimits::none(&pb.stat_prefix) })
 }
 
 /// Whether it is for all requests; left out, it is for none.

@@ -776,12 +776,19 @@ fn names() {
         addresses: vec!["240.240.0.5".into(), "fd00::5".into()],
         ttl_seconds: 30,
         canonical: "reviews.shop.svc.cluster.local".into(),
+        alias: String::new(),
     };
     let Resource::Name(question, name) = decode(Type::Name, &pb.encode_to_vec()).unwrap() else { panic!() };
     assert_eq!((question.as_str(), name.addresses.len(), name.ttl_seconds), ("reviews.shop", 2, 30));
     let with = |name: &str| PbName { name: name.into(), ..pb.clone() };
     assert!(refused(Type::Name, with("Reviews")).starts_with("name: "));
     assert!(refused(Type::Name, PbName { addresses: vec!["x".into()], ..pb.clone() }).starts_with("addresses[0]: "));
+    let alias = |alias: &str| PbName { addresses: vec![], alias: alias.into(), ..pb.clone() };
+    assert!(refused(Type::Name, alias("a..b")).starts_with("alias: "));
+    let Resource::Name(_, name) = decode(Type::Name, &alias("db.example.com").encode_to_vec()).unwrap() else {
+        panic!()
+    };
+    assert_eq!(name.alias.clone().unwrap().to_ascii(), "db.example.com.");
 }
 
 #[test]
@@ -935,6 +942,8 @@ fn what_a_port_takes_at_a_time() {
         requests: at_a_time(0, 2),
         up: bandwidth(0, 0),
         down: bandwidth(1000, 0),
+        max_head: 0,
+        max_body: 4096,
     };
     let expected = PortLimits {
         name: "inbound:80".into(),
@@ -942,6 +951,8 @@ fn what_a_port_takes_at_a_time() {
         requests: Some(AtATime { max: None, per_caller: Some(2) }),
         up: None,
         down: Some(PortRate { max: crate::pace::Rate::new(1000), per_caller: None }),
+        max_head: None,
+        max_body: Some(4096),
     };
     assert_eq!(limits(before(vec![own_limits(own.clone())])), Some(expected.clone()));
     assert_eq!(limits(before(vec![])), None);
@@ -952,7 +963,7 @@ fn what_a_port_takes_at_a_time() {
     };
     assert_eq!(
         limits(before(vec![pack_any(envoy.clone())])),
-        Some(PortLimits { requests: None, down: None, ..expected })
+        Some(PortLimits { requests: None, down: None, max_body: None, ..expected })
     );
     let unnamed = own_limits(PbLimits { name: String::new(), ..own.clone() });
     let slow = ConnectionLimit { delay: Some(Default::default()), ..envoy.clone() };

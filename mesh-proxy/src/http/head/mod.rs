@@ -65,6 +65,8 @@ pub(crate) struct Head {
     pub(crate) one_too_many: bool,
     /// Roughly what it takes in memory.
     pub(crate) size: usize,
+    /// Names and values of its headers.
+    pub(crate) field_bytes: usize,
     fields: usize,
     /// Why its path has no canonical form, if it has none.
     pathless: Option<PathError>,
@@ -80,7 +82,8 @@ struct Seen {
     grpc: bool,
     hosts: usize,
     flaw: Option<&'static str>,
-    size: usize,
+    /// Of all names and values.
+    bytes: usize,
     length: bool,
     request_id: Option<HeaderValue>,
     user_agent: Option<HeaderValue>,
@@ -92,7 +95,7 @@ impl Seen {
     fn of(headers: &HeaderMap) -> Self {
         let mut seen = Self::default();
         for (name, value) in headers {
-            seen.size += name.as_str().len() + value.len() + FIELD_OVERHEAD;
+            seen.bytes += name.as_str().len() + value.len();
             match name.as_str() {
                 "connection" => (seen.connection, seen.of_connection) = (true, true),
                 "upgrade" => (seen.upgrade, seen.of_connection) = (true, true),
@@ -183,7 +186,8 @@ impl Head {
             authority: None,
             flaw,
             one_too_many: false,
-            size: seen.size + uri_size,
+            size: seen.bytes + fields * FIELD_OVERHEAD + uri_size,
+            field_bytes: seen.bytes,
             fields,
             pathless,
         }

@@ -16,7 +16,7 @@ async fn limited(app: &App, http: UpstreamHttp, up: Option<PortRate>, down: Opti
         Resource::Cluster(Arc::new(cluster("app", http))),
         Resource::Endpoints(endpoints("app", vec![endpoint(app.address)])),
     ];
-    let limits = PortLimits { name: "inbound:80".to_owned(), connections: None, requests: None, up, down };
+    let limits = PortLimits { up, down, ..PortLimits::none("inbound:80") };
     let options = ProxyOptions {
         downstream: Downstream { direction: Direction::Inbound, ..downstream() },
         inline: Some(to(forward(&[("app", 1)]))),

@@ -215,6 +215,10 @@ async fn a_connection_that_is_going_away_leaves_room_for_the_next() {
 
 /// The proxy of a workload that takes so many requests at a time.
 async fn at_a_time(app: &App, limit: AtATime, identity: Option<&str>) -> Proxy {
+    limited(app, PortLimits { requests: Some(limit), ..PortLimits::none("inbound:80") }, identity).await
+}
+
+async fn limited(app: &App, limits: PortLimits, identity: Option<&str>) -> Proxy {
     let resources = [
         Resource::Cluster(Arc::new(cluster("app", UpstreamHttp::Downstream))),
         Resource::Endpoints(endpoints("app", vec![endpoint(app.address)])),
@@ -223,16 +227,55 @@ async fn at_a_time(app: &App, limit: AtATime, identity: Option<&str>) -> Proxy {
     let options = ProxyOptions {
         downstream: Downstream { direction: Direction::Inbound, identity: identity.map(Arc::new), ..downstream() },
         inline: Some(to(forward(&[("app", 1)]))),
-        limits: Some(Arc::new(PortLimits {
-            name: "inbound:80".to_owned(),
-            connections: None,
-            requests: Some(limit),
-            up: None,
-            down: None,
-        })),
+        limits: Some(Arc::new(limits)),
         ..ProxyOptions::default()
     };
     Proxy::new(resources, options).await
+}
+
+/// Heads by their headers, bodies by what is said of them or by what comes; what is too large reaches nobody, or not whole.
+#[tokio::test]
+async fn requests_that_are_larger_than_the_application_takes_are_refused() {
+    let app = both(|request| async {
+        let whole = request.into_body().collect().await.map(|body| body.to_bytes().len());
+        Response::new(full(format!("{whole:?}")))
+    })
+    .await;
+    let limits = PortLimits { max_head: Some(200), max_body: Some(1000), ..PortLimits::none("inbound:80") };
+    let proxy = limited(&app, limits, None).await;
+    // With a host of its own for HTTP/2.
+    let at =
+        |host: &str, body: AnyBody| Request::post(format!("http://{host}/")).header("host", host).body(body).unwrap();
+    let large_head = |value: usize| {
+        let request = Request::get("http://a/").header("host", "a").header("x-large", "a".repeat(value));
+        request.body(full("")).unwrap()
+    };
+    let post = |length: usize| at("a", full("b".repeat(length)));
+    // Nobody says how much will come.
+    let chunked = |length: usize| {
+        let pieces = "b".repeat(length).into_bytes();
+        let pieces: Vec<_> =
+            pieces.chunks(400).map(|it| Ok(http_body::Frame::data(Bytes::copy_from_slice(it)))).collect();
+        at("a", BodyExt::boxed(http_body_util::StreamBody::new(futures_util::stream::iter(pieces))))
+    };
+    let mut client = proxy.http1().await;
+    for (request, status) in [(large_head(100), 200), (large_head(200), 431), (post(1000), 200), (chunked(1000), 200)] {
+        assert_eq!(client.answer(request).await.status, status);
+    }
+    for request in [post(1001), chunked(1001), chunked(1_000_000)] {
+        let answer = proxy.http1().await.answer(request).await;
+        assert_eq!((answer.status.as_u16(), answer.text()), (413, "the request's body is too long"));
+    }
+    let mut client = Client2::connect(proxy.address).await;
+    for (request, status) in [(chunked(1000), 200), (post(1001), 413), (chunked(1001), 413), (large_head(200), 431)] {
+        assert_eq!(client.answer(request).await.status, status);
+    }
+    let metrics = proxy.ctx.telemetry.render();
+    for said in ["{limit=\"size_headers\"} 2", "{limit=\"size_body\"} 5"] {
+        assert!(metrics.contains(&format!("mesh_limits_hit_total{said}")), "{metrics}");
+    }
+    // It was their clients' mistake.
+    assert_eq!(proxy.recorded(&["response_flags=\"DPE\""]), 7);
 }
 
 /// What is under way counts, whatever carries it; what is over does not.

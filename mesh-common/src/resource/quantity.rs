@@ -12,6 +12,15 @@ pub struct ByteRate(u64);
 #[error("{0:?} is not a rate; write bytes per second, from 1 to 1Ti, for example \"64Ki\", \"10Mi\" or \"500k\"")]
 pub struct ByteRateError(String);
 
+/// How many bytes, written in the same way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ByteSize(u64);
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a size; write bytes, from 1 to 1Ti, for example \"16Ki\", \"10Mi\" or \"500k\"")]
+pub struct ByteSizeError(String);
+
 /// The largest first.
 const UNITS: [(&str, u64); 8] = [
     ("Ti", 1 << 40),
@@ -42,24 +51,65 @@ impl FromStr for ByteRate {
     type Err = ByteRateError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let error = || ByteRateError(text.to_owned());
-        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let factor = match unit {
-            "" => 1,
-            unit => UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(error)?.1,
-        };
-        let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
-        bytes.filter(|bytes| (1..=MAX).contains(bytes)).map(Self).ok_or_else(error)
+        read(text).map(Self).ok_or_else(|| ByteRateError(text.to_owned()))
     }
 }
 
 impl fmt::Display for ByteRate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match UNITS.iter().find(|(_, factor)| self.0.is_multiple_of(*factor)) {
-            Some((unit, factor)) => write!(f, "{}{unit}", self.0 / factor),
-            None => write!(f, "{}", self.0),
-        }
+        write(self.0, f)
+    }
+}
+
+fn read(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "" => 1,
+        unit => UNITS.iter().find(|(name, _)| *name == unit)?.1,
+    };
+    let bytes = number.parse::<u64>().ok()?.checked_mul(factor)?;
+    (1..=MAX).contains(&bytes).then_some(bytes)
+}
+
+fn write(bytes: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match UNITS.iter().find(|(_, factor)| bytes.is_multiple_of(*factor)) {
+        Some((unit, factor)) => write!(f, "{}{unit}", bytes / factor),
+        None => write!(f, "{bytes}"),
+    }
+}
+
+impl ByteSize {
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for ByteSize {
+    type Err = ByteSizeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        read(text).map(Self).ok_or_else(|| ByteSizeError(text.to_owned()))
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write(self.0, f)
+    }
+}
+
+impl TryFrom<String> for ByteSize {
+    type Error = ByteSizeError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<ByteSize> for String {
+    fn from(size: ByteSize) -> Self {
+        size.to_string()
     }
 }
 
@@ -104,7 +154,7 @@ mod tests {
         for text in
             ["", "0", "0Mi", "Ki", "-1", "1.5Mi", "1K", "1KB", "1 Mi", "10Mbit", "2Ti", "99999999999999999999", "١Ki"]
         {
-            assert!(text.parse::<ByteRate>().is_err(), "{text}");
+            assert!(text.parse::<ByteRate>().is_err() && text.parse::<ByteSize>().is_err(), "{text}");
         }
     }
 
