@@ -54,7 +54,18 @@ impl Cluster {
     pub fn meshctl_with(&self, args: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<String> {
         let mut command = Command::new(programs()?.join("meshctl"));
         let environment = environment.iter().copied();
-        run(command.args(args).env("KUBECONFIG", &self.kubeconfig).envs(environment), None)
+        run(self.meshctl_command(args)?.envs(environment), None)
+    }
+
+    /// With something on standard input.
+    pub fn meshctl_on(&self, args: &[&str], input: &str) -> anyhow::Result<String> {
+        run(&mut self.meshctl_command(args)?, Some(input))
+    }
+
+    fn meshctl_command(&self, args: &[&str]) -> anyhow::Result<Command> {
+        let mut command = Command::new(programs()?.join("meshctl"));
+        command.args(args).env("KUBECONFIG", &self.kubeconfig);
+        Ok(command)
     }
 
     /// Applies a manifest, written as JSON or YAML.

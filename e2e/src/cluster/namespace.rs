@@ -28,8 +28,13 @@ impl<'a> Namespace<'a> {
     }
 
     pub fn apply(&self, objects: &[Value]) -> anyhow::Result<()> {
-        let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
-        self.cluster.kubectl_with(&["-n", &self.name, "apply", "-f", "-"], &list).map(drop)
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
+        self.kubectl_with(&["apply", "-f", "-"], &list).map(drop)
+    }
+
+    /// The same with something on standard input.
+    pub fn kubectl_with(&self, args: &[&str], input: &str) -> anyhow::Result<String> {
+        self.cluster.kubectl_with(&[&["-n", &self.name], args].concat(), input)
     }
 
     pub fn get(&self, args: &[&str]) -> anyhow::Result<Value> {
@@ -79,6 +84,19 @@ impl<'a> Namespace<'a> {
         names.map(|name| self.cluster.kubectl(&["get", "--raw", &path(name)])).collect()
     }
 
+    /// Requests over mutual TLS that the proxies of the pods with this label `app` count, `inbound` or `outbound`.
+    pub fn over_mtls(&self, app: &str, direction: &str) -> anyhow::Result<u64> {
+        let metrics = self.metrics(app)?;
+        let direction = format!("direction=\"{direction}\"");
+        let of_requests = |line: &&str| {
+            line.starts_with("mesh_requests_total{")
+                && line.contains(&direction)
+                && line.contains("security=\"mutual_tls\"")
+        };
+        let count = |line: &str| Ok(line.rsplit(' ').next().unwrap_or_default().parse::<u64>()?);
+        metrics.lines().filter(of_requests).map(count).sum()
+    }
+
     /// Tells a pod of [`apps::load`] to end.
     pub fn stop(&self, pod: &str) -> anyhow::Result<()> {
         self.kubectl(&["exec", pod, "-c", "app", "--", "/testapp", "stop"]).map(drop)
@@ -93,6 +111,11 @@ impl<'a> Namespace<'a> {
     /// What came of a Job of [`apps::job`], which has to end by itself.
     pub fn job(&self, name: &str, args: &[&str]) -> anyhow::Result<Report> {
         self.apply(&[apps::job(name, args)])?;
+        self.completed(name)
+    }
+
+    /// The same of a Job that is there.
+    pub fn completed(&self, name: &str) -> anyhow::Result<Report> {
         let job = format!("job/{name}");
         self.kubectl(&["wait", "--for=condition=Complete", "--timeout=60s", &job])?;
         report(&self.kubectl(&["logs", &job, "-c", "app"])?)

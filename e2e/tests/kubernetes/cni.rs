@@ -77,25 +77,12 @@ fn without_rights(namespace: &Namespace) -> anyhow::Result<Value> {
 
 /// Both proxies have counted every request, as one over mutual TLS.
 fn intercepted(namespace: &Namespace) -> anyhow::Result<()> {
-    let before = [counted(namespace, "web", "outbound")?, counted(namespace, "reviews", "inbound")?];
+    let before = [namespace.over_mtls("web", "outbound")?, namespace.over_mtls("reviews", "inbound")?];
     let report = namespace.load("web", &LOAD)?;
     ensure!(report.good() == 200, "{report:?}");
-    let after = [counted(namespace, "web", "outbound")?, counted(namespace, "reviews", "inbound")?];
+    let after = [namespace.over_mtls("web", "outbound")?, namespace.over_mtls("reviews", "inbound")?];
     ensure!(after == before.map(|count| count + 200), "from {before:?} to {after:?}");
     Ok(())
-}
-
-/// Requests over mutual TLS, by the proxies of an application.
-fn counted(namespace: &Namespace, app: &str, direction: &str) -> anyhow::Result<u64> {
-    let metrics = namespace.metrics(app)?;
-    let direction = format!("direction=\"{direction}\"");
-    let of_requests = |line: &&str| {
-        line.starts_with("mesh_requests_total{")
-            && line.contains(&direction)
-            && line.contains("security=\"mutual_tls\"")
-    };
-    let count = |line: &str| Ok(line.rsplit(' ').next().unwrap_or_default().parse::<u64>()?);
-    metrics.lines().filter(of_requests).map(count).sum()
 }
 
 /// A pod that asks for rules which cannot be written is not started, and its events say why.

@@ -12,6 +12,7 @@ mod commands;
 mod faults;
 mod identity;
 mod install;
+mod inject;
 mod leader;
 mod matching;
 mod places;
@@ -38,6 +39,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("commands", commands::check),
     ("prometheus", prometheus::check),
     ("refusals", refusals::check),
+    ("inject", inject::check),
     ("identity", identity::check),
     ("annotations", annotations::check),
     ("startup", startup::check),
