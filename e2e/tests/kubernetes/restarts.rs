@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use mesh_e2e::cluster::{Cluster, Namespace, apps};
 use mesh_e2e::process::eventually;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const CLIENTS: [(&str, &[&str]); 3] = [("http1", &[]), ("http2", &["--http2"]), ("grpc", &["--grpc"])];
 /// Of each client, a second.
@@ -32,7 +32,7 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     let disruptions: [(&str, Disruption); 5] = [
         ("every Deployment restarted", roll),
         ("scaled from 1 to 10 and back", scale),
-        ("all pods of the node deleted", delete_pods),
+        ("the pods of the node evicted, as when it is drained", evict_pods),
         ("mesh-control restarted, then a replica killed", restart_control),
         ("API server killed, and away for a while", kill_apiserver),
     ];
@@ -82,22 +82,103 @@ fn scale(namespace: &Namespace) -> anyhow::Result<()> {
     })
 }
 
-/// None is left to call then, until the first new one is ready.
-fn delete_pods(namespace: &Namespace) -> anyhow::Result<()> {
-    let pods = namespace.get(&["pods", "-l", "app=reviews"])?;
-    let node = pods["items"][0]["spec"]["nodeName"].as_str().unwrap_or_default();
-    namespace.delete(&["pods", "-l", "app=reviews", "--field-selector", &format!("spec.nodeName={node}")])?;
-    rolled_out(namespace)
+/// What `kubectl drain` does with a node, but for the cordon, since there may be no other node: eviction of the servers' pods and of
+/// the control plane's all at once. Of a service none is left to call then, until the first new one is ready. The budget of
+/// the control plane holds its second replica back until there is another; nobody gets a proxy, or may drain, without one.
+/// The clients stay, since it is they who count.
+fn evict_pods(namespace: &Namespace) -> anyhow::Result<()> {
+    let cluster = namespace.cluster;
+    let servers = pods(cluster, &namespace.name, "app=reviews")?;
+    let node = servers.first().context("no server runs")?.node.clone();
+    let on_node = |pods: Vec<Pod>| pods.into_iter().filter(|pod| pod.node == node).collect::<Vec<_>>();
+    let servers = on_node(servers);
+    let control = on_node(pods(cluster, "mesh-system", "app.kubernetes.io/name=mesh-control")?);
+    servers.iter().try_for_each(|pod| evict(cluster, pod))?;
+    let mut held_back = 0;
+    for pod in &control {
+        eventually(Duration::from_secs(120), || {
+            evict(cluster, pod).inspect_err(|error| {
+                held_back += u32::from(error.to_string().contains("disruption budget"));
+                std::thread::sleep(Duration::from_millis(500));
+            })
+        })?;
+    }
+    ensure!(control.len() < 2 || held_back > 0, "no budget held back a replica of the control plane");
+    let mut evicted = [servers, control].concat();
+    gone(cluster, &evicted)?;
+    rolled_out(namespace)?;
+    cluster.rolled_out("mesh-system", "mesh-control")?;
+    if cluster.is_ours() {
+        // By itself: where there is one only, a proxy that drains could not find the control plane.
+        let dns = on_node(pods(cluster, "kube-system", "k8s-app=kube-dns")?);
+        dns.iter().try_for_each(|pod| evict(cluster, pod))?;
+        gone(cluster, &dns)?;
+        cluster.rolled_out("kube-system", "coredns")?;
+        evicted.extend(dns);
+    } else {
+        println!("   CoreDNS of a cluster that is not ours is left alone");
+    }
+    let names: Vec<&str> = evicted.iter().map(|pod| pod.name.as_str()).collect();
+    println!("   evicted from {node}: {} (the last replica held back {held_back} times)", names.join(", "));
+    Ok(())
+}
+
+#[derive(Clone)]
+struct Pod {
+    namespace: String,
+    name: String,
+    node: String,
+}
+
+/// Those that are not ending already.
+fn pods(cluster: &Cluster, namespace: &str, labels: &str) -> anyhow::Result<Vec<Pod>> {
+    let found = cluster.get(&["pods", "-n", namespace, "-l", labels])?;
+    let running = |pod: &&Value| pod["metadata"]["deletionTimestamp"] == Value::Null;
+    let pod = |pod: &Value| {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Pod {
+            namespace: namespace.to_owned(),
+            name: text(&pod["metadata"]["name"]),
+            node: text(&pod["spec"]["nodeName"]),
+        }
+    };
+    Ok(found["items"].as_array().into_iter().flatten().filter(running).map(pod).collect())
+}
+
+/// An error where a budget holds it back.
+fn evict(cluster: &Cluster, pod: &Pod) -> anyhow::Result<()> {
+    let Pod { namespace, name, .. } = pod;
+    let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/eviction");
+    let metadata = json!({"namespace": namespace, "name": name});
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata});
+    cluster.kubectl_with(&["create", "--raw", &path, "-f", "-"], &eviction.to_string()).map(drop)
+}
+
+fn gone(cluster: &Cluster, evicted: &[Pod]) -> anyhow::Result<()> {
+    eventually(Duration::from_secs(90), || {
+        for pod in evicted {
+            let left = cluster.kubectl(&[
+                "-n",
+                &pod.namespace,
+                "get",
+                "pod",
+                &pod.name,
+                "--ignore-not-found",
+                "-o",
+                "name",
+            ])?;
+            ensure!(left.trim().is_empty(), "{left} is still there");
+        }
+        Ok(())
+    })
 }
 
 fn restart_control(namespace: &Namespace) -> anyhow::Result<()> {
     let cluster = namespace.cluster;
     cluster.kubectl(&["-n", "mesh-system", "rollout", "restart", "deployment/mesh-control"])?;
     cluster.rolled_out("mesh-system", "mesh-control")?;
-    let pods = cluster.get(&["pods", "-n", "mesh-system", "-l", "app.kubernetes.io/name=mesh-control"])?;
-    let running = |pod: &&serde_json::Value| pod["metadata"]["deletionTimestamp"] == json!(null);
-    let pod = pods["items"].as_array().and_then(|pods| pods.iter().find(running));
-    let name = pod.and_then(|pod| pod["metadata"]["name"].as_str()).unwrap_or_default();
+    let replicas = pods(cluster, "mesh-system", "app.kubernetes.io/name=mesh-control")?;
+    let name = &replicas.first().context("no replica runs")?.name;
     cluster.kubectl(&["-n", "mesh-system", "delete", "pod", name, "--grace-period=0", "--force"])?;
     cluster.rolled_out("mesh-system", "mesh-control")
 }
