@@ -95,6 +95,11 @@ impl Cluster {
     pub fn unmeshed(&self, name: &str) -> anyhow::Result<Namespace<'_>> {
         Namespace::new(self, name, false)
     }
+    /// Takes away all namespaces that were made for the tests, whoever should have done it.
+    pub fn without_namespaces(&self) -> anyhow::Result<()> {
+        self.kubectl(&["delete", "namespaces", "-l", namespace::LABEL, "--timeout=120s"]).map(drop)
+    }
+
 
     /// Waits until a Deployment runs as it should.
     pub fn rolled_out(&self, namespace: &str, deployment: &str) -> anyhow::Result<()> {

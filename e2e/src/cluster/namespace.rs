@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Cluster, apps};
 use crate::app::load::Report;
 use crate::process::eventually;
+
+/// That all namespaces of the tests have.
+pub(super) const LABEL: &str = "mesh-e2e";
 
 pub struct Namespace<'a> {
     pub cluster: &'a Cluster,
@@ -16,10 +19,12 @@ pub struct Namespace<'a> {
 
 impl<'a> Namespace<'a> {
     pub(super) fn new(cluster: &'a Cluster, name: &str, meshed: bool) -> anyhow::Result<Self> {
-        let label = if meshed { r#", "labels": {"mesh-injection": "enabled"}"# } else { "" };
-        let manifest =
-            format!(r#"{{"apiVersion": "v1", "kind": "Namespace", "metadata": {{"name": "{name}"{label}}}}}"#);
-        cluster.apply(&manifest)?;
+        let mut labels = json!({LABEL: "kubernetes"});
+        if meshed {
+            labels["mesh-injection"] = "enabled".into();
+        }
+        let manifest = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
+        cluster.apply(&manifest.to_string())?;
         Ok(Self { cluster, name: name.to_owned() })
     }
 
@@ -27,14 +32,14 @@ impl<'a> Namespace<'a> {
         self.cluster.kubectl(&[&["-n", &self.name], args].concat())
     }
 
-    pub fn apply(&self, objects: &[Value]) -> anyhow::Result<()> {
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
-        self.kubectl_with(&["apply", "-f", "-"], &list).map(drop)
-    }
-
     /// The same with something on standard input.
     pub fn kubectl_with(&self, args: &[&str], input: &str) -> anyhow::Result<String> {
         self.cluster.kubectl_with(&[&["-n", &self.name], args].concat(), input)
+    }
+
+    pub fn apply(&self, objects: &[Value]) -> anyhow::Result<()> {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
+        self.kubectl_with(&["apply", "-f", "-"], &list).map(drop)
     }
 
     pub fn get(&self, args: &[&str]) -> anyhow::Result<Value> {

@@ -1,7 +1,8 @@
 //! The mesh comes into a cluster, a second time changes nothing, and what is removed is gone.
 
-use anyhow::ensure;
-use mesh_e2e::cluster::Cluster;
+use anyhow::{Context, ensure};
+use mesh_e2e::cluster::{Cluster, Namespace, apps};
+use serde_json::{Value, json};
 
 /// In somebody's cluster the suite takes away nothing but what it has brought: it does not begin where it could not tell.
 pub fn may_come_and_go(cluster: &Cluster, before: &str) -> anyhow::Result<()> {
@@ -23,17 +24,84 @@ pub fn install(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Takes everything away in which the mesh was tried, and the mesh, and looks at what is left.
 pub fn remove(cluster: &Cluster, before: &str) -> anyhow::Result<()> {
-    let meshed = ["delete", "namespaces", "-l", "mesh-injection=enabled", "--timeout=120s"];
-    cluster.kubectl(&meshed)?;
-    // Kinds of Gateway API that were there before stay, with everybody's routes.
-    let all = ["uninstall", "--yes", "--gateway-api-crds"];
-    let ours = !before.contains(".gateway.networking.k8s.io");
-    cluster.meshctl(if ours { &all } else { &all[..2] }).map(drop)
+    cluster.without_namespaces()?;
+    nobody_answers(cluster)?;
+    {
+        let namespace = cluster.unmeshed("removal")?;
+        judged(&namespace)?;
+        // Kinds of Gateway API stay, with everybody's routes.
+        cluster.meshctl(&["uninstall", "--yes"])?;
+        forgotten(&namespace)?;
+    }
+    cluster.without_namespaces()?;
+    if !had_gateway_api(before) {
+        cluster.meshctl(&["uninstall", "--yes", "--gateway-api-crds"])?;
+    }
+    let after = leftovers(cluster)?;
+    ensure!(after == before, "there was:\n{before}\nand there is:\n{after}");
+    Ok(())
 }
 
-/// Everything that an installation could leave behind.
+/// The same for a cluster that stays, after something has failed: without looking, and as far as it goes.
+pub fn clean(cluster: &Cluster, before: &str) -> anyhow::Result<()> {
+    let namespaces = cluster.without_namespaces();
+    let all = ["uninstall", "--yes", "--gateway-api-crds"];
+    cluster.meshctl(if had_gateway_api(before) { &all[..2] } else { &all })?;
+    namespaces
+}
+
+fn had_gateway_api(before: &str) -> bool {
+    before.contains(".gateway.networking.k8s.io")
+}
+
+/// Without a terminal there is nobody to ask, and nothing is removed.
+fn nobody_answers(cluster: &Cluster) -> anyhow::Result<()> {
+    let before = leftovers(cluster)?;
+    let refused = cluster.meshctl(&["uninstall"]).err().context("it was removed without an answer")?.to_string();
+    ensure!(refused.contains("exit status: 2") && refused.contains("--yes answers it"), "{refused}");
+    ensure!(leftovers(cluster)? == before, "something was removed: {}", leftovers(cluster)?);
+    cluster.rolled_out("mesh-system", "mesh-control")
+}
+
+/// A route with a word of the mesh in its status, and one of somebody else.
+fn judged(namespace: &Namespace) -> anyhow::Result<()> {
+    let rules = json!([{"backendRefs": apps::backends(&[("reviews", 1)])}]);
+    namespace.apply(&[apps::service("reviews"), apps::http_route("reviews", rules)])?;
+    namespace.condition("httproute/reviews", "Accepted", "True")?;
+    let mut parents = parents(namespace)?;
+    let mut other = parents[0].clone();
+    other["controllerName"] = OTHER.into();
+    parents.insert(0, other);
+    let patch = json!({"status": {"parents": parents}}).to_string();
+    namespace.kubectl(&["patch", "httproute/reviews", "--subresource=status", "--type=merge", "-p", &patch]).map(drop)
+}
+
+fn forgotten(namespace: &Namespace) -> anyhow::Result<()> {
+    let left = parents(namespace)?;
+    let controllers: Vec<&str> = left.iter().filter_map(|parent| parent["controllerName"].as_str()).collect();
+    ensure!(controllers == [OTHER], "the status of a route that stays is by {controllers:?}");
+    Ok(())
+}
+
+const OTHER: &str = "example.com/other";
+
+fn parents(namespace: &Namespace) -> anyhow::Result<Vec<Value>> {
+    let route = namespace.get(&["httproute/reviews"])?;
+    route["status"]["parents"].as_array().cloned().with_context(|| format!("no status: {route}"))
+}
+
+/// Everything that an installation could leave behind: kinds of objects for the whole cluster, all of them; and what is ours by
+/// its name in every namespace, among it the roots and what the CNI plugin needs.
 pub fn leftovers(cluster: &Cluster) -> anyhow::Result<String> {
     let kinds = "namespaces,crds,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingwebhookconfigurations";
-    cluster.kubectl(&["get", kinds, "-o", "name"])
+    let of_cluster = cluster.kubectl(&["get", kinds, "-o", "name"])?;
+    let kinds = "configmaps,secrets,serviceaccounts,services,deployments,daemonsets,roles,rolebindings,\
+        poddisruptionbudgets,leases,endpointslices";
+    let columns = "custom-columns=:kind,:metadata.namespace,:metadata.name";
+    let all = cluster.kubectl(&["get", kinds, "--all-namespaces", "--no-headers", "-o", columns])?;
+    let is_ours = |line: &&str| line.split_whitespace().nth(2).is_some_and(|name| name.starts_with("mesh-"));
+    let ours = all.lines().filter(is_ours).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    Ok(of_cluster.lines().map(str::to_owned).chain(ours).collect::<Vec<_>>().join("\n"))
 }

@@ -56,17 +56,37 @@ const OURS_ONLY: [(&str, &str); 1] = [("rights", "it reads what the API server w
 
 #[test]
 fn the_mesh_in_a_real_cluster() {
-    let chosen = std::env::var("E2E_CHECKS").unwrap_or_default();
-    let wanted = |name: &str| chosen.is_empty() || chosen.split(',').any(|chosen| chosen == name);
+/// The name of what failed, and how.
+type Failure = (&'static str, anyhow::Error);
+
     let cluster = Cluster::up().unwrap();
     let before = install::leftovers(&cluster).unwrap();
     install::may_come_and_go(&cluster, &before).unwrap();
-    install::install(&cluster).unwrap();
-    let tried = CHECKS.iter().filter(|(name, _)| wanted(name) && possible(&cluster, name));
-    let failed: Vec<_> = tried.filter(|check| !passes(&cluster, check)).collect();
-    assert!(failed.is_empty(), "failed: {}", failed.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "));
-    install::remove(&cluster, &before).unwrap();
-    assert_eq!(install::leftovers(&cluster).unwrap(), before);
+    let failed = from_installation_to_removal(&cluster, &before);
+    // A cluster that was made for the test goes as a whole.
+    if !failed.is_empty()
+        && !cluster.is_ours()
+        && let Err(error) = install::clean(&cluster, &before)
+    {
+        println!("-- something of the mesh is still in the cluster: {error:#}");
+    }
+    if let Some((name, error)) = failed.first() {
+        let names: Vec<&str> = failed.iter().map(|(name, _)| *name).collect();
+        panic!("failed: {}; first of all {name}: {error:#}", names.join(", "));
+    }
+}
+
+fn from_installation_to_removal(cluster: &Cluster, before: &str) -> Vec<Failure> {
+    if let Err(error) = install::install(cluster) {
+        return vec![("installation", error)];
+    }
+    let chosen = std::env::var("E2E_CHECKS").unwrap_or_default();
+    let wanted = |name: &str| chosen.is_empty() || chosen.split(',').any(|chosen| chosen == name);
+    let tried = CHECKS.iter().filter(|(name, _)| wanted(name) && possible(cluster, name));
+    let mut failed: Vec<Failure> = tried.filter_map(|check| failure(cluster, check)).collect();
+    // Also after a check that failed.
+    failed.extend(install::remove(cluster, before).err().map(|error| ("removal", error)));
+    failed
 }
 
 fn possible(cluster: &Cluster, name: &str) -> bool {
@@ -76,15 +96,18 @@ fn possible(cluster: &Cluster, name: &str) -> bool {
 }
 
 /// One that fails does not keep the others from being tried.
-fn passes(cluster: &Cluster, (name, check): &(&str, Check)) -> bool {
+fn failure(cluster: &Cluster, (name, check): &(&'static str, Check)) -> Option<Failure> {
     let start = Instant::now();
     let outcome = catch_unwind(AssertUnwindSafe(|| check(cluster)));
     let took = start.elapsed().as_secs_f64();
-    match &outcome {
-        Ok(Ok(())) => println!("-- {name}: {took:.1} s"),
-        Ok(Err(error)) => println!("-- {name} failed after {took:.1} s: {error:#}"),
-        // The panic has said what it was.
-        Err(_) => println!("-- {name} failed after {took:.1} s"),
-    }
-    matches!(outcome, Ok(Ok(())))
+    // A panic has said what it was.
+    let error = match outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked"))) {
+        Ok(()) => {
+            println!("-- {name}: {took:.1} s");
+            return None;
+        }
+        Err(error) => error,
+    };
+    println!("-- {name} failed after {took:.1} s: {error:#}");
+    Some((*name, error))
 }
