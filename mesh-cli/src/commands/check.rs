@@ -19,7 +19,8 @@ const NAMED: usize = 5;
 ///
 /// Looks at the control plane, the root certificate, proxies that lag or reject their configuration, objects that are not
 /// in force, services without a healthy workload, and at whether this host can run applications in the mesh. Ends with exit
-/// code 1 when there is an error (warnings are none), and with 5 when the control plane cannot be reached.
+/// code 1 when there is an error (warnings are none), and with 5 when the control plane cannot be reached; in a cluster, when
+/// none of its replicas answers.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -47,38 +48,37 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
         }
     }
     found.extend(host().await);
-    match unreachable {
-        // It has an exit code of its own.
-        Some(exit) => report(context, &found).and(Err(Failure::silent(exit))),
-        None => judge(context, &found),
-    }
+    judge(context, &found, unreachable)
 }
 
 /// What the API server has, and then what the replicas say: these may be what is wrong.
 async fn in_cluster(context: &Context, cluster: &Cluster) -> Result<(), Failure> {
     let mut found = kubernetes::check::now(cluster).await?;
     let asked = async { mesh(&context.connect().await?).await };
+    let mut unreachable = None;
     match asked.await {
         Ok(more) => found.extend(more),
         Err(failure) => {
+            unreachable = Some(failure.exit).filter(|exit| *exit == Exit::Unreachable);
             found.push(Finding::error("control plane", failure.message, failure.hint.unwrap_or_default()));
         }
     }
-    judge(context, &found)
+    judge(context, &found, unreachable)
 }
 
 /// What the cluster says of the mesh in it, once what was just installed had time to take effect.
 pub async fn cluster_only(context: &Context, cluster: &Cluster) -> Result<(), Failure> {
     let found = kubernetes::check::settled(cluster).await?;
-    judge(context, &found)
+    judge(context, &found, None)
 }
 
-/// Reports, and fails if something is wrong.
-fn judge(context: &Context, found: &[Finding]) -> Result<(), Failure> {
+/// Reports, and fails if something is wrong; a control plane that cannot be asked has an exit code of its own.
+fn judge(context: &Context, found: &[Finding], unreachable: Option<Exit>) -> Result<(), Failure> {
     report(context, found)?;
-    match found.iter().any(|f| f.level == Level::Error) {
-        true => Err(Failure::silent(Exit::Failed)),
-        false => Ok(()),
+    let failed = found.iter().any(|f| f.level == Level::Error).then_some(Exit::Failed);
+    match unreachable.or(failed) {
+        Some(exit) => Err(Failure::silent(exit)),
+        None => Ok(()),
     }
 }
 

@@ -447,3 +447,17 @@ async fn a_port_that_nobody_listens_on_is_not_taken_for_a_lack_of_rights() {
     let (text, ()) = tokio::join!(asking, mending);
     assert_eq!(text.unwrap(), "");
 }
+
+#[tokio::test]
+async fn a_check_without_an_answer_of_any_replica_says_so_by_its_exit_code() {
+    let server = ApiServer::start().await;
+    let exit = async || meshctl(&server, "check").await.unwrap_err().exit;
+    assert_eq!(exit().await, Exit::Unreachable, "none runs");
+    server.state().add_replica("a", Behind::Control(Fake::default()));
+    // Nothing that belongs to it is there.
+    assert_eq!(exit().await, Exit::Failed, "one answers");
+    server.state().refuse("FORWARD mesh-system/a", 500, json!({"message": "error dialing backend: no route to host"}));
+    assert_eq!(exit().await, Exit::Unreachable, "none answers");
+    server.stop();
+    assert_eq!(exit().await, Exit::Unreachable, "there is not even an API server");
+}
