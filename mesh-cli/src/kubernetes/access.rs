@@ -138,6 +138,11 @@ impl From<kube::Error> for Failure {
             400 | 405 | 406 | 413 | 415 | 422 => Self::refused(message),
             429 | 503 | 504 => Self::with(Exit::Unreachable, format!("The API server does not answer now: {message}"))
                 .hint("Try again."),
+            // The API server checks objects of the mesh and pods that get a proxy with the control plane, or not at all.
+            500 if status.message.contains("failed calling webhook") && status.message.contains(".meshctl.dev\"") => {
+                Self::with(Exit::Unreachable, message)
+                    .hint("mesh-control does not answer the API server; `meshctl check` tells why.")
+            }
             _ => Self::new(message),
         }
     }
@@ -192,5 +197,21 @@ contexts:
             [404, 409, 422, 403, 503].map(status),
             [Exit::NotFound, Exit::Refused, Exit::Refused, Exit::Failed, Exit::Unreachable]
         );
+    }
+
+    #[test]
+    fn a_webhook_that_does_not_answer_is_the_control_plane_if_it_is_ours() {
+        let told = |webhook: &str| {
+            let message = format!(
+                "Internal error occurred: failed calling webhook \"{webhook}\": failed to call webhook: Post \"https://x.y.svc:443/\": connect: connection refused"
+            );
+            let status = kube::core::Status::failure(&message, "InternalError").with_code(500);
+            Failure::from(kube::Error::Api(status.boxed()))
+        };
+        let ours = told("policies.validator.meshctl.dev");
+        assert_eq!(ours.exit, Exit::Unreachable);
+        assert!(ours.hint.is_some_and(|hint| hint.contains("meshctl check")));
+        let theirs = told("validate.example.com");
+        assert_eq!((theirs.exit, theirs.hint), (Exit::Failed, None));
     }
 }
