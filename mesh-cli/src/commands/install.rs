@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use mesh_common::resource::json_to_yaml;
 
 use crate::commands::{Context, check};
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::install::manifest::{Manifest, Outcome};
 use crate::install::values::{Setting, Values};
 use crate::install::{ANNOTATION_VALUES, CONTROL, LABEL_VERSION, NAMESPACE, chart, gateway, prune, remove, rollout};
@@ -32,7 +32,7 @@ Examples:
 pub struct Args {
     #[command(flatten)]
     settings: Settings,
-    /// Print the manifests, and change nothing
+    /// Print the manifests that would be applied, and change nothing. Without a cluster, those of a first installation
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -61,19 +61,13 @@ pub struct Patience {
 
 pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
     if args.dry_run {
-        return print(context, &args.settings.values(&[])?);
+        return dry_run(context, &args.settings).await;
     }
     let began = Instant::now();
     let cluster = context.cluster().await?;
     greet(context, &cluster).await?;
-    let values = args.settings.values(&kept(&cluster).await?)?;
+    let values = chosen(&cluster, &args.settings).await?;
     let version = values.get("image.tag").unwrap_or_default();
-    if let Some(installed) = installed(&cluster).await?.filter(|installed| *installed != version) {
-        return Err(Failure::refused(format!(
-            "Version {installed} of the mesh is installed here, and this is {version}."
-        ))
-        .hint("`meshctl upgrade` changes the version, and says before what else it changes."));
-    }
     let changed = write(context, &cluster, &values, false, began + args.patience.wait_timeout).await?;
     let took = human_duration(began.elapsed());
     context.out.line(&match changed {
@@ -82,6 +76,41 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
     })?;
     context.out.line("")?;
     check::cluster_only(context, &cluster).await
+}
+
+/// What is given now and what was given earlier, for the version that is here or for a first one.
+async fn chosen(cluster: &Cluster, settings: &Settings) -> Result<Values, Failure> {
+    let values = settings.values(&kept(cluster).await?)?;
+    let version = values.get("image.tag").unwrap_or_default();
+    match installed(cluster).await? {
+        Some(installed) if installed != version => {
+            Err(Failure::refused(format!("Version {installed} of the mesh is installed here, and this is {version}."))
+                .hint("`meshctl upgrade` changes the version, and says before what else it changes."))
+        }
+        _ => Ok(values),
+    }
+}
+
+/// Prints what would be applied in the cluster; where there is none to ask, what a first installation applies.
+async fn dry_run(context: &Context, settings: &Settings) -> Result<(), Failure> {
+    let asked = async {
+        let cluster = context.cluster().await?;
+        let mut missing = Vec::new();
+        for crd in gateway::crds()? {
+            if gateway::plan(&crd, &cluster).await? == gateway::Plan::Install {
+                missing.push(crd);
+            }
+        }
+        Ok::<_, Failure>((chosen(&cluster, settings).await?, missing))
+    };
+    let (values, gateway_api) = match asked.await {
+        Err(Failure { exit: Exit::Unreachable, message, .. }) => {
+            context.out.note(&format!("No cluster was asked, so this is a first installation. {message}"));
+            (settings.values(&[])?, gateway::crds()?)
+        }
+        known => known?,
+    };
+    print(context, &values, gateway_api)
 }
 
 /// Writes everything that is not as it should be, waits until it is in force, and gives how many objects were changed.
@@ -200,8 +229,8 @@ pub async fn kept(cluster: &Cluster) -> Result<Vec<Setting>, Failure> {
     Ok(annotation.map(|text| chart::kept(&text)).unwrap_or_default())
 }
 
-fn print(context: &Context, values: &Values) -> Result<(), Failure> {
-    let mut manifests = gateway::crds()?;
+fn print(context: &Context, values: &Values, gateway_api: Vec<Manifest>) -> Result<(), Failure> {
+    let mut manifests = gateway_api;
     manifests.extend(chart::crds()?);
     manifests.push(chart::namespace(values)?);
     manifests.extend(chart::render(values)?);

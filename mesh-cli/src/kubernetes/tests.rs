@@ -1,6 +1,7 @@
 //! Whole commands against an API server and the replicas of a control plane: what is asked of them, what is changed, and what
 //! the user is told when that is refused.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -460,4 +461,46 @@ async fn a_check_without_an_answer_of_any_replica_says_so_by_its_exit_code() {
     assert_eq!(exit().await, Exit::Unreachable, "none answers");
     server.stop();
     assert_eq!(exit().await, Exit::Unreachable, "there is not even an API server");
+}
+
+/// Objects that are printed, by kind and name.
+fn printed(text: &str) -> BTreeMap<(String, String), Value> {
+    let documents = crate::manifests::parse(text).unwrap();
+    let text = |object: &Value, pointer: &str| object.pointer(pointer).unwrap().as_str().unwrap().to_owned();
+    documents.into_iter().map(|it| ((text(&it, "/kind"), text(&it, "/metadata/name")), it)).collect()
+}
+
+#[tokio::test]
+async fn what_an_installation_would_apply_has_the_settings_of_the_one_that_is_there() {
+    let server = ApiServer::start().await;
+    let control = ("Deployment".to_owned(), "mesh-control".to_owned());
+    let routes = ("CustomResourceDefinition".to_owned(), "httproutes.gateway.networking.k8s.io".to_owned());
+    let first = printed(&meshctl(&server, "install --dry-run --set trustDomain=a.example").await.unwrap());
+    assert_eq!(first[&control]["spec"]["replicas"], 2);
+    assert!(first.contains_key(&routes));
+    let namespace = first[&("Namespace".to_owned(), "mesh-system".to_owned())].clone();
+
+    // What that has applied is there now.
+    for (plural, object) in [
+        ("namespaces", namespace),
+        ("deployments", first[&control].clone()),
+        ("customresourcedefinitions", first[&routes].clone()),
+    ] {
+        server.state().store.put_other(plural, object);
+    }
+    asked(&server);
+    let again = printed(&meshctl(&server, "install --dry-run --set control.replicas=3").await.unwrap());
+    assert_eq!(again[&control]["spec"]["replicas"], 3);
+    assert!(again[&control].to_string().contains("--trust-domain=a.example"), "{}", again[&control]);
+    assert!(!again.contains_key(&routes), "what is there stays as it is");
+    assert!(asked(&server).iter().all(|line| line.starts_with("GET ")), "it has changed something");
+
+    let other = meshctl(&server, "install --dry-run --tag 9.9.9").await.unwrap_err();
+    assert_eq!(other.exit, Exit::Refused);
+    assert!(other.hint.unwrap().contains("meshctl upgrade"));
+
+    // There is nobody to ask.
+    server.stop();
+    let first = printed(&meshctl(&server, "install --dry-run").await.unwrap());
+    assert!(first[&control].to_string().contains("--trust-domain=mesh.local") && first.contains_key(&routes));
 }

@@ -213,10 +213,13 @@ impl Asked {
         let api_version = if next() == "apis" { format!("{}/{}", next(), next()) } else { next() };
         let mut plural = next();
         let mut namespace = String::new();
-        if plural == "namespaces" {
-            (namespace, plural) = (next(), next());
+        let mut name = next();
+        // Itself, or what is in it.
+        if plural == "namespaces" && !parts.is_empty() {
+            (namespace, plural) = (name, parts.pop_front().unwrap_or_default());
+            name = parts.pop_front().unwrap_or_default();
         }
-        let (name, sub) = (next(), next());
+        let sub = parts.pop_front().unwrap_or_default();
         let query = query(request.uri());
         let dry_run = query.contains_key("dryRun");
         Self { method: request.method().clone(), api_version, plural, namespace, name, sub, query, dry_run }

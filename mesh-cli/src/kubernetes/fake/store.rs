@@ -42,6 +42,13 @@ impl Store {
         }
     }
 
+    /// The same of a kind that is not the mesh's own.
+    pub fn put_other(&mut self, plural: &str, json: Value) {
+        let text = |field: &str| json["metadata"][field].as_str().unwrap_or_default().to_owned();
+        let place = (plural.to_owned(), text("namespace"), text("name"));
+        self.keep(place, Stored { json, owners: Vec::new() });
+    }
+
     pub fn remove(&mut self, kind: Kind, namespace: &str, name: &str) {
         self.version += 1;
         self.objects.remove(&place(&Key::new(kind, namespace, name)));
