@@ -42,12 +42,85 @@ fn objects(namespace: &Namespace) -> anyhow::Result<()> {
         ("TrafficPolicy", json!({"targetRefs": targets, "loadBalancer": {"policy": "Best"}}), "LeastRequest"),
         ("TrafficPolicy", json!({"targetRefs": targets, "timeout": {"request": "1s"}}), "timeout"),
     ];
-    for (kind, spec, reason) in cases {
+    for (kind, spec, reason) in cases.into_iter().chain(by_rules(&targets)) {
         let object =
             json!({"apiVersion": "meshctl.dev/v1alpha1", "kind": kind, "metadata": {"name": "wrong"}, "spec": spec});
         refused(namespace, &object, reason)?;
     }
     Ok(())
+}
+
+/// What fits the schema, and is still nothing that anybody can mean.
+fn by_rules(targets: &Value) -> Vec<(&'static str, Value, &'static str)> {
+    let target = &targets[0];
+    let mut port = target.clone();
+    port["sectionName"] = "http".into();
+    let policy = |field: &str, value: Value| json!({"targetRefs": targets, field: value});
+    vec![
+        ("TrafficPolicy", json!({"targetRefs": [target, target]}), "a target is named twice"),
+        ("TrafficPolicy", policy("loadBalancer", json!({"policy": "RingHash"})), "what requests have in common"),
+        (
+            "TrafficPolicy",
+            policy("loadBalancer", json!({"policy": "RoundRobin", "hash": [{"header": "x-user"}]})),
+            "only `policy: RingHash` and `policy: Maglev` go by a hash",
+        ),
+        (
+            "TrafficPolicy",
+            policy("timeouts", json!({"request": "1s", "perTry": "2s"})),
+            "one try can't take longer than the whole request",
+        ),
+        (
+            "TrafficPolicy",
+            json!({"targetRefs": targets, "timeouts": {"perTry": "1s"}, "retries": {"perTryTimeout": "1s"}}),
+            "are the same; set one of them",
+        ),
+        ("TrafficPolicy", policy("retries", json!({"on": ["sometimes"]})), "a status from 400 to 599, or one of"),
+        (
+            "TrafficPolicy",
+            policy("retries", json!({"backoff": {"base": "1s", "max": "10ms"}})),
+            "`max` is less than `base`",
+        ),
+        (
+            "TrafficPolicy",
+            policy("limits", json!({"requests": {"rate": 10, "by": "Header"}})),
+            "`header` goes with `by: Header`",
+        ),
+        (
+            "TrafficPolicy",
+            policy("limits", json!({"concurrentRequests": {"max": 1, "perCaller": 2}})),
+            "more than all callers together may have",
+        ),
+        ("TrafficPolicy", policy("outlierDetection", json!({"interval": "5s"})), "and `successRate` is needed"),
+        (
+            "TrafficPolicy",
+            policy("healthCheck", json!({"http": {"path": "/"}, "tcp": {}})),
+            "exactly one of `http`, `grpc` and `tcp`",
+        ),
+        ("MeshConfig", json!({"retries": {"attempts": 1}}), "there is one MeshConfig, and its name is `default`"),
+        ("MeshConfig", json!({"retries": {"perTryTimeout": "0s"}}), "`perTryTimeout` must be longer than zero"),
+        ("WorkloadEntry", json!({"version": "v1"}), "a version is the version of a service: set `service`"),
+        ("WorkloadEntry", json!({"service": "reviews"}), "a workload that serves needs an address"),
+        ("WorkloadEntry", json!({"addresses": ["10.0.0"]}), "this is not an IP address"),
+        ("WorkloadEntry", json!({"addresses": ["224.0.0.1"]}), "this is not the address of one machine"),
+        ("WorkloadEntry", json!({"mesh": true}), "which is in its certificate: set `serviceAccount`"),
+        ("WorkloadEntry", json!({"ports": [{"port": 80}, {"port": 80}]}), "a port is there twice"),
+        ("DirectResponse", json!({"status": 204, "body": "x"}), "a response with this status has no body"),
+        ("DirectResponse", json!({"status": 200, "contentType": "text/html"}), "nothing that has a type"),
+        ("DirectResponse", json!({"status": 100}), "greater than or equal to 200"),
+        ("AuthorizationPolicy", json!({"action": "DENY"}), "a DENY without a rule refuses nothing"),
+        (
+            "AuthorizationPolicy",
+            json!({"action": "DENY", "overrides": true, "rules": [{}]}),
+            "`overrides` is for `action: ALLOW`",
+        ),
+        ("AuthorizationPolicy", json!({"dryRun": true, "overrides": true}), "set one of `overrides` and `dryRun`"),
+        ("AuthorizationPolicy", json!({"targetRefs": [port]}), "name workload ports in `to[].ports`"),
+        (
+            "AuthorizationPolicy",
+            json!({"rules": [{"from": [{"claims": [{"path": ["groups"]}]}]}]}),
+            "`values` or `notValues` is needed",
+        ),
+    ]
 }
 
 /// A pod that asks for something that there is not.

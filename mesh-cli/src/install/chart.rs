@@ -179,6 +179,35 @@ mod tests {
         assert_eq!(names, ["control.replicas", "image.registry"], "the version is not kept");
     }
 
+    /// All rules in CEL, with where they are.
+    fn rules<'a>(value: &'a Value, path: &str, found: &mut Vec<(String, &'a Value)>) {
+        let mut each = |name: &str, value: &'a Value| match name {
+            "x-kubernetes-validations" => {
+                let list = value.as_array().unwrap();
+                found.extend(list.iter().map(|rule| (path.to_owned(), rule)));
+            }
+            _ => rules(value, &format!("{path}.{name}"), found),
+        };
+        match value {
+            Value::Object(fields) => fields.iter().for_each(|(name, value)| each(name, value)),
+            Value::Array(items) => items.iter().enumerate().for_each(|(at, value)| each(&at.to_string(), value)),
+            _ => {}
+        }
+    }
+
+    /// Without one, whoever breaks a rule is shown the expression.
+    #[test]
+    fn every_rule_of_our_kinds_says_what_is_wrong() {
+        let crds = crds().unwrap();
+        let mut found = Vec::new();
+        crds.iter().for_each(|crd| rules(&crd.0, crd.name(), &mut found));
+        assert!(found.len() > 80, "only {} rules", found.len());
+        for (path, rule) in found {
+            let message = rule["message"].as_str().unwrap_or_default();
+            assert!(message.split_whitespace().count() >= 3, "{path}: {rule}");
+        }
+    }
+
     #[test]
     fn every_setting_is_used() {
         let all: String = TEMPLATES.iter().map(|(_, text)| *text).collect();
