@@ -12,6 +12,10 @@ use serde_json::json;
 
 const URL: [&str; 2] = ["--url", "http://reviews:9080/"];
 
+/// Clients that go on while weights change.
+const STEADY: [(&str, &[&str]); 3] =
+    [("steady-http1", &[]), ("steady-http2", &["--http2"]), ("steady-grpc", &["--grpc"])];
+
 pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     let namespace = cluster.meshed("canary")?;
     namespace.shop(&["web"])?;
@@ -27,8 +31,41 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
             ensure!(versions(&report) == shares && clean(&report, 1000), "{v1}/{v2} {protocol:?}: {report:?}");
         }
     }
+    crossed(&namespace)?;
     let by_job = namespace.job("once", &[&URL[..], &["--requests", "100"]].concat())?;
     ensure!(clean(&by_job, 100), "{by_job:?}");
+    Ok(())
+}
+
+/// Weights change, by kubectl and by meshctl, while calls go on over each protocol.
+fn crossed(namespace: &Namespace) -> anyhow::Result<()> {
+    for (name, protocol) in STEADY {
+        let args = [&URL[..], &["--connections", "4", "--rate", "300", "--at-least", "3000"], protocol].concat();
+        namespace.apply(&[apps::load(name, &args)])?;
+    }
+    for (name, _) in STEADY {
+        namespace.kubectl(&["wait", "--for=condition=Ready", "--timeout=30s", &format!("pod/{name}")])?;
+    }
+    for (v1, v2) in [(100, 0), (90, 10), (50, 50), (0, 100), (50, 50), (100, 0)] {
+        if v1 == 50 {
+            let weights = [format!("v1={v1}"), format!("v2={v2}")];
+            let args = ["-n", &namespace.name, "route", "set-weight", "reviews", &weights[0], &weights[1], "--wait"];
+            namespace.cluster.meshctl(&args)?;
+        } else {
+            let weights = apps::backends(&[("reviews-v1", v1), ("reviews-v2", v2)]);
+            namespace.apply(&[apps::http_route("reviews", json!([{"backendRefs": weights}]))])?;
+        }
+        settled(namespace, v1, v2)?;
+    }
+    for (name, _) in STEADY {
+        namespace.stop(name)?;
+    }
+    for (name, _) in STEADY {
+        let report = namespace.ended(name)?;
+        let (v1, v2) = versions(&report);
+        ensure!(clean(&report, report.requests) && v1 > 0 && v2 > 0, "{name}: {report:?}");
+        println!("   {name}: {} requests crossed six changes of weights, none failed", report.requests);
+    }
     Ok(())
 }
 
