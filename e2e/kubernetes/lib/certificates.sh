@@ -1,4 +1,4 @@
-# A small certificate authority for the local cluster, made anew with each cluster.
+# A small certificate authority for the local cluster, made anew with each cluster; and tokens.
 
 # make_ca FOLDER
 make_ca() {
@@ -26,4 +26,12 @@ contexts: [{name: mesh-e2e, context: {cluster: mesh-e2e, user: $2}}]
 current-context: mesh-e2e
 K
   chmod 600 "$4"
+}
+
+# sign_with KEY: a token of what is on standard input, its first two parts, signed with this RSA key (RS256).
+sign_with() {
+  local parts signature
+  parts=$(cat)
+  signature=$(printf %s "$parts" | openssl dgst -sha256 -sign "$1" -binary | basenc --base64url -w0)
+  echo "$parts.${signature%%=*}"
 }

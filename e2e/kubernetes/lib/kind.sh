@@ -39,6 +39,8 @@ cluster_cni_files() { on_node sh -c 'cd /etc/cni/net.d && tail -v -n +1 *'; }
 
 cluster_kill() { on_node ctr -n k8s.io tasks kill -s SIGKILL "$1"; }
 
+cluster_sign_token() { sign_with <(on_node cat /etc/kubernetes/pki/sa.key); }
+
 cluster_audit() { on_node cat /var/log/kubernetes/audit.log; }
 
 # Its kubelet starts it again for as long as it has its manifest, and would end it gently without.

@@ -25,6 +25,8 @@ cluster_kill() { fail "not on a cluster that is not ours"; }
 
 cluster_cni_files() { fail "not on a cluster that is not ours"; }
 
+cluster_sign_token() { fail "not on a cluster that is not ours"; }
+
 cluster_audit() { fail "not on a cluster that is not ours"; }
 
 cluster_kill_apiserver() { fail "not on a cluster that is not ours"; }

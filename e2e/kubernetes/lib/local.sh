@@ -82,6 +82,8 @@ cluster_cni_files() { (cd "$run/cni" && tail -v -n +1 -- *); }
 
 cluster_kill() { ctr_run tasks kill -s SIGKILL "$1"; }
 
+cluster_sign_token() { sign_with "$run/pki/sa.key"; }
+
 cluster_audit() { cat "$run/log/audit.log"; }
 
 need_programs() {

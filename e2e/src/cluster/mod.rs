@@ -53,7 +53,6 @@ impl Cluster {
 
     /// With more in its environment.
     pub fn meshctl_with(&self, args: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<String> {
-        let mut command = Command::new(programs()?.join("meshctl"));
         let environment = environment.iter().copied();
         run(self.meshctl_command(args)?.envs(environment), None)
     }
@@ -95,11 +94,11 @@ impl Cluster {
     pub fn unmeshed(&self, name: &str) -> anyhow::Result<Namespace<'_>> {
         Namespace::new(self, name, false)
     }
+
     /// Takes away all namespaces that were made for the tests, whoever should have done it.
     pub fn without_namespaces(&self) -> anyhow::Result<()> {
         self.kubectl(&["delete", "namespaces", "-l", namespace::LABEL, "--timeout=120s"]).map(drop)
     }
-
 
     /// Waits until a Deployment runs as it should.
     pub fn rolled_out(&self, namespace: &str, deployment: &str) -> anyhow::Result<()> {
@@ -145,6 +144,11 @@ impl Cluster {
             Ok((name.to_owned(), serde_json::from_str(content).with_context(|| format!("{name} is no JSON"))?))
         };
         printed.split("==> ").skip(1).map(file).collect()
+    }
+
+    /// A service account's token of these two parts, signed as the API server does. Only where it gives us its key.
+    pub fn sign_token(&self, parts: &str) -> anyhow::Result<String> {
+        Ok(run(script("cluster").arg("sign-token"), Some(parts))?.trim().to_owned())
     }
 
     /// What the mesh's service accounts have asked of the API server. Only a cluster that was made for the test tells.
