@@ -22,6 +22,7 @@ mod restarts;
 mod rights;
 mod startup;
 mod webhook;
+mod tcp;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -36,6 +37,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("matching", matching::check),
     ("places", places::check),
     ("faults", faults::check),
+    ("tcp", tcp::check),
     ("commands", commands::check),
     ("prometheus", prometheus::check),
     ("refusals", refusals::check),
