@@ -2,10 +2,12 @@
 //! returns when a change is in force at all proxies.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use mesh_e2e::app::load::Report;
 use mesh_e2e::cluster::{Cluster, Namespace, apps};
+use mesh_e2e::process::eventually;
 use serde_json::{Value, json};
 
 pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
@@ -17,6 +19,7 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     objects(&namespace)?;
     waits(&namespace)?;
     proxies(&namespace)?;
+    flows(&namespace)?;
     cluster.meshctl(&["check"])?;
     let refused = meshctl(&namespace, &["token", "create", "--service-account", "web"]).unwrap_err().to_string();
     ensure!(refused.contains("token of its service account"), "{refused}");
@@ -161,6 +164,35 @@ fn proxies(namespace: &Namespace) -> anyhow::Result<()> {
     meshctl(namespace, &["log-level", "info"])?;
     let services = meshctl(namespace, &["get", "services"])?;
     ensure!(services.contains("reviews"), "{services}");
+    Ok(())
+}
+
+/// What the proxies report reaches whoever asks any replica, a moment later.
+fn flows(namespace: &Namespace) -> anyhow::Result<()> {
+    let report = namespace.load("web", &LOAD)?;
+    ensure!(report.good() == 1000, "{report:?}");
+    let asked = |command: &[&str]| -> anyhow::Result<Value> {
+        let args = [command, &["--window", "1m", "-o", "json"]].concat();
+        Ok(serde_json::from_str(&meshctl(namespace, &args)?)?)
+    };
+    let named = |value: &Value, name: &str| value.as_str().is_some_and(|text| text.starts_with(&format!("{name}.")));
+    let requests = |row: &Value| row["requests"].as_u64().unwrap_or_default();
+    eventually(Duration::from_secs(20), || {
+        let top = asked(&["top", "--once"])?;
+        let of_reviews = top.as_array().into_iter().flatten().filter(|row| named(&row["service"], "reviews"));
+        let counted: u64 = of_reviews.map(requests).sum();
+        ensure!(counted >= 1000, "{counted} requests to reviews: {top}");
+        let topology = asked(&["topology"])?;
+        let mut edges = topology["edges"].as_array().into_iter().flatten();
+        let edge = edges.find(|edge| named(&edge["from"], "web") && named(&edge["to"], "reviews"));
+        let edge = edge.with_context(|| format!("web does not call reviews: {topology}"))?;
+        ensure!(requests(edge) >= 1000 && edge["mutualTls"] == 1.0, "{edge}");
+        Ok(())
+    })?;
+    for command in [&["top", "--once"][..], &["topology"]] {
+        let text = meshctl(namespace, &[command, &["--window", "1m"]].concat())?;
+        ensure!(text.contains("reviews"), "{command:?}: {text}");
+    }
     Ok(())
 }
 

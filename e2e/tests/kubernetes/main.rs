@@ -8,11 +8,12 @@
 mod annotations;
 mod canary;
 mod cni;
+mod columns;
 mod commands;
 mod faults;
 mod identity;
-mod install;
 mod inject;
+mod install;
 mod leader;
 mod matching;
 mod places;
@@ -21,8 +22,8 @@ mod refusals;
 mod restarts;
 mod rights;
 mod startup;
-mod webhook;
 mod tcp;
+mod webhook;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -36,12 +37,13 @@ const CHECKS: &[(&str, Check)] = &[
     ("canary", canary::check),
     ("matching", matching::check),
     ("places", places::check),
-    ("faults", faults::check),
     ("tcp", tcp::check),
+    ("faults", faults::check),
+    ("inject", inject::check),
     ("commands", commands::check),
     ("prometheus", prometheus::check),
     ("refusals", refusals::check),
-    ("inject", inject::check),
+    ("columns", columns::check),
     ("identity", identity::check),
     ("annotations", annotations::check),
     ("startup", startup::check),
@@ -56,11 +58,11 @@ const CHECKS: &[(&str, Check)] = &[
 /// What can only be looked at, or done, in a cluster that was made for the test. Parts of others say what they leave out.
 const OURS_ONLY: [(&str, &str); 1] = [("rights", "it reads what the API server writes down of all requests")];
 
-#[test]
-fn the_mesh_in_a_real_cluster() {
 /// The name of what failed, and how.
 type Failure = (&'static str, anyhow::Error);
 
+#[test]
+fn the_mesh_in_a_real_cluster() {
     let cluster = Cluster::up().unwrap();
     let before = install::leftovers(&cluster).unwrap();
     install::may_come_and_go(&cluster, &before).unwrap();
