@@ -10,13 +10,14 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::config::{HttpManager, Listener, NetworkFilter, TcpProxy};
 use crate::detect::{self, Detected, Hello};
 use crate::error::{Error, Kind};
+use crate::inbound::Chosen;
 use crate::listen::{self, Connections, Context, Direction, Downstream, Phase};
 use crate::snapshot::Found;
 use crate::{http, tcp};
 
 /// Where a connection goes from here.
 enum Path {
-    Http(Arc<HttpManager>),
+    Http(Arc<HttpManager>, Option<Chosen>),
     Tcp(Arc<TcpProxy>),
     /// Not for the mesh.
     Passthrough,
@@ -45,7 +46,9 @@ async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, 
     let began = Instant::now();
     let _active = ctx.telemetry.connection(Direction::Outbound);
     match route(&stream, local, &mut downstream, &ctx).await {
-        Ok(Path::Http(manager)) => http::serve(stream, Arc::new(downstream), manager, ctx).await,
+        Ok(Path::Http(manager, chosen)) => {
+            http::serve_application(stream, Arc::new(downstream), manager, chosen, ctx).await;
+        }
         Ok(Path::Tcp(filter)) => tcp::proxy(stream, &downstream, &filter, None, &ctx).await,
         Ok(Path::Passthrough) => tcp::passthrough(stream, &downstream, &ctx).await,
         Err(error) => tcp::refuse(stream, &downstream, "", began, &error, &ctx),
@@ -86,7 +89,7 @@ async fn find(destination: SocketAddr, ctx: &Context) -> Found<Arc<Listener>> {
 
 async fn pick(
     stream: &TcpStream,
-    listener: &Listener,
+    listener: &Arc<Listener>,
     downstream: &mut Downstream,
     ctx: &Context,
 ) -> Result<Path, Error> {
@@ -104,7 +107,7 @@ async fn pick(
     let chain = detect::chain(listener, port, &detected).ok_or_else(|| no_chain(&detected))?;
     downstream.alpn = detected.plaintext_protocol().map(<[u8]>::to_vec);
     Ok(match &chain.filter {
-        NetworkFilter::Http(manager) => Path::Http(manager.clone()),
+        NetworkFilter::Http(manager) => Path::Http(manager.clone(), Chosen::new(listener, port, &detected)),
         NetworkFilter::Tcp(filter) => Path::Tcp(filter.clone()),
     })
 }

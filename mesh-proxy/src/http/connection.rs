@@ -59,7 +59,7 @@ pub(crate) struct Connection {
     pub(crate) downstream: Arc<Downstream>,
     /// As it was when the connection came.
     pub(super) manager: Arc<HttpManager>,
-    /// Of a peer's connection, by which it is known whether it would still be taken.
+    /// By which it is known what the connection would be given now, and whether it would still be taken.
     chosen: Option<Chosen>,
     /// The SPIFFE ID that the peer proved to have.
     pub(crate) identity: Option<String>,
@@ -83,9 +83,11 @@ impl Connection {
     /// The connection manager for the next request; `None` if connections like this one are not taken any more.
     pub(super) fn manager(&self) -> Option<Arc<HttpManager>> {
         let Some(chosen) = &self.chosen else { return Some(self.manager.clone()) };
-        match chosen.now(&self.ctx.store)? {
-            NetworkFilter::Http(manager) => Some(manager),
-            NetworkFilter::Tcp(_) => None,
+        match (chosen.now(&self.ctx.store), self.downstream.direction) {
+            (Some(NetworkFilter::Http(manager)), _) => Some(manager),
+            // The application goes on as it began.
+            (_, Direction::Outbound) => Some(self.manager.clone()),
+            (_, Direction::Inbound) => None,
         }
     }
 }
@@ -102,6 +104,17 @@ pub async fn serve<IO: DownstreamIo>(
     ctx: Arc<Context>,
 ) {
     serve_until_end(io, downstream, manager, None, Signals::new(), ctx).await;
+}
+
+/// The same for a connection of the application, which follows the listener that it was given.
+pub(crate) async fn serve_application<IO: DownstreamIo>(
+    io: IO,
+    downstream: Arc<Downstream>,
+    manager: Arc<HttpManager>,
+    chosen: Option<Chosen>,
+    ctx: Arc<Context>,
+) {
+    serve_until_end(io, downstream, manager, chosen, Signals::new(), ctx).await;
 }
 
 /// The same for a peer's connection, which may bring its first request at any moment.

@@ -27,7 +27,7 @@ mod upgrade;
 
 pub(crate) use connection::Connection;
 pub use connection::serve;
-pub(crate) use connection::serve_peer;
+pub(crate) use connection::{serve_application, serve_peer};
 pub(crate) use gathered::Gathered;
 pub(crate) use head::Head;
 #[cfg(test)]

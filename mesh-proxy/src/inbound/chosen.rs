@@ -1,13 +1,12 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use mesh_common::names::LISTENER_INBOUND;
 
 use crate::config::{DownstreamTls, Listener, NetworkFilter};
 use crate::detect::{self, Detected};
 use crate::snapshot::Store;
 
-/// What a connection to the application was given, and what it would be given now: a policy that has changed since also holds
+/// What a connection was given by its listener, and what it would be given now: a policy that has changed since also holds
 /// for those who are in already.
 #[derive(Debug)]
 pub(crate) struct Chosen {
@@ -39,7 +38,7 @@ impl Chosen {
         let current = self.current.load();
         let snapshot = store.load();
         // Without a listener, the last one goes on.
-        let Some(listener) = snapshot.listener(LISTENER_INBOUND).filter(|it| !Arc::ptr_eq(it, &current.0)) else {
+        let Some(listener) = snapshot.listener(&current.0.name).filter(|it| !Arc::ptr_eq(it, &current.0)) else {
             return Some(current.1.clone());
         };
         let chain = detect::chain(listener, self.port, &self.detected)?;

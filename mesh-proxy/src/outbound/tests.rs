@@ -8,13 +8,15 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::config::{
-    Authorization, ChainMatch, Endpoint, Endpoints, FilterChain, Name, UpstreamHttp, WeightedClusters,
+    Action, Authorization, ChainMatch, Endpoint, Endpoints, FilterChain, Name, RouteSource, UpstreamHttp,
+    WeightedClusters,
 };
 use crate::dns::{Dns, DnsSockets, Resolvers};
+use crate::http::tests::{manager, put, route, table};
 use crate::intercept;
 use crate::limit::RateLimits;
 use crate::listen::{InFlight, Phase, Settings};
-use crate::snapshot::{Resource, Store};
+use crate::snapshot::{Resource, Store, Type, Update};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use crate::tls::Tls;
 use crate::upstream::Upstreams;
@@ -24,7 +26,11 @@ fn context(resources: impl IntoIterator<Item = Resource>) -> Arc<Context> {
 }
 
 fn patient(detect_timeout: Duration, resources: impl IntoIterator<Item = Resource>) -> Arc<Context> {
-    let (store, tls) = (Store::of(resources), Tls::default());
+    with_store(detect_timeout, Store::of(resources))
+}
+
+fn with_store(detect_timeout: Duration, store: Store) -> Arc<Context> {
+    let tls = Tls::default();
     Arc::new(Context {
         upstreams: Upstreams::new(store.clone(), tls.clone()),
         store,
@@ -210,6 +216,44 @@ async fn who_waits_for_the_server_waits_once_and_never_where_the_port_is_declare
     assert!(learned.speaks_first(destination));
     learned.saw(destination, false);
     assert!(greeted(&undeclared).await >= patience);
+}
+
+/// One that answers everything itself.
+fn answering(body: &'static str) -> Resource {
+    let table = table(vec![route(Action::Direct { status: ::http::StatusCode::OK, body: body.into() })]);
+    let manager = manager(RouteSource::Inline(Arc::new(table)));
+    of_chains(vec![FilterChain {
+        matches: ChainMatch::default(),
+        tls: None,
+        filter: NetworkFilter::Http(Arc::new(manager)),
+    }])
+}
+
+fn of_chains(chains: Vec<FilterChain>) -> Resource {
+    Resource::Listener(Arc::new(Listener { name: "10.0.0.1:80".into(), chains, default_chain: None, udp: None }))
+}
+
+#[tokio::test]
+async fn a_connection_follows_its_listener() {
+    let store = Store::new(Instant::now());
+    let ctx = with_store(Duration::ZERO, store.clone());
+    put(&store, answering("before")).await;
+    let mut client = client("10.0.0.1:80", &ctx).await;
+    // Without chains the application goes on as it began.
+    for (resource, expected) in
+        [(answering("before"), "before"), (answering("after"), "after"), (of_chains(vec![]), "before")]
+    {
+        let update = Update { resources: vec![("2".to_owned(), resource)], ..Update::default() };
+        store.apply(Type::Listener, update);
+        client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        while !text.ends_with(expected) {
+            let mut piece = [0; 1024];
+            let read = tokio::time::timeout(Duration::from_secs(10), client.read(&mut piece)).await.unwrap().unwrap();
+            assert!(read > 0, "{text}");
+            text.push_str(std::str::from_utf8(&piece[..read]).unwrap());
+        }
+    }
 }
 
 /// In a namespace of its own, with the rules that the mesh writes: what the kernel says of redirected connections, on
