@@ -6,29 +6,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, HOST, HeaderValue, TE, USER_AGENT};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, Method, Request, StatusCode, Uri};
-use http_body_util::BodyExt;
-use mesh_common::names::{ALPN_H2, ALPN_TCP, HEADER_DOWNSTREAM_PROTOCOL};
+use bytes::{Buf, Bytes};
+use http::header::{CONTENT_TYPE, HeaderValue, TE, USER_AGENT};
+use http::uri::{Authority, PathAndQuery};
+use http::{Method, StatusCode};
+use mesh_common::names::{ALPN_H2, ALPN_TCP};
 use prost::Message;
 use tokio::task::AbortHandle;
 
 use super::cluster::{State, Target, View};
 use super::host::Host;
-use super::{Flow, UpstreamBody, Version};
+use super::own::{grpc_frame, read, request};
+use super::{Flow, Version};
 use crate::config::{CheckKind, HealthCheck, HttpCheck};
 use crate::error::{Error, Kind};
 use crate::http::RequestBody;
 use crate::probe::{HealthCheckRequest, HealthCheckResponse, SERVING};
 use crate::retry::grpc_status;
 
-/// The most that is read of an answer; what has more loses its connection.
-const MAX_ANSWER: usize = 64 << 10;
 /// Whatever the interval is.
 const SHORTEST_WAIT: Duration = Duration::from_millis(10);
 const GRPC_PATH: &str = "/grpc.health.v1.Health/Check";
+const AGENT: HeaderValue = HeaderValue::from_static("mesh-proxy-health");
 
 /// What came of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,6 +198,7 @@ async fn by_http(target: &Target, check: &HttpCheck) -> Result<Answer, Error> {
     let version = if target.is_proxy() || check.http2 { Version::Http2 } else { Version::Http1 };
     let mut request = request(target, version, check.http2, &check.host, &check.path, RequestBody::empty())?;
     *request.method_mut() = Method::GET;
+    request.headers_mut().insert(USER_AGENT, AGENT);
     let response = target.send(request, version, Flow::Free).await.map_err(|failed| failed.error)?;
     let (head, body) = response.into_parts();
     read(body).await?;
@@ -213,14 +213,10 @@ async fn by_http(target: &Target, check: &HttpCheck) -> Result<Answer, Error> {
 }
 
 async fn by_grpc(target: &Target, service: &str, authority: &Authority) -> Result<Answer, Error> {
-    let question = HealthCheckRequest { service: service.to_owned() }.encode_to_vec();
-    let mut frame = BytesMut::with_capacity(question.len() + 5);
-    frame.extend_from_slice(&[0]);
-    frame.extend_from_slice(&u32::try_from(question.len()).unwrap_or_default().to_be_bytes());
-    frame.extend_from_slice(&question);
-    let body = RequestBody::full(frame.freeze());
+    let body = RequestBody::full(grpc_frame(&HealthCheckRequest { service: service.to_owned() }));
     let mut request = request(target, Version::Http2, true, authority, &PathAndQuery::from_static(GRPC_PATH), body)?;
     *request.method_mut() = Method::POST;
+    request.headers_mut().insert(USER_AGENT, AGENT);
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
     let response = target.send(request, Version::Http2, Flow::Free).await.map_err(|failed| failed.error)?;
@@ -237,53 +233,6 @@ fn serves(mut answer: Bytes) -> bool {
         return false;
     }
     HealthCheckResponse::decode(answer).is_ok_and(|it| it.status == SERVING)
-}
-
-/// `http2`: what the application is to be asked in, whatever is spoken between proxies.
-fn request(
-    target: &Target,
-    version: Version,
-    http2: bool,
-    host: &Authority,
-    path: &PathAndQuery,
-    body: RequestBody,
-) -> Result<Request<RequestBody>, Error> {
-    let mut request = Request::new(body);
-    let headers = request.headers_mut();
-    headers.insert(USER_AGENT, HeaderValue::from_static("mesh-proxy-health"));
-    if target.is_proxy() {
-        let spoken = HeaderValue::from_static(if http2 { "h2" } else { "http/1.1" });
-        headers.insert(HEADER_DOWNSTREAM_PROTOCOL, spoken);
-    }
-    let wrong = |error: http::Error| Error::because(Kind::DownstreamProtocol, error);
-    match version {
-        Version::Http1 => {
-            headers.insert(HOST, HeaderValue::from_str(host.as_str()).map_err(|error| wrong(error.into()))?);
-            *request.uri_mut() = Uri::from(path.clone());
-        }
-        Version::Http2 => {
-            let uri = Uri::builder().scheme(Scheme::HTTP).authority(host.clone()).path_and_query(path.clone());
-            *request.uri_mut() = uri.build().map_err(wrong)?;
-            *request.version_mut() = http::Version::HTTP_2;
-        }
-    }
-    Ok(request)
-}
-
-/// To the end, so that the connection can be used again.
-async fn read(mut body: UpstreamBody) -> Result<(Bytes, Option<HeaderMap>), Error> {
-    let mut data = BytesMut::new();
-    let mut trailers = None;
-    while let Some(frame) = body.frame().await {
-        match frame.map_err(|(error, _)| error)?.into_data() {
-            Ok(piece) => data.extend_from_slice(&piece),
-            Err(frame) => trailers = frame.into_trailers().ok(),
-        }
-        if data.len() > MAX_ANSWER {
-            break;
-        }
-    }
-    Ok((data.freeze(), trailers))
 }
 
 #[cfg(test)]

@@ -1,0 +1,72 @@
+//! Requests that the proxy makes itself, to endpoints of a cluster: their form, and their answers as a whole.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{HOST, HeaderValue, USER_AGENT};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, Request, Uri};
+use http_body_util::BodyExt;
+use mesh_common::names::HEADER_DOWNSTREAM_PROTOCOL;
+
+use super::{Target, UpstreamBody, Version};
+use crate::error::{Error, Kind};
+use crate::http::RequestBody;
+
+/// The most that is read of an answer; what has more loses its connection.
+const MAX_ANSWER: usize = 64 << 10;
+
+/// `http2`: what the application is to be asked in, whatever is spoken between proxies.
+pub(crate) fn request(
+    target: &Target,
+    version: Version,
+    http2: bool,
+    host: &Authority,
+    path: &PathAndQuery,
+    body: RequestBody,
+) -> Result<Request<RequestBody>, Error> {
+    let mut request = Request::new(body);
+    let headers = request.headers_mut();
+    headers.insert(USER_AGENT, HeaderValue::from_static("mesh-proxy"));
+    if target.is_proxy() {
+        let spoken = HeaderValue::from_static(if http2 { "h2" } else { "http/1.1" });
+        headers.insert(HEADER_DOWNSTREAM_PROTOCOL, spoken);
+    }
+    let wrong = |error: http::Error| Error::because(Kind::DownstreamProtocol, error);
+    match version {
+        Version::Http1 => {
+            headers.insert(HOST, HeaderValue::from_str(host.as_str()).map_err(|error| wrong(error.into()))?);
+            *request.uri_mut() = Uri::from(path.clone());
+        }
+        Version::Http2 => {
+            let uri = Uri::builder().scheme(Scheme::HTTP).authority(host.clone()).path_and_query(path.clone());
+            *request.uri_mut() = uri.build().map_err(wrong)?;
+            *request.version_mut() = http::Version::HTTP_2;
+        }
+    }
+    Ok(request)
+}
+
+/// To the end, so that the connection can be used again.
+pub(crate) async fn read(mut body: UpstreamBody) -> Result<(Bytes, Option<HeaderMap>), Error> {
+    let mut data = BytesMut::new();
+    let mut trailers = None;
+    while let Some(frame) = body.frame().await {
+        match frame.map_err(|(error, _)| error)?.into_data() {
+            Ok(piece) => data.extend_from_slice(&piece),
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+        if data.len() > MAX_ANSWER {
+            break;
+        }
+    }
+    Ok((data.freeze(), trailers))
+}
+
+/// A message as gRPC has it in a body.
+pub(crate) fn grpc_frame(message: &impl prost::Message) -> Bytes {
+    let length = message.encoded_len();
+    let mut frame = BytesMut::with_capacity(length + 5);
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(length).unwrap_or_default());
+    frame.extend_from_slice(&message.encode_to_vec());
+    frame.freeze()
+}
