@@ -2,12 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 9] = [
     "mesh/ca/v1/ca.proto",
     "mesh/control/v1/control.proto",
     "mesh/extensions/v1/extensions.proto",
     "mesh/telemetry/v1/telemetry.proto",
     "mesh/workload/v1/workload.proto",
+    "opentelemetry/proto/collector/trace/v1/trace_service.proto",
+    "opentelemetry/proto/common/v1/common.proto",
+    "opentelemetry/proto/resource/v1/resource.proto",
+    "opentelemetry/proto/trace/v1/trace.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,4 +1,5 @@
-//! The project's own protobuf types. Envoy's come from the `envoy-types` crate.
+//! The project's own protobuf types, and those of OpenTelemetry that spans are sent in. Envoy's come from the `envoy-types`
+//! crate.
 
 #![allow(clippy::all, clippy::unwrap_used)]
 
@@ -7,6 +8,7 @@ pub use mesh::control::v1 as control;
 pub use mesh::extensions::v1 as extensions;
 pub use mesh::telemetry::v1 as telemetry;
 pub use mesh::workload::v1 as workload;
+pub use opentelemetry::proto as otlp;
 
 /// Nested as the packages are, because what is generated refers to other packages by way of that.
 mod mesh {
@@ -33,6 +35,33 @@ mod mesh {
     pub mod workload {
         pub mod v1 {
             tonic::include_proto!("mesh.workload.v1");
+        }
+    }
+}
+
+mod opentelemetry {
+    pub mod proto {
+        pub mod common {
+            pub mod v1 {
+                tonic::include_proto!("opentelemetry.proto.common.v1");
+            }
+        }
+        pub mod resource {
+            pub mod v1 {
+                tonic::include_proto!("opentelemetry.proto.resource.v1");
+            }
+        }
+        pub mod trace {
+            pub mod v1 {
+                tonic::include_proto!("opentelemetry.proto.trace.v1");
+            }
+        }
+        pub mod collector {
+            pub mod trace {
+                pub mod v1 {
+                    tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
+                }
+            }
         }
     }
 }
