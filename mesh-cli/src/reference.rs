@@ -38,7 +38,7 @@ fn all_exit_codes_are_documented() {
 
 /// An object of each kind that uses every nested structure. A field that does not exist is put into each of these, and the
 /// error lists those that do.
-const OBJECTS: [(Kind, &str); 15] = [
+const OBJECTS: [(Kind, &str); 16] = [
     (Kind::Service, "{ports: [{port: 80}]}"),
     (
         Kind::HttpRoute,
@@ -75,6 +75,7 @@ const OBJECTS: [(Kind, &str); 15] = [
          outputClaimToHeaders: [{header: x, claim: x}]}]}",
     ),
     (Kind::AuthorizationPolicy, "{targetRefs: [], rules: [{from: [{claims: [{path: []}]}], to: [{headers: [{}]}]}]}"),
+    (Kind::Telemetry, "{targetRefs: [], tracing: {backend: {name: x, port: 1}}}"),
     (Kind::WorkloadEntry, "{ports: [{port: 1}]}"),
     (Kind::MeshConfig, "{retries: {}}"),
 ];

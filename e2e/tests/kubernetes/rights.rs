@@ -58,6 +58,7 @@ fn of_every_kind(namespace: &Namespace) -> anyhow::Result<()> {
             "RequestAuthentication",
             json!({"targetRefs": [{"kind": "Service", "name": "nobody"}], "jwtRules": [{"issuer": "x", "jwksUri": "https://issuer.invalid/jwks"}]}),
         ),
+        own("Telemetry", json!({"targetRefs": [{"kind": "Service", "name": "nobody"}], "tracing": {"samplingPercent": 5}})),
         own("AuthorizationPolicy", json!({"targetRefs": [{"kind": "Service", "name": "nobody"}]})),
         own(
             "FaultInjection",

@@ -23,13 +23,14 @@ const TEMPLATES: [(&str, &str); 8] = [
     ("webhooks.yaml", include_str!("../../../deploy/chart/templates/webhooks.yaml")),
 ];
 
-const CRDS: [&str; 8] = [
+const CRDS: [&str; 9] = [
     include_str!("../../../deploy/crds/meshctl.dev_authorizationpolicies.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_directresponses.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_faultinjections.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_meshconfigs.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_peerauthentications.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_requestauthentications.yaml"),
+    include_str!("../../../deploy/crds/meshctl.dev_telemetries.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_trafficpolicies.yaml"),
     include_str!("../../../deploy/crds/meshctl.dev_workloadentries.yaml"),
 ];

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use mesh_common::resource::{
     AuthorizationAction, AuthorizationPolicy, DirectResponse, FaultInjection, Kind, Object, PeerAuthentication,
-    ReferenceGrant, RequestAuthentication, Service, TargetRef, TrafficPolicy,
+    ReferenceGrant, RequestAuthentication, Service, TargetRef, Telemetry, TrafficPolicy,
 };
 use serde_json::Value;
 
@@ -31,6 +31,7 @@ pub fn table(kind: Kind, objects: &[Stored], namespaces: bool, now: Timestamp) -
         Kind::PeerAuthentication => (&["TARGET", "MODE", "PORTS"], |o| of(o, peer_authentication)),
         Kind::RequestAuthentication => (&["TARGET", "ISSUERS"], |o| of(o, request_authentication)),
         Kind::AuthorizationPolicy => (&["TARGET", "ACTION", "RULES"], |o| of(o, authorization_policy)),
+        Kind::Telemetry => (&["TARGET", "TRACES TO", "SAMPLING"], |o| of(o, telemetry)),
         Kind::WorkloadEntry => (&["SERVICE", "VERSION", "ADDRESSES", "PORTS", "HEALTHY"], |o| of(o, workload)),
         Kind::MeshConfig => (&["TRUST DOMAIN"], |o| of(o, mesh_config)),
     };
@@ -102,6 +103,7 @@ pub fn summary(object: &Object) -> String {
         Object::PeerAuthentication(p) => texts(peer_authentication(p)),
         Object::RequestAuthentication(p) => texts(request_authentication(p)),
         Object::AuthorizationPolicy(p) => texts(authorization_policy(p)),
+        Object::Telemetry(t) => texts(telemetry(t)),
         Object::WorkloadEntry(w) => texts(workload(w).into_iter().take(3).collect()),
         Object::MeshConfig(m) => texts(mesh_config(m)),
     }
@@ -169,6 +171,7 @@ of_object!(
     PeerAuthentication,
     RequestAuthentication,
     AuthorizationPolicy,
+    Telemetry,
     WorkloadEntry,
     MeshConfig
 );
@@ -294,6 +297,20 @@ fn authorization_policy(policy: &AuthorizationPolicy) -> Vec<Cell> {
     vec![target.into(), action.into(), spec.rules.len().to_string().into()]
 }
 
+fn telemetry(telemetry: &Telemetry) -> Vec<Cell> {
+    let tracing = telemetry.spec.tracing.as_ref();
+    let to = match tracing.map(|it| (it.enabled, &it.backend)) {
+        Some((Some(false), _)) => "off".to_owned(),
+        Some((_, Some(to))) => {
+            let namespace = to.namespace.as_deref().unwrap_or(telemetry.metadata.namespace_or_default());
+            format!("{}.{namespace}:{} ({:?})", to.name, to.port, to.protocol)
+        }
+        _ => String::new(),
+    };
+    let share = tracing.and_then(|it| it.sampling_percent).map(|share| format!("{share} %")).unwrap_or_default();
+    vec![targets(&telemetry.spec.target_refs, "the namespace").into(), to.into(), share.into()]
+}
+
 fn reference_grant(grant: &ReferenceGrant) -> Vec<Cell> {
     let from = grant.spec.from.iter().map(|from| format!("{} of {}", from.kind, from.namespace));
     let to = grant.spec.to.iter().map(|to| match &to.name {
@@ -380,6 +397,7 @@ spec:
             "{apiVersion: meshctl.dev/v1alpha1, kind: TrafficPolicy, metadata: {name: x}, spec: {timeouts: {request: 2s}, retries: {attempts: 3}}}",
             "{apiVersion: meshctl.dev/v1alpha1, kind: PeerAuthentication, metadata: {name: x}, spec: {mode: PERMISSIVE}}",
             "{apiVersion: meshctl.dev/v1alpha1, kind: RequestAuthentication, metadata: {name: x}, spec: {jwtRules: [{issuer: a, jwksUri: 'https://a/k'}]}}",
+            "{apiVersion: meshctl.dev/v1alpha1, kind: Telemetry, metadata: {name: x}, spec: {tracing: {samplingPercent: 5, backend: {name: jaeger, port: 4317}}}}",
             "{apiVersion: meshctl.dev/v1alpha1, kind: DirectResponse, metadata: {name: x}, spec: {status: 503, body: later}}",
             "{apiVersion: meshctl.dev/v1alpha1, kind: WorkloadEntry, metadata: {name: x}, spec: {service: db, addresses: [10.0.0.1], ports: [{port: 5432}]}}",
         ] {

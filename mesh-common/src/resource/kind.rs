@@ -18,6 +18,7 @@ pub enum Kind {
     PeerAuthentication,
     RequestAuthentication,
     AuthorizationPolicy,
+    Telemetry,
     WorkloadEntry,
     MeshConfig,
 }
@@ -29,7 +30,7 @@ pub struct UnknownKind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Service,
         Self::HttpRoute,
         Self::GrpcRoute,
@@ -43,6 +44,7 @@ impl Kind {
         Self::PeerAuthentication,
         Self::RequestAuthentication,
         Self::AuthorizationPolicy,
+        Self::Telemetry,
         Self::WorkloadEntry,
         Self::MeshConfig,
     ];
@@ -77,6 +79,7 @@ impl Kind {
             Self::PeerAuthentication => "PeerAuthentication",
             Self::RequestAuthentication => "RequestAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::Telemetry => "Telemetry",
             Self::WorkloadEntry => "WorkloadEntry",
             Self::MeshConfig => "MeshConfig",
         }
@@ -97,6 +100,7 @@ impl Kind {
             Self::PeerAuthentication => "peerauthentication",
             Self::RequestAuthentication => "requestauthentication",
             Self::AuthorizationPolicy => "authorizationpolicy",
+            Self::Telemetry => "telemetry",
             Self::WorkloadEntry => "workloadentry",
             Self::MeshConfig => "meshconfig",
         }
@@ -117,6 +121,7 @@ impl Kind {
             Self::PeerAuthentication => "peerauthentications",
             Self::RequestAuthentication => "requestauthentications",
             Self::AuthorizationPolicy => "authorizationpolicies",
+            Self::Telemetry => "telemetries",
             Self::WorkloadEntry => "workloadentries",
             Self::MeshConfig => "meshconfigs",
         }

@@ -22,6 +22,7 @@ mod reference_grant;
 mod request_authentication;
 mod service;
 mod tcp_route;
+mod telemetry;
 mod tls_route;
 mod traffic_policy;
 mod udp_route;
@@ -49,6 +50,7 @@ pub use reference_grant::*;
 pub use request_authentication::*;
 pub use service::*;
 pub use tcp_route::*;
+pub use telemetry::*;
 pub use tls_route::*;
 pub use traffic_policy::*;
 pub use udp_route::*;
@@ -93,6 +95,7 @@ pub type DirectResponse = Resource<DirectResponseSpec>;
 pub type PeerAuthentication = Resource<PeerAuthenticationSpec>;
 pub type RequestAuthentication = Resource<RequestAuthenticationSpec>;
 pub type AuthorizationPolicy = Resource<AuthorizationPolicySpec>;
+pub type Telemetry = Resource<TelemetrySpec>;
 pub type WorkloadEntry = Resource<WorkloadEntrySpec>;
 pub type MeshConfig = Resource<MeshConfigSpec>;
 
@@ -112,6 +115,7 @@ pub enum Object {
     PeerAuthentication(PeerAuthentication),
     RequestAuthentication(RequestAuthentication),
     AuthorizationPolicy(AuthorizationPolicy),
+    Telemetry(Telemetry),
     WorkloadEntry(WorkloadEntry),
     MeshConfig(MeshConfig),
 }
@@ -133,6 +137,7 @@ macro_rules! each {
             Object::PeerAuthentication($resource) => $body,
             Object::RequestAuthentication($resource) => $body,
             Object::AuthorizationPolicy($resource) => $body,
+            Object::Telemetry($resource) => $body,
             Object::WorkloadEntry($resource) => $body,
             Object::MeshConfig($resource) => $body,
         }
@@ -163,6 +168,7 @@ into_object! {
     PeerAuthentication(PeerAuthenticationSpec),
     RequestAuthentication(RequestAuthenticationSpec),
     AuthorizationPolicy(AuthorizationPolicySpec),
+    Telemetry(TelemetrySpec),
     WorkloadEntry(WorkloadEntrySpec),
     MeshConfig(MeshConfigSpec),
 }
@@ -194,6 +200,7 @@ impl Object {
             Self::PeerAuthentication(_) => Kind::PeerAuthentication,
             Self::RequestAuthentication(_) => Kind::RequestAuthentication,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Self::Telemetry(_) => Kind::Telemetry,
             Self::WorkloadEntry(_) => Kind::WorkloadEntry,
             Self::MeshConfig(_) => Kind::MeshConfig,
         }

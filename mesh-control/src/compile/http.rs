@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::extensions::filters::http::cors::v3::Cors;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    CodecType, PathWithEscapedSlashesAction, RouteSpecifier, UpgradeConfig,
+    CodecType, PathWithEscapedSlashesAction, RouteSpecifier, Tracing, UpgradeConfig,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, Rds, http_filter,
@@ -83,10 +83,17 @@ pub(super) enum Paths {
 }
 
 /// With these filters before the router.
-pub(super) fn manager(routes: Routes, codec: CodecType, filters: Vec<HttpFilter>, paths: Paths) -> Filter {
+pub(super) fn manager(
+    routes: Routes,
+    codec: CodecType,
+    filters: Vec<HttpFilter>,
+    paths: Paths,
+    tracing: Option<Tracing>,
+) -> Filter {
     let upgrade = |upgrade: &str| UpgradeConfig { upgrade_type: upgrade.to_owned(), ..UpgradeConfig::default() };
     let manager = HttpConnectionManager {
         codec_type: codec as i32,
+        tracing,
         upgrade_configs: ["websocket", "CONNECT"].map(upgrade).to_vec(),
         http2_protocol_options: Some(upgradable()),
         common_http_protocol_options: Some(HttpProtocolOptions {

@@ -19,6 +19,7 @@ use super::authorization::{self, Filters};
 use super::build::{address, any, boolean, duration, uint32};
 use super::http::{self, Paths, Routes};
 use super::listener::{chain, inspector, passthrough};
+use super::tracing::{self, Side};
 use super::{ClientKind, Scope, limit, route, tls};
 use crate::model::{Model, Name, Policy, Protocol, Workload};
 
@@ -120,6 +121,7 @@ fn mutual(model: &Model, scope: &Scope, port: Option<u16>, protocol: Protocol, f
         _ => Paths::Own,
     };
     let of_port = port.and_then(|port| of_port(model, scope, port));
+    let traced = tracing::of(model, scope, Side::Inbound);
     let limited = |filters: Vec<Filter>| of_port.iter().cloned().chain(filters).collect();
     let http = |name: &str, codec: CodecType, alpn: &[&[u8]]| {
         let routes = Routes::Inline(Box::new(route::inbound(&cluster)));
@@ -133,7 +135,7 @@ fn mutual(model: &Model, scope: &Scope, port: Option<u16>, protocol: Protocol, f
             .map(|it| limit::bandwidth(&cluster, it));
         let before = filters.jwt.iter().chain(&filters.http).cloned().chain(limit);
         let before = before.chain(bandwidth.into_iter().flatten()).collect();
-        let filter = http::manager(routes, codec, before, paths);
+        let filter = http::manager(routes, codec, before, paths, traced.clone());
         FilterChain {
             filter_chain_match: Some(matching(port, "tls", alpn)),
             transport_socket: Some(tls::downstream(alpn)),

@@ -17,6 +17,7 @@ use mesh_common::names;
 use super::build::{address, any, boolean, duration};
 use super::http::{self, Routes};
 use super::target::{Upstream, split_port};
+use super::tracing::{self, Side};
 use super::{ClientKind, Scope, balancing, fault, inbound, route, udp};
 use crate::model::{Backend, Destination, Model, Port, Protocol, Service};
 
@@ -40,7 +41,7 @@ fn outbound(model: &Model, scope: &Scope, at: SocketAddr) -> Option<Listener> {
     let filters = match model.destination(at.ip(), at.port()) {
         None => {
             let (_, service, port) = model.unnamed(at.ip(), at.port())?;
-            direct(scope, service, port, at)
+            direct(model, scope, service, port, at)
         }
         Some(Destination::Service(service, number)) => {
             let (service, port) = model.port(service, *number)?;
@@ -52,7 +53,7 @@ fn outbound(model: &Model, scope: &Scope, at: SocketAddr) -> Option<Listener> {
             if service.headless && !port.routes_for(&scope.namespace).is_empty() {
                 of_port(model, scope, service, port)
             } else {
-                direct(scope, service, port, at)
+                direct(model, scope, service, port, at)
             }
         }
     };
@@ -136,7 +137,10 @@ fn listening(base: Listener, filters: Filters) -> Listener {
 fn of_port(model: &Model, scope: &Scope, service: &Service, port: &Port) -> Filters {
     let name = names::service_port(&service.name.name, &service.name.namespace, port.number);
     let routes = port.routes_for(&scope.namespace);
-    let http = || http::manager(Routes::Named(name.clone()), CodecType::Auto, http::of_routes(), paths(scope));
+    let http = || {
+        let traced = tracing::of(model, scope, Side::Outbound);
+        http::manager(Routes::Named(name.clone()), CodecType::Auto, http::of_routes(), paths(scope), traced)
+    };
     let to = |backends: &[Backend]| {
         let clusters: Vec<_> = backends.iter().map(|to| (stream_cluster(model, to), to.weight)).collect();
         let ports = backends.iter().filter_map(|to| model.port(&to.service, to.port));
@@ -165,11 +169,12 @@ fn of_port(model: &Model, scope: &Scope, service: &Service, port: &Port) -> Filt
 }
 
 /// To one workload, without the routes of its service.
-fn direct(scope: &Scope, service: &Service, port: &Port, at: SocketAddr) -> Filters {
+fn direct(model: &Model, scope: &Scope, service: &Service, port: &Port, at: SocketAddr) -> Filters {
     let cluster = names::direct_cluster(at);
     let http = || {
         let config = route::to_cluster(scope, service, port, &cluster);
-        http::manager(Routes::Inline(Box::new(config)), CodecType::Auto, http::of_routes(), paths(scope))
+        let traced = tracing::of(model, scope, Side::Outbound);
+        http::manager(Routes::Inline(Box::new(config)), CodecType::Auto, http::of_routes(), paths(scope), traced)
     };
     let streams = |to: String| Some(streams(scope, port, &cluster, &[(to, 1)], false));
     match port.protocol {

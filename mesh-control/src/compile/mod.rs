@@ -25,6 +25,7 @@ mod scope;
 mod target;
 mod tls;
 mod tokens;
+mod tracing;
 mod udp;
 
 use std::net::SocketAddr;

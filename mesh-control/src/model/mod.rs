@@ -15,6 +15,7 @@ mod request_authentication;
 mod route;
 mod service;
 mod span;
+mod tracing;
 mod workload;
 
 use std::borrow::Cow;
@@ -35,6 +36,7 @@ pub use request_authentication::{Fetched, Keys, jwks_uris};
 pub use route::{Action, Backend, Forward, Mirror, PathMatch, PathRewrite, Route, RouteMatch, Routes, TlsStreams};
 pub use service::{Endpoint, Port, Protocol, Service};
 pub use span::Reach;
+pub use tracing::Tracing;
 pub(crate) use workload::selectable_labels;
 pub use workload::{Workload, WorkloadPort, lost_are_called};
 
@@ -47,6 +49,7 @@ use peer::Peers;
 use policy::Policies;
 use request_authentication::RequestAuthentications;
 use route::Age;
+use tracing::Telemetries;
 
 /// What is fixed when the control plane starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +78,7 @@ pub struct Model {
     authorizations: Authorizations,
     request_authentications: RequestAuthentications,
     keys: Arc<Keys>,
+    telemetries: Telemetries,
     addresses: Addresses,
     statuses: BTreeMap<Key, Status>,
 }
@@ -140,6 +144,8 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
     let authorizations = Authorizations::new(policies_of_access, &settings.trust_domain, known, &mut statuses);
     let tokens = &sorted.request_authentications;
     let request_authentications = RequestAuthentications::new(tokens, known, &mut statuses);
+    let protocol = |name: &Name, port: u16| Some(services.get(name)?.ports.get(&port)?.protocol);
+    let telemetries = Telemetries::new(&sorted.telemetries, known, protocol, &mut statuses);
     for service in services.values_mut() {
         let key = Key::new(Kind::Service, &service.name.namespace, &service.name.name);
         let policies: Vec<_> = service.all_ports().map(|port| policies.for_port(service, &port.name)).collect();
@@ -176,6 +182,7 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
         authorizations,
         request_authentications,
         keys: Arc::default(),
+        telemetries,
         addresses,
         statuses,
     }
@@ -462,6 +469,11 @@ impl Model {
     /// Whose tokens are taken at a workload, in the order of their issuers; `service` and `version` as before.
     pub fn jwt_rules(&self, namespace: &str, workload: &str, service: &str, version: &str) -> Vec<&JwtRule> {
         self.request_authentications.of(namespace, &self.serving(namespace, workload, service, version))
+    }
+
+    /// What is done about the traces of a workload's requests; `service` and `version` as before.
+    pub fn tracing(&self, namespace: &str, workload: &str, service: &str, version: &str) -> Option<Tracing> {
+        self.telemetries.of(namespace, &self.serving(namespace, workload, service, version))
     }
 
     pub fn trust_domain(&self) -> &str {

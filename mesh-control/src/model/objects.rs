@@ -3,8 +3,8 @@ use std::sync::Arc;
 
 use mesh_common::resource::{
     AuthorizationPolicy, DirectResponse, FaultInjection, GrpcRoute, HttpRoute, Key, Kind, MeshConfig, Object,
-    PeerAuthentication, ReferenceGrant, RequestAuthentication, Retries, Service, TcpRoute, TlsRoute, TrafficPolicy,
-    UdpRoute, WorkloadEntry,
+    PeerAuthentication, ReferenceGrant, RequestAuthentication, Retries, Service, TcpRoute, Telemetry, TlsRoute,
+    TrafficPolicy, UdpRoute, WorkloadEntry,
 };
 
 use super::policy::service_name;
@@ -28,6 +28,7 @@ pub(super) struct Sorted<'a> {
     pub peer_authentications: Vec<&'a PeerAuthentication>,
     pub request_authentications: Vec<&'a RequestAuthentication>,
     pub authorization_policies: Vec<&'a AuthorizationPolicy>,
+    pub telemetries: Vec<&'a Telemetry>,
     pub workload_entries: Vec<&'a WorkloadEntry>,
     mesh_config: Option<&'a MeshConfig>,
 }
@@ -60,6 +61,7 @@ impl<'a> Sorted<'a> {
                 Object::PeerAuthentication(object) => sorted.peer_authentications.push(object),
                 Object::RequestAuthentication(object) => sorted.request_authentications.push(object),
                 Object::AuthorizationPolicy(object) => sorted.authorization_policies.push(object),
+                Object::Telemetry(object) => sorted.telemetries.push(object),
                 Object::WorkloadEntry(object) => sorted.workload_entries.push(object),
                 Object::MeshConfig(object) => sorted.mesh_config = Some(object),
             }

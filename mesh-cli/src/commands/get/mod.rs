@@ -20,7 +20,7 @@ use crate::views;
 ///
 /// `services` and `workloads` are what the mesh sees, whether declared or registered by a proxy. `service`, `httproute`,
 /// `grpcroute`, `tcproute`, `udproute`, `tlsroute`, `referencegrant`, `trafficpolicy`, `faultinjection`, `directresponse`, `peerauthentication`,
-/// `requestauthentication`, `authorizationpolicy`, `workloadentry` and `meshconfig` are the stored objects, and `all` is all of these.
+/// `requestauthentication`, `authorizationpolicy`, `telemetry`, `workloadentry` and `meshconfig` are the stored objects, and `all` is all of these.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

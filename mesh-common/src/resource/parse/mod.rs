@@ -213,6 +213,7 @@ impl Reader {
             Kind::PeerAuthentication => self.typed(kind, node).map(Object::PeerAuthentication),
             Kind::RequestAuthentication => self.typed(kind, node).map(Object::RequestAuthentication),
             Kind::AuthorizationPolicy => self.typed(kind, node).map(Object::AuthorizationPolicy),
+            Kind::Telemetry => self.typed(kind, node).map(Object::Telemetry),
             Kind::WorkloadEntry => self.typed(kind, node).map(Object::WorkloadEntry),
             Kind::MeshConfig => self.typed(kind, node).map(Object::MeshConfig),
         };

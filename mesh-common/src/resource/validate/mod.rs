@@ -12,6 +12,7 @@ mod metadata;
 mod policies;
 mod request_authentication;
 mod routes;
+mod telemetry;
 mod workloads;
 
 use std::fmt;
@@ -53,6 +54,7 @@ pub fn validate(object: &Object) -> Vec<FieldError> {
         Object::PeerAuthentication(policy) => policies::peer(&policy.spec, &mut errors),
         Object::RequestAuthentication(policy) => request_authentication::policy(&policy.spec, &mut errors),
         Object::AuthorizationPolicy(policy) => authorization::policy(&policy.spec, &mut errors),
+        Object::Telemetry(it) => telemetry::check(&it.spec, &mut errors),
         Object::MeshConfig(config) => policies::mesh(&config.spec, &mut errors),
     }
     errors.0

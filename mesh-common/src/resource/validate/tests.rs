@@ -350,6 +350,38 @@ fn an_authorization_policy_says_what_can_match() {
 }
 
 #[test]
+fn a_telemetry_says_where_spans_go() {
+    let telemetry = |spec: &str| {
+        paths(
+            &"apiVersion: meshctl.dev/v1alpha1\nkind: Telemetry\nmetadata: {name: p}\nspec: SPEC".replace("SPEC", spec),
+        )
+    };
+    for fine in [
+        "{tracing: {enabled: false}}",
+        "{targetRefs: [{kind: Service, name: web}], tracing: {samplingPercent: 0.0001}}",
+        "{tracing: {samplingPercent: 100, backend: {name: jaeger, namespace: observability, port: 4317, protocol: Zipkin}}}",
+    ] {
+        assert_eq!(telemetry(fine), [] as [&str; 0], "{fine}");
+    }
+    for (wrong, path) in [
+        ("{}", "spec.tracing"),
+        ("{tracing: {}}", "spec.tracing"),
+        ("{tracing: {samplingPercent: 101}}", "spec.tracing.samplingPercent"),
+        ("{tracing: {samplingPercent: 0.00001}}", "spec.tracing.samplingPercent"),
+        ("{tracing: {backend: {name: 'a b', port: 1}}}", "spec.tracing.backend.name"),
+        ("{tracing: {backend: {name: a, namespace: '', port: 1}}}", "spec.tracing.backend.namespace"),
+        ("{tracing: {backend: {name: a, port: 0}}}", "spec.tracing.backend.port"),
+        ("{targetRefs: [{kind: HTTPRoute, name: a}], tracing: {enabled: true}}", "spec.targetRefs[0].kind"),
+        (
+            "{targetRefs: [{kind: Service, name: a, sectionName: b}], tracing: {enabled: true}}",
+            "spec.targetRefs[0].sectionName",
+        ),
+    ] {
+        assert_eq!(telemetry(wrong), [path], "{wrong}");
+    }
+}
+
+#[test]
 fn a_request_authentication_says_whose_tokens_are_good() {
     let policy = |rules: &str| {
         paths(

@@ -76,6 +76,7 @@ fn bootstrap(model: &Model, scope: &Scope) -> Bootstrap {
                     CodecType::Auto,
                     crate::compile::http::of_routes(),
                     crate::compile::http::Paths::Own,
+                    None,
                 );
                 resources.listeners.push(Listener {
                     name: format!("rds of {name}"),
@@ -105,7 +106,10 @@ fn a_real_envoy_takes_all_of_it() {
     let file = folder.path().join("bootstrap.pb");
     let permissive = full();
     let strict = permissive.replace("mode: PERMISSIVE", "mode: STRICT");
-    for text in [permissive, strict] {
+    let traced = |port: &str| format!("{strict}\n---{}", super::tracing::with(port));
+    let zipkin = traced("port: 9411, protocol: Zipkin");
+    let traced = [traced("port: 4317"), traced("port: 9411, protocol: OtlpHttp"), zipkin];
+    for text in [permissive, strict].into_iter().chain(traced) {
         let bytes = bootstrap(&shop(&text), &scope(ClientKind::Envoy)).encode_to_vec();
         std::fs::write(&file, bytes).unwrap();
         let run = Command::new(&envoy)

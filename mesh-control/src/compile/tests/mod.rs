@@ -8,6 +8,7 @@ mod outbound;
 mod precedence;
 mod rules;
 mod streams;
+mod tracing;
 mod udp;
 
 use std::collections::BTreeMap;
