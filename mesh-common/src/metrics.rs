@@ -87,7 +87,7 @@ pub const UDP: [Metric; 5] = [
 ];
 
 /// Of a proxy itself.
-pub const PROXY: [Metric; 17] = [
+pub const PROXY: [Metric; 19] = [
     metric("mesh_proxy_build_info", Gauge, "always 1", "`version`"),
     metric("mesh_proxy_connections_active", Gauge, "downstream connections that are open", "`direction`"),
     metric("mesh_proxy_xds_connected", Gauge, "1 while it is connected to a control plane", ""),
@@ -134,6 +134,13 @@ pub const PROXY: [Metric; 17] = [
         Counter,
         "access log lines dropped because their reader is too slow",
         "",
+    ),
+    metric("mesh_trace_spans_exported_total", Counter, "spans that the tracing backend took", ""),
+    metric(
+        "mesh_trace_spans_dropped_total",
+        Counter,
+        "spans of sampled requests that did not get there",
+        "`reason`: `queue_full`, `refused` (by the backend), `unavailable` (it is not there, or did not answer in time)",
     ),
     metric(
         "mesh_proxy_overloaded",

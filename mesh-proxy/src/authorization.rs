@@ -101,6 +101,21 @@ pub fn decide<'a>(authorization: &'a Authorization, subject: &Subject<'_>) -> Ve
     verdict
 }
 
+/// The policy that made the difference: the one that denies, or of the last ones that ask for it the one that allows. `None`
+/// if there is none.
+pub fn deciding<'a>(authorization: &'a Authorization, verdict: &Verdict<'a>, subject: &Subject<'_>) -> Option<&'a str> {
+    if let Some(refusal) = verdict.refused {
+        return match refusal {
+            Refusal::Denied(policy) => Some(policy),
+            Refusal::NotAllowed => None,
+        };
+    }
+    let gates = authorization.gates.iter().rev();
+    let gate = gates.filter(|gate| !gate.dry_run).find(|gate| matches!(gate.action, GateAction::Allow))?;
+    let allows = gate.policies.iter().find(|policy| matches(policy, subject) == Some(true));
+    allows.map(|policy| policy.name.as_str())
+}
+
 fn refusal<'a>(gate: &'a Gate, subject: &Subject<'_>) -> Option<Refusal<'a>> {
     match gate.action {
         GateAction::Deny => {

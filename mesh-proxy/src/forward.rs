@@ -5,9 +5,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_common::names::LISTENER_INBOUND;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::config::{Authorization, HttpManager, RouteSource};
+use crate::config::{Authorization, HttpManager, NetworkFilter, RouteSource, Tracing};
 use crate::http;
 use crate::listen::{self, Bind, BindError, Connections, Context, Direction, Downstream, Phase};
 
@@ -51,18 +52,32 @@ impl FromStr for Forward {
 /// Takes connections for the service until the proxy ends. They are the application's own as far as the mesh is
 /// concerned: they show this proxy's identity.
 pub async fn serve(routes: &str, listener: TcpListener, connections: Connections, ctx: Arc<Context>) {
-    let manager = Arc::new(HttpManager {
-        jwt: None,
-        stat_prefix: routes.to_owned(),
-        authorization: Authorization::default(),
-        routes: RouteSource::Rds(routes.to_owned()),
-        idle_timeout: IDLE,
-        stream_idle_timeout: STREAM_IDLE,
-        limit: None,
-        limits: None,
-    });
-    let handle = |stream, peer| connection(stream, peer, manager.clone(), ctx.clone());
+    let manager = |tracing| {
+        Arc::new(HttpManager {
+            jwt: None,
+            stat_prefix: routes.to_owned(),
+            authorization: Authorization::default(),
+            routes: RouteSource::Rds(routes.to_owned()),
+            idle_timeout: IDLE,
+            stream_idle_timeout: STREAM_IDLE,
+            limit: None,
+            limits: None,
+            tracing,
+        })
+    };
+    let handle = |stream, peer| connection(stream, peer, manager(tracing(&ctx)), ctx.clone());
     listen::accept(listener, &connections, ctx.reached(Phase::Ending), handle).await;
+}
+
+/// No listener of the control plane says it, so it is that of the workload's other requests.
+fn tracing(ctx: &Context) -> Option<Arc<Tracing>> {
+    let snapshot = ctx.store.load();
+    let chains = snapshot.listener(LISTENER_INBOUND)?.chains.iter();
+    let mut managers = chains.filter_map(|chain| match &chain.filter {
+        NetworkFilter::Http(manager) => Some(manager),
+        NetworkFilter::Tcp(_) => None,
+    });
+    managers.find_map(|manager| manager.tracing.clone())
 }
 
 async fn connection(stream: TcpStream, peer: SocketAddr, manager: Arc<HttpManager>, ctx: Arc<Context>) {

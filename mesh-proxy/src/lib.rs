@@ -39,6 +39,7 @@ pub mod snapshot;
 pub mod tcp;
 pub mod telemetry;
 pub mod tls;
+pub mod trace;
 pub mod udp;
 pub mod upstream;
 pub mod xds;

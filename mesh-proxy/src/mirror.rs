@@ -11,19 +11,29 @@ use http_body_util::BodyExt;
 use crate::config::Mirror;
 use crate::error::Error;
 use crate::http::{Connection, Head, RequestBody, Upload};
+use crate::trace::Trace;
 use crate::upstream::Flow;
 
 /// The most time that a mirrored request may take.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Sends a copy if the mirror's share says so. The body is copied from here on, so nothing of it may have been read.
-pub(crate) fn send(mirror: &Mirror, head: &Head, upload: Option<&Upload>, conn: &Arc<Connection>) {
+pub(crate) fn send(
+    mirror: &Mirror,
+    head: &Head,
+    upload: Option<&Upload>,
+    trace: Option<&mut Trace>,
+    conn: &Arc<Connection>,
+) {
     if !mirror.share.hit(mirror.parts_per_million) {
         return;
     }
     let body = upload.map_or_else(RequestBody::empty, RequestBody::copy_of);
     let mut head = head.copy();
     head.shadow();
+    if let Some(trace) = trace {
+        trace.tell_apart(&mut head.headers);
+    }
     let (conn, cluster) = (conn.clone(), mirror.cluster.clone());
     tokio::spawn(async move {
         let outcome = tokio::time::timeout(TIMEOUT, copy(head, body, &conn, &cluster)).await;

@@ -195,6 +195,7 @@ impl Proxy {
         }
         self.reports.end().await;
         let telemetry = self.telemetry;
+        telemetry.end_spans(FLUSH_TIMEOUT).await;
         let _ = tokio::task::spawn_blocking(move || telemetry.flush(FLUSH_TIMEOUT)).await;
     }
 }

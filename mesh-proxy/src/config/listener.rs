@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Authorization, Fault, JwtAuthn, PortLimits, RequestLimit, RouteTable, WeightedClusters};
+use super::{Authorization, Fault, JwtAuthn, PortLimits, RequestLimit, RouteTable, Tracing, WeightedClusters};
 
 /// A listener: the filter chains that a connection may take.
 #[derive(Debug)]
@@ -92,6 +92,8 @@ pub struct HttpManager {
     pub stream_idle_timeout: Duration,
     pub limit: Option<RequestLimit>,
     pub limits: Option<Arc<PortLimits>>,
+    /// `None`: nobody looks at traces.
+    pub tracing: Option<Arc<Tracing>>,
 }
 
 #[derive(Debug)]

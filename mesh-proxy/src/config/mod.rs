@@ -11,6 +11,7 @@ mod jwt;
 mod limit;
 mod listener;
 mod route;
+mod tracing;
 mod weighted;
 
 pub use authorization::*;
@@ -21,6 +22,7 @@ pub use jwt::*;
 pub use limit::*;
 pub use listener::*;
 pub use route::*;
+pub use tracing::*;
 pub use weighted::*;
 
 /// A DNS name of the mesh, from `mesh.workload.v1.Name`.

@@ -1,9 +1,10 @@
 //! One request and its response, from the head of the one to the last byte of the other, and the record that it leaves.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 
 use super::connection::Connection;
@@ -12,13 +13,15 @@ use super::head::{Head, text};
 use super::request_body::Upload;
 use crate::config::{Action, HttpManager, JwtAuthn, Route, RouteSource};
 use crate::error::{Error, Kind};
+use crate::fault::Injected;
 use crate::jwt;
 use crate::limit::{self, Place, Quota};
 use crate::listen::{Direction, Security};
 use crate::pace::{Pacer, Way};
 use crate::retry::grpc_status;
 use crate::telemetry::RequestRecord;
-use crate::upstream::{Flow, Held, Outcome, Target};
+use crate::trace::Trace;
+use crate::upstream::{Failed, Flow, Held, Outcome, Target, UpstreamBody};
 
 /// Recorded when it is dropped, whoever ends it: that happens exactly once, also when the client goes away.
 pub(crate) struct Exchange {
@@ -59,6 +62,8 @@ pub(crate) struct Exchange {
     pub(crate) origin: Option<HeaderValue>,
     /// What the limit on requests has left.
     pub(crate) quota: Option<Quota>,
+    /// `None`: nobody looks at traces.
+    pub(crate) trace: Option<Trace>,
     /// The response was handed over to its end.
     complete: bool,
 }
@@ -100,6 +105,9 @@ impl Exchange {
         } else {
             head.flaw = conn.signals.framing.begin().or(head.flaw);
         }
+        let manager = conn.manager();
+        let tracing = manager.as_ref().and_then(|manager| manager.tracing.as_ref());
+        let trace = tracing.map(|tracing| Trace::begin(tracing, &head.headers, &conn.downstream, start));
         Box::new(Self {
             start,
             uri: jwt::without_tokens(&head.uri, None),
@@ -107,7 +115,8 @@ impl Exchange {
             head,
             upload: Upload::new(body, start),
             deadline: Deadline::none(&conn.timers, start),
-            manager: conn.manager(),
+            manager,
+            trace,
             conn,
             route: None,
             cluster: None,
@@ -128,6 +137,29 @@ impl Exchange {
             quota: None,
             complete: false,
         })
+    }
+
+    /// The request goes to the target that was chosen.
+    pub(crate) fn tries(&mut self, address: SocketAddr, now: Instant) {
+        self.attempts += 1;
+        if let Some(trace) = self.trace.as_mut().filter(|_| self.conn.downstream.direction == Direction::Outbound) {
+            trace.tries(address, now);
+        }
+    }
+
+    /// What came of a try, by its number.
+    pub(crate) fn tried(&mut self, number: u32, outcome: &Result<Response<UpstreamBody>, Failed>) {
+        if let Some(trace) = &mut self.trace {
+            let outcome = outcome.as_ref();
+            trace.tried(number, outcome.map(|it| it.status().as_u16()).map_err(|failed| &failed.error));
+        }
+    }
+
+    pub(crate) fn injected(&mut self, what: Injected) {
+        self.conn.ctx.telemetry.fault(what);
+        if let Some(trace) = &mut self.trace {
+            trace.fault(what);
+        }
     }
 
     /// Nobody who reads the record may have what the client's token allows.
@@ -195,7 +227,7 @@ impl Exchange {
             (Direction::Outbound, None) => Security::None,
         };
         let authority = self.uri.authority().map_or_else(|| text(self.host.as_ref()), |it| it.as_str());
-        self.conn.ctx.telemetry.request(&RequestRecord {
+        let record = RequestRecord {
             downstream,
             method: &self.head.method,
             path: self.uri.path_and_query().map_or(self.uri.path(), |it| it.as_str()),
@@ -220,7 +252,13 @@ impl Exchange {
             request_id: text(Some(&self.head.request_id)),
             user_agent: text(self.head.user_agent.as_ref()),
             detail: detail.as_deref(),
-        });
+            trace: self.trace.as_ref().map(Trace::id),
+        };
+        self.conn.ctx.telemetry.request(&record);
+        if let Some(trace) = self.trace.as_ref().filter(|trace| trace.is_sampled()) {
+            let ctx = &self.conn.ctx;
+            ctx.telemetry.spans().put(trace.provider(), &ctx.upstreams, trace.spans(&record, now));
+        }
     }
 }
 

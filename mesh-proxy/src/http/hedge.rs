@@ -30,6 +30,8 @@ pub(super) fn is_wanted(exchange: &Exchange, policy: &RetryPolicy) -> bool {
 type Try = Pin<Box<dyn Future<Output = Tried> + Send>>;
 
 struct Tried {
+    /// Which one it was.
+    number: u32,
     target: Target,
     began: Instant,
     outcome: Result<Response<UpstreamBody>, Failed>,
@@ -56,7 +58,7 @@ pub(super) async fn tries(
     flight.push(send(exchange, view, key, &mut tries, first, None)?);
     loop {
         let event = next(exchange, policy, &mut flight).await?;
-        let Tried { target, began, outcome } = match event {
+        let Tried { number, target, began, outcome } = match event {
             Event::Late => {
                 // Until its body has come, nobody can answer anyway.
                 if let Some(body) = copy(exchange)
@@ -69,12 +71,13 @@ pub(super) async fn tries(
             Event::Tried(tried) => tried,
         };
         exchange.target = Some(target);
+        let which = (number, began);
         if !flight.is_empty() && !is_final(policy, &outcome) {
             // Another one may still do better. This one counts for its endpoint all the same.
-            tries.observe(exchange, outcome, began);
+            tries.observe(exchange, outcome, which);
             continue;
         }
-        match tries.next(exchange, policy, view, outcome, began) {
+        match tries.next(exchange, policy, view, outcome, which) {
             Next::Done(result) => return result,
             Next::AtOnce => (),
             Next::After(wait) => {
@@ -111,15 +114,17 @@ fn send(
 ) -> Result<Try, Error> {
     let target = view.choose(&exchange.conn.downstream, &tries.tried, key)?;
     tries.tried.push(target.address());
-    exchange.attempts += 1;
     let began = Instant::now();
+    exchange.tries(target.address(), began);
+    let number = exchange.attempts;
     exchange.deadline.begin_try(Duration::ZERO, began);
     let (version, flow) = (exchange.head.version_for(&target), exchange.flow());
-    let request = make_request(&mut exchange.head, &exchange.deadline, body, &target, version, true)?;
+    let told = (&exchange.deadline, exchange.trace.as_ref());
+    let request = make_request(&mut exchange.head, told, body, &target, version, true)?;
     Ok(Box::pin(async move {
         let _held = held;
         let outcome = target.send(request, version, flow).await;
-        Tried { target, began, outcome }
+        Tried { number, target, began, outcome }
     }))
 }
 

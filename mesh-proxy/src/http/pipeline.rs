@@ -29,6 +29,7 @@ use crate::limit::{self, LimitHit};
 use crate::listen::{Direction, Security};
 use crate::pace::Way;
 use crate::snapshot::Found;
+use crate::trace::Trace;
 use crate::upstream::{Failed, Held, Outcome, Target, UpstreamBody, Version, View};
 use crate::{mirror, retry, route};
 
@@ -121,7 +122,7 @@ async fn respond(exchange: &mut Exchange) -> Result<Response<Content>, Ended> {
     let gone = || Error::because(Kind::Denied, "connections like this one are not taken any more");
     let manager = exchange.manager.clone().ok_or_else(gone)?;
     let token = authenticate(&manager, exchange)?;
-    authorize(&manager.authorization, &exchange.conn, &exchange.head, token.as_deref())?;
+    authorize(&manager.authorization, exchange, token.as_deref())?;
     let route = find_route(&exchange.conn, &manager, &exchange.head).await?;
     exchange.route = Some(route.clone());
     exchange.deadline = deadline(exchange, &route);
@@ -158,18 +159,18 @@ fn authenticate(manager: &HttpManager, exchange: &mut Exchange) -> Result<Option
 }
 
 /// Whether the policies let the request in.
-fn authorize(
-    authorization: &Authorization,
-    conn: &Connection,
-    head: &Head,
-    token: Option<&Verified>,
-) -> Result<(), Error> {
+fn authorize(authorization: &Authorization, exchange: &mut Exchange, token: Option<&Verified>) -> Result<(), Error> {
     if authorization.gates.is_empty() {
         return Ok(());
     }
+    let Exchange { conn, head, trace, .. } = exchange;
     let subject = Subject::new(&conn.downstream, conn.identity.as_deref(), Some(head.subject()));
     let subject = Subject { claims: token.map(|it| &it.claims), ..subject };
-    authorization::decide(authorization, &subject).enforce(&conn.ctx.telemetry)
+    let verdict = authorization::decide(authorization, &subject);
+    if let Some(trace) = trace.as_mut().filter(|trace| trace.is_sampled()) {
+        trace.policy(authorization::deciding(authorization, &verdict, &subject).unwrap_or_default());
+    }
+    verdict.enforce(&conn.ctx.telemetry)
 }
 
 async fn find_route(conn: &Connection, manager: &HttpManager, head: &Head) -> Result<Arc<Route>, Error> {
@@ -232,7 +233,7 @@ async fn inject(fault: &Fault, exchange: &mut Exchange) -> Result<(), Ended> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let verdict = fault::decide(fault, &exchange.head.subject(), i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
     if !verdict.delay.is_zero() {
-        exchange.conn.ctx.telemetry.fault(Injected::Delay);
+        exchange.injected(Injected::Delay);
         // As slow as an upstream would be, and no slower than the client is to wait for one. Nothing reads the body
         // meanwhile: the time counts from the request's head.
         Box::pin(exchange.deadline.limit(None, tokio::time::sleep(verdict.delay))).await?;
@@ -241,16 +242,16 @@ async fn inject(fault: &Fault, exchange: &mut Exchange) -> Result<(), Ended> {
     fault::slow_down(&mut exchange.down, &verdict.throttles, Instant::now());
     exchange.slowed = !verdict.throttles.is_empty();
     if exchange.slowed {
-        exchange.conn.ctx.telemetry.fault(Injected::Throttle);
+        exchange.injected(Injected::Throttle);
     }
     match verdict.end {
         None => Ok(()),
         Some(End::Abort { http, grpc }) => {
-            exchange.conn.ctx.telemetry.fault(Injected::Abort);
+            exchange.injected(Injected::Abort);
             Err(Ended::Abort(http, grpc))
         }
         Some(End::Reset) => {
-            exchange.conn.ctx.telemetry.fault(Injected::Reset);
+            exchange.injected(Injected::Reset);
             Err(Ended::Reset)
         }
     }
@@ -289,7 +290,7 @@ fn prepare(
     choice: &WeightedCluster,
     view: &Arc<View>,
 ) -> Result<(), Error> {
-    let Exchange { conn, head, upload, held, .. } = exchange;
+    let Exchange { conn, head, upload, held, trace, .. } = exchange;
     *held = Some(view.usage.request(&view.cluster.limits)?);
     if let Some(rewrite) = &forward.rewrite_path {
         head.rewrite_path(rewrite, &route.matches.path)?;
@@ -306,7 +307,7 @@ fn prepare(
         upload.settle();
     }
     for mirror in &forward.mirrors {
-        mirror::send(mirror, head, upload.as_ref(), conn);
+        mirror::send(mirror, head, upload.as_ref(), trace.as_mut(), conn);
     }
     Ok(())
 }
@@ -329,9 +330,10 @@ async fn tries(
         }
         let target = exchange.target.insert(view.choose(&exchange.conn.downstream, &tries.tried, key)?);
         let address = target.address();
-        exchange.attempts += 1;
+        exchange.tries(address, now);
         let outcome = try_once(exchange, tries.may_go_on(exchange)).await;
-        let wait = match tries.next(exchange, policy, view, outcome, now) {
+        let which = (exchange.attempts, now);
+        let wait = match tries.next(exchange, policy, view, outcome, which) {
             Next::Done(result) => return result,
             Next::AtOnce => continue,
             Next::After(wait) => wait,
@@ -378,9 +380,10 @@ impl Tries {
         &self,
         exchange: &mut Exchange,
         outcome: Result<Response<UpstreamBody>, Failed>,
-        began: Instant,
+        (number, began): (u32, Instant),
     ) {
         let now = Instant::now();
+        exchange.tried(number, &outcome);
         if let Some(target) = &exchange.target {
             target.took(now.saturating_duration_since(began), outcome.is_ok(), now);
         }
@@ -401,16 +404,17 @@ impl Tries {
         Some(held)
     }
 
-    /// Takes note of what came of a try that `began` then, and says what follows.
+    /// Takes note of what came of the try of that number that `began` then, and says what follows.
     pub(super) fn next(
         &mut self,
         exchange: &mut Exchange,
         policy: &RetryPolicy,
         view: &View,
         outcome: Result<Response<UpstreamBody>, Failed>,
-        began: Instant,
+        (number, began): (u32, Instant),
     ) -> Next {
         let now = Instant::now();
+        exchange.tried(number, &outcome);
         exchange.deadline.end_try(now);
         if let Some(target) = &exchange.target {
             target.took(now.saturating_duration_since(began), outcome.is_ok(), now);
@@ -483,11 +487,11 @@ fn can_replay(exchange: &Exchange) -> bool {
 /// Sends the request to the target that was chosen. `keep`: another try may follow.
 async fn try_once(exchange: &mut Exchange, keep: bool) -> Result<Response<UpstreamBody>, Failed> {
     let flow = exchange.flow();
-    let Exchange { head, upload, target: Some(target), deadline, .. } = exchange else {
+    let Exchange { head, upload, target: Some(target), deadline, trace, .. } = exchange else {
         return Err(Error::new(Kind::NoHealthyUpstream).into());
     };
     let version = head.version_for(target);
-    let request = request(head, deadline, upload.as_ref(), target, version, keep)?;
+    let request = request(head, (&*deadline, trace.as_ref()), upload.as_ref(), target, version, keep)?;
     match deadline.limit(upload.as_ref(), target.send(request, version, flow)).await {
         Ok(outcome) => outcome,
         Err(kind) => Err(Error::new(kind).into()),
@@ -496,20 +500,20 @@ async fn try_once(exchange: &mut Exchange, keep: bool) -> Result<Response<Upstre
 
 fn request(
     head: &mut Head,
-    deadline: &Deadline,
+    told: Told<'_>,
     upload: Option<&Upload>,
     target: &Target,
     version: Version,
     keep: bool,
 ) -> Result<Request<RequestBody>, Error> {
     let Some(upload) = upload else {
-        return make_request(head, deadline, RequestBody::empty(), target, version, keep);
+        return make_request(head, told, RequestBody::empty(), target, version, keep);
     };
     if !head.expects {
-        return make_request(head, deadline, upload.body(None), target, version, keep);
+        return make_request(head, told, upload.body(None), target, version, keep);
     }
     let gate = Arc::new(Gate::new());
-    let mut request = make_request(head, deadline, upload.body(Some(gate.clone())), target, version, keep)?;
+    let mut request = make_request(head, told, upload.body(Some(gate.clone())), target, version, keep)?;
     hyper::ext::on_informational(&mut request, move |response| {
         if response.status() == StatusCode::CONTINUE {
             gate.open();
@@ -518,10 +522,13 @@ fn request(
     Ok(request)
 }
 
-/// The request of one try, which is told how long its client still waits.
+/// What a try is told: how long its client still waits, and which trace it belongs to.
+pub(super) type Told<'a> = (&'a Deadline, Option<&'a Trace>);
+
+/// The request of one try.
 pub(super) fn make_request(
     head: &mut Head,
-    deadline: &Deadline,
+    (deadline, trace): Told<'_>,
     body: RequestBody,
     target: &Target,
     version: Version,
@@ -530,6 +537,9 @@ pub(super) fn make_request(
     let mut request = head.request(body, target, version, keep)?;
     if let Some(left) = deadline.client_waits(Instant::now()) {
         tell_time_left(request.headers_mut(), left);
+    }
+    if let Some(trace) = trace {
+        trace.tell(request.headers_mut());
     }
     Ok(request)
 }

@@ -122,6 +122,7 @@ impl Bench {
             request_id: "",
             user_agent: "",
             detail: None,
+            trace: None,
         };
         (0..count).for_each(|_| self.telemetry.request(&record));
     }

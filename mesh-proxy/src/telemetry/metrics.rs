@@ -20,6 +20,7 @@ use super::udp::{self, UdpMetrics};
 use super::{LocalWorkload, RequestRecord, TcpRecord};
 use crate::listen::{Direction, Downstream};
 use crate::overload::Scarce;
+use crate::trace::Exported;
 use crate::upstream::HealthReport;
 
 const REQUESTS: &str = "mesh_requests_total";
@@ -37,6 +38,8 @@ const XDS: &str = "mesh_proxy_xds_connected";
 const OVERLOADED: &str = "mesh_proxy_overloaded";
 const EXPIRY: &str = "mesh_proxy_certificate_expiry_timestamp_seconds";
 const LOG_DROPPED: &str = "mesh_proxy_access_log_dropped_total";
+const SPANS: &str = "mesh_trace_spans_exported_total";
+const SPANS_DROPPED: &str = "mesh_trace_spans_dropped_total";
 const DNS: &str = "mesh_proxy_dns_queries_total";
 const WOULD_REFUSE: &str = "mesh_authorization_dry_run_refused_total";
 const LIMITS_HIT: &str = "mesh_limits_hit_total";
@@ -312,8 +315,14 @@ impl Metrics {
         self.proxy.expiry.set(unix_seconds as f64);
     }
 
-    pub(super) fn render(&self, access_log_dropped: u64) -> String {
+    pub(super) fn render(&self, access_log_dropped: u64, spans: Exported) -> String {
         counter(&self.recorder, LOG_DROPPED, vec![]).absolute(access_log_dropped);
+        counter(&self.recorder, SPANS, vec![]).absolute(spans.taken);
+        let dropped =
+            [("queue_full", spans.queue_full), ("refused", spans.refused), ("unavailable", spans.unavailable)];
+        for (reason, number) in dropped {
+            counter(&self.recorder, SPANS_DROPPED, vec![Label::new("reason", reason)]).absolute(number);
+        }
         // There before the first one, so that its rate is known when it comes.
         counter(&self.recorder, OVERFLOW, vec![]).increment(0);
         process(&self.recorder);

@@ -1,5 +1,5 @@
 //! What happened, for people, for Prometheus and for the control plane. In: one record for each request and each byte
-//! stream. Out: metrics, access log lines and what is reported. Nothing here ever makes the data path wait.
+//! stream. Out: metrics, access log lines, spans and what is reported. Nothing here ever makes the data path wait.
 
 mod access_log;
 mod metrics;
@@ -22,6 +22,7 @@ pub use metrics::{ActiveConnection, DnsResult, StreamMetrics};
 pub use record::{Protocol, RequestRecord, TcpRecord};
 pub use udp::{UdpDrop, UdpMetrics};
 
+use crate::trace::Exporter;
 use access_log::Log;
 use metrics::Metrics;
 
@@ -65,6 +66,7 @@ pub struct Telemetry {
 struct Inner {
     metrics: Metrics,
     access_log: Option<Log>,
+    spans: Exporter,
     log_allowance: AtomicU32,
 }
 
@@ -74,8 +76,10 @@ impl Telemetry {
     /// When the access log's file cannot be opened.
     pub fn new(options: TelemetryOptions) -> io::Result<Self> {
         let access_log = Log::start(options.access_log, options.access_log_file.as_deref())?;
+        let spans = Exporter::new(options.local.clone());
         let metrics = Metrics::new(options.local, options.max_series);
-        Ok(Self { inner: Arc::new(Inner { metrics, access_log, log_allowance: AtomicU32::new(LOG_ALLOWANCE) }) })
+        let log_allowance = AtomicU32::new(LOG_ALLOWANCE);
+        Ok(Self { inner: Arc::new(Inner { metrics, access_log, spans, log_allowance }) })
     }
 
     /// Makes the `metrics` macros of the whole process count here. Only the first call in a process has an effect.
@@ -176,7 +180,17 @@ impl Telemetry {
     /// The metrics in Prometheus' text format.
     pub fn render(&self) -> String {
         let dropped = self.inner.access_log.as_ref().map_or(0, Log::dropped);
-        self.inner.metrics.render(dropped)
+        self.inner.metrics.render(dropped, self.inner.spans.exported())
+    }
+
+    /// Where spans go.
+    pub(crate) fn spans(&self) -> &Exporter {
+        &self.inner.spans
+    }
+
+    /// Sends the spans that wait, at most for `timeout`. For the end of the process: later ones are dropped.
+    pub async fn end_spans(&self, timeout: Duration) {
+        self.inner.spans.end(timeout).await;
     }
 
     /// Requests and byte streams since this was last called, for the control plane.

@@ -4,6 +4,7 @@ use http::Method;
 
 use crate::config::Endpoint;
 use crate::listen::{Downstream, Security};
+use crate::trace::TraceId;
 
 /// What a request spoke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,6 +71,8 @@ pub struct RequestRecord<'a> {
     pub user_agent: &'a str,
     /// Why it failed.
     pub detail: Option<&'a str>,
+    /// The trace that it belongs to, where tracing is on.
+    pub trace: Option<TraceId>,
 }
 
 /// One byte stream, as it began or ended.

@@ -57,6 +57,7 @@ fn request<'a>(downstream: &'a Downstream, endpoint: Option<&'a Endpoint>, path:
         request_id: "abc",
         user_agent: "curl",
         detail: None,
+        trace: None,
     }
 }
 

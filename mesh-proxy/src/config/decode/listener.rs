@@ -31,8 +31,8 @@ use envoy_types::pb::google::protobuf::Any;
 use mesh_common::proto::extensions::Fault as PbFault;
 
 use super::{
-    At, Decoded, Rejected, authorization, duration_or, each, fault, from_ads, is, is_true, jwt, limit, route, tls, udp,
-    unless, unpack, unsupported_type,
+    At, Decoded, Rejected, authorization, duration_or, each, fault, from_ads, is, is_true, jwt, limit, route, tls,
+    tracing, udp, unless, unpack, unsupported_type,
 };
 use crate::config::{
     Authorization, ChainMatch, Fault, FilterChain, Gate, HeaderMutation, HttpManager, JwtAuthn, Listener,
@@ -213,6 +213,7 @@ fn http_manager(pb: HttpConnectionManager) -> Decoded<HttpManager> {
         Some(RouteSpecifier::ScopedRoutes(_)) => return Err(Rejected::field("scoped_routes", "is not supported")),
         None => return Err(Rejected::new("one of rds and route_config is needed")),
     };
+    let tracing = pb.tracing.map_or(Ok(None), tracing::tracing).at("tracing")?;
     let common = pb.common_http_protocol_options.unwrap_or_default();
     Ok(HttpManager {
         stat_prefix: pb.stat_prefix,
@@ -223,6 +224,7 @@ fn http_manager(pb: HttpConnectionManager) -> Decoded<HttpManager> {
         stream_idle_timeout: duration_or("stream_idle_timeout", &pb.stream_idle_timeout, STREAM_IDLE)?,
         limit,
         limits: None,
+        tracing: tracing.map(Arc::new),
     })
 }
 

@@ -34,6 +34,7 @@ mod listener;
 mod matching;
 mod route;
 mod tls;
+mod tracing;
 mod udp;
 
 /// Why a resource is refused.

@@ -26,6 +26,7 @@ mod retries;
 mod smuggling;
 mod throttles;
 mod timeouts;
+mod tracing;
 mod upgrades;
 
 use std::convert::Infallible;
@@ -244,7 +245,7 @@ fn forward(clusters: &[(&str, u32)]) -> Forward {
     }
 }
 
-fn route(action: Action) -> Route {
+pub(crate) fn route(action: Action) -> Route {
     Route {
         name: "test/route/0".to_owned(),
         matches: RouteMatch {
@@ -262,7 +263,7 @@ fn route(action: Action) -> Route {
     }
 }
 
-fn table(routes: Vec<Route>) -> RouteTable {
+pub(crate) fn table(routes: Vec<Route>) -> RouteTable {
     let routes = routes.into_iter().map(Arc::new).collect();
     let host = VirtualHost { name: "all".to_owned(), domains: vec!["*".to_owned()], routes };
     RouteTable { name: "routes".to_owned(), virtual_hosts: vec![host], ignore_port: true }
@@ -293,6 +294,7 @@ struct ProxyOptions {
     authorization: Authorization,
     limit: Option<RequestLimit>,
     limits: Option<Arc<PortLimits>>,
+    tracing: Option<Arc<Tracing>>,
     idle_timeout: Duration,
     stream_idle_timeout: Duration,
 }
@@ -303,7 +305,7 @@ fn rds() -> RouteSource {
 }
 
 /// One that asks for nothing and limits nothing.
-fn manager(routes: RouteSource) -> HttpManager {
+pub(crate) fn manager(routes: RouteSource) -> HttpManager {
     HttpManager {
         jwt: None,
         stat_prefix: "test".to_owned(),
@@ -313,6 +315,7 @@ fn manager(routes: RouteSource) -> HttpManager {
         stream_idle_timeout: Duration::ZERO,
         limit: None,
         limits: None,
+        tracing: None,
     }
 }
 
@@ -327,6 +330,7 @@ impl Default for ProxyOptions {
             authorization: Authorization::default(),
             limit: None,
             limits: None,
+            tracing: None,
             idle_timeout: Duration::ZERO,
             stream_idle_timeout: Duration::ZERO,
         }
@@ -375,6 +379,7 @@ impl Proxy {
             stream_idle_timeout: options.stream_idle_timeout,
             limit: options.limit,
             limits: options.limits,
+            tracing: options.tracing,
             ..manager(routes)
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -438,7 +443,7 @@ impl Proxy {
 }
 
 /// As the control plane would: the name is asked for first, and answered then.
-async fn put(store: &Store, resource: Resource) {
+pub(crate) async fn put(store: &Store, resource: Resource) {
     let name = resource.name().to_owned();
     let ty = match &resource {
         Resource::Listener(_) => Type::Listener,

@@ -11,6 +11,7 @@ use mesh_common::identity::Identity;
 use serde::{Serialize, Serializer};
 
 use super::{RequestRecord, TcpRecord};
+use crate::trace::TraceId;
 
 /// What a line says, whatever its format.
 #[derive(Debug, Serialize)]
@@ -38,6 +39,8 @@ pub(super) struct Line<'a> {
     user_agent: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shown")]
+    trace_id: Option<&'a TraceId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     authority: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -75,6 +78,7 @@ impl<'a> Line<'a> {
             upstream_service_time: record.upstream_duration.map(milliseconds),
             user_agent: some(record.user_agent),
             request_id: some(record.request_id),
+            trace_id: record.trace.as_ref(),
             authority: some(record.authority),
             upstream_host: record.endpoint.map(|it| it.address),
             upstream_workload: record.endpoint.and_then(|it| it.workload.as_ref()).and_then(|it| some(&it.workload)),
@@ -105,6 +109,7 @@ impl<'a> Line<'a> {
             upstream_service_time: None,
             user_agent: None,
             request_id: None,
+            trace_id: None,
             authority: None,
             upstream_host: record.endpoint.map(|it| it.address),
             upstream_workload: record.endpoint.and_then(|it| it.workload.as_ref()).and_then(|it| some(&it.workload)),
@@ -270,9 +275,9 @@ impl Serialize for Start {
     }
 }
 
-fn shown<S: Serializer>(identity: &Option<&Identity>, serializer: S) -> Result<S::Ok, S::Error> {
-    match identity {
-        Some(identity) => serializer.collect_str(identity),
+fn shown<T: fmt::Display, S: Serializer>(shown: &Option<&T>, serializer: S) -> Result<S::Ok, S::Error> {
+    match shown {
+        Some(shown) => serializer.collect_str(shown),
         None => serializer.serialize_none(),
     }
 }
