@@ -15,7 +15,8 @@ import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PAGE = pathlib.Path(__file__).with_name("page.html")
-PASSED_ON = ("end-user", "cookie")
+PASSED_ON = ("end-user", "cookie", "traceparent", "tracestate", "b3", "x-b3-traceid", "x-b3-spanid",
+             "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags")
 
 
 class Reviews:

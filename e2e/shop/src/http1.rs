@@ -100,10 +100,22 @@ impl Client {
     }
 }
 
-/// The headers that a caller is known by: routes may depend on them further down.
+/// The headers that tell which trace a request belongs to, in W3C's form and in B3's.
+pub const TRACE: [&str; 8] = [
+    "traceparent",
+    "tracestate",
+    "b3",
+    "x-b3-traceid",
+    "x-b3-spanid",
+    "x-b3-parentspanid",
+    "x-b3-sampled",
+    "x-b3-flags",
+];
+
+/// The headers that a caller is known by, on which routes may depend further down, and those of the trace.
 pub fn passed_on(headers: &HeaderMap) -> HeaderMap {
     let mut passed = HeaderMap::new();
-    for name in ["end-user", "cookie"] {
+    for name in ["end-user", "cookie"].into_iter().chain(TRACE) {
         if let Some(value) = headers.get(name) {
             passed.insert(http::HeaderName::from_static(name), value.clone());
         }

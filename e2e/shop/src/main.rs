@@ -2,7 +2,8 @@
 //! `stock` over plain TCP.
 //!
 //! In: requests, and where the next part is. Out: replies that name every part that took part, with its version. Nothing
-//! here knows of a mesh: names are resolved, connections are made, and no header but `end-user` and `cookie` is passed on.
+//! here knows of a mesh: names are resolved, connections are made, and no header is passed on but `end-user`, `cookie` and those
+//! of the trace, as every application has to do whose calls shall be in one trace.
 
 mod http1;
 mod ratings;

@@ -36,7 +36,14 @@ async fn answer(request: Request<Incoming>, version: String, mut ratings: Rating
     let Some(product) = product else {
         return http1::json(StatusCode::NOT_FOUND, &json!({ "error": "there is only /reviews/1", "hops": [hop] }));
     };
-    let rating = match ratings.get(RatingRequest { product }).await {
+    let mut question = tonic::Request::new(RatingRequest { product });
+    for name in http1::TRACE {
+        let value = request.headers().get(name).and_then(|value| value.to_str().ok()?.parse().ok());
+        if let Some(value) = value {
+            question.metadata_mut().insert(name, value);
+        }
+    }
+    let rating = match ratings.get(question).await {
         Ok(reply) => reply.into_inner(),
         Err(status) => {
             let error = format!("ratings answered {:?}: {}", status.code(), status.message());

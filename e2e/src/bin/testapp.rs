@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::{Parser, Subcommand};
-use mesh_e2e::app::{echo, garbage, load, peer, sign};
+use mesh_e2e::app::{collector, echo, garbage, load, peer, sign};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,6 +33,8 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         bytes: usize,
     },
+    /// A backend for spans, which prints them.
+    Collector(collector::Args),
     /// Throws broken bytes at each address, over TCP and UDP.
     Garbage { targets: Vec<SocketAddr> },
     /// A client that prints its report as JSON, at the end or when told to end.
@@ -74,6 +76,9 @@ async fn main() -> anyhow::Result<()> {
         }
         Command::Fixed { listen, bytes } => {
             tokio::select! { done = echo::fixed(listen, bytes) => done, () = told => Ok(()) }
+        }
+        Command::Collector(args) => {
+            tokio::select! { done = collector::run(args) => done, () = told => Ok(()) }
         }
         Command::Garbage { targets } => {
             for target in targets {
