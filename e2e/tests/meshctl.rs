@@ -27,6 +27,7 @@ as_root_and_without!(
     log_levels_change_while_the_mesh_runs,
     a_start_that_failed_leaves_nothing_and_says_once_what_to_do,
     long_answers_of_the_hosts_resolver_arrive_whole,
+    certificates_are_shown_and_missed_renewals_told,
 );
 
 fn out(output: &Output) -> String {
@@ -297,4 +298,56 @@ fn long_answers_of_the_hosts_resolver_arrive_whole(user: User) {
     let mut client = mesh.run_resolving(&resolver, "web", &["/usr/bin/python3", "-c", ask]).unwrap();
     assert!(client.wait(Duration::from_secs(20)).unwrap().success(), "{}", client.tail());
     assert_eq!(client.stdout().trim(), MANY.to_string());
+}
+
+fn certificates_are_shown_and_missed_renewals_told(user: User) {
+    let mut mesh = Mesh::start(user).unwrap();
+    mesh.environment.push(("MESH_CERTIFICATE_TTL", "12".to_owned()));
+    let reviews = mesh.echo("reviews", "v1").unwrap();
+    // What is said, the exit code, and the warnings.
+    let certs = || {
+        let output = mesh.meshctl_output(&["certs", "reviews", "-o", "json"]).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (json["workloads"][0].clone(), output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let until = |what: &dyn Fn(&serde_json::Value) -> bool| {
+        eventually(Duration::from_secs(15), || {
+            let (it, code, warnings) = certs();
+            anyhow::ensure!(what(&it), "{it:#} {code} {warnings}");
+            Ok((it, code, warnings))
+        })
+        .unwrap()
+    };
+    let (first, code_of_good, warnings) = until(&|it| it["status"] == "ok");
+    assert_eq!((code_of_good, warnings.as_str()), (0, ""), "{first:#}");
+    assert_eq!(first["identity"], "spiffe://mesh.local/ns/default/sa/reviews");
+    assert_eq!((&first["service"], &first["version"]), (&"reviews.default.svc.cluster.local".into(), &"v1".into()));
+    assert!(first["issuer"].as_str().unwrap().starts_with("CN=Mesh intermediate of mesh.local"), "{first:#}");
+    // It is the one that the proxy itself says it serves.
+    let (serial, _) = eventually(Duration::from_secs(5), || {
+        let serial = certs().0["serial"].as_str().unwrap().to_owned();
+        let own = mesh.meshctl(&["proxy", "config", "secrets", "reviews-v1", "-o", "wide"])?;
+        anyhow::ensure!(own.contains(&serial), "{serial} is not in {own}");
+        Ok((serial, own))
+    })
+    .unwrap();
+    let (renewed, ..) = until(&|it| it["serial"] != serial.as_str());
+    assert!(renewed["servedSince"].as_str() > first["servedSince"].as_str(), "{first:#} {renewed:#}");
+    let table = mesh.meshctl(&["certs"]).unwrap();
+    let row = table.lines().find(|line| line.starts_with("reviews-v1")).unwrap();
+    assert!(row.contains(" reviews ") && row.contains(" ago ") && row.ends_with(" ok"), "{table}");
+    for authority in ["root", "intermediate", "control plane"] {
+        assert!(table.lines().any(|line| line.starts_with(authority) && line.ends_with(" ok")), "{table}");
+    }
+
+    // A proxy that cannot renew it. Its token is used up, so it also cannot once the certificate has ended.
+    reviews.signal_child("mesh-proxy", Signal::SIGSTOP).unwrap();
+    let (_, code_of_late, warnings) = until(&|it| it["status"] == "late" || it["status"] == "expired");
+    assert!(code_of_late == 1 && warnings.contains("warning: reviews-v1"), "{code_of_late} {warnings}");
+    until(&|it| it["status"] == "expired");
+    reviews.signal_child("mesh-proxy", Signal::SIGCONT).unwrap();
+    let (it, code_of_expired, warnings) = until(&|it| it["failure"].is_string());
+    assert_eq!((&it["status"], code_of_expired), (&"expired".into(), 1));
+    assert!(warnings.contains("its certificate ended") && warnings.contains("token"), "{warnings}");
+    code(mesh.meshctl_output(&["certs", "nowhere"]).unwrap(), 3);
 }

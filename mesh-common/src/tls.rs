@@ -5,6 +5,7 @@
 //! of the bundle; DNS names and IP addresses in certificates are of no consequence.
 
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientConfig, ResolvesClientCert};
@@ -22,6 +23,9 @@ use crate::identity::{Identity, IdentityError, check_trust_domain};
 /// Namespace and service account of the control plane, in every trust domain.
 pub const CONTROL_NAMESPACE: &str = "mesh-system";
 pub const CONTROL_ACCOUNT: &str = "mesh-control";
+
+/// How long before its root certificate ends a mesh's operator is told so.
+pub const ROOT_ENDS_SOON: Duration = Duration::from_secs(180 * 24 * 3600);
 
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {

@@ -6,6 +6,7 @@ pub mod api;
 pub mod args;
 pub mod auth;
 pub mod ca;
+pub mod certificates;
 pub mod compile;
 pub mod housekeeping;
 pub mod jwks;

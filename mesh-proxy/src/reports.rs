@@ -1,13 +1,14 @@
-//! Tells the control plane what was counted. In: counters of [`Telemetry`]. Out: a stream of reports.
+//! Tells the control plane what was counted, and which certificate is served. In: counters of [`Telemetry`], and [`Tls`].
+//! Out: a stream of reports.
 //!
 //! Nothing here is in a request's way. While there is no control plane, or it takes nothing, no report is made and the
 //! counters go on; what they hold by then is in the next one.
 
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use mesh_common::proto::telemetry::reports_client::ReportsClient;
-use mesh_common::proto::telemetry::{Report, Reporter};
+use mesh_common::proto::telemetry::{Certificate, Report, Reporter};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,6 +17,7 @@ use tonic::transport::Channel;
 
 use crate::control::{Backoff, explain_status};
 use crate::telemetry::Telemetry;
+use crate::tls::{Served, Tls};
 
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// For control planes that know nothing of reports.
@@ -40,13 +42,13 @@ pub struct Reports {
 }
 
 impl Reports {
-    pub fn start<D, F>(telemetry: Telemetry, reporter: Reporter, dial: D) -> Self
+    pub fn start<D, F>(telemetry: Telemetry, tls: Tls, reporter: Reporter, dial: D) -> Self
     where
         D: Fn() -> F + Send + Sync + 'static,
         F: Future<Output = Result<Channel, String>> + Send + 'static,
     {
         let (ending, ends) = watch::channel(false);
-        let source = Source { telemetry, reporter, taken: Instant::now() };
+        let source = Source { telemetry, tls, reporter, taken: Instant::now(), served: None };
         Self { ending, task: tokio::spawn(run(source, dial, ends)) }
     }
 
@@ -60,17 +62,40 @@ impl Reports {
 
 struct Source {
     telemetry: Telemetry,
+    tls: Tls,
     reporter: Reporter,
     /// When the counters were last taken.
     taken: Instant,
+    /// What the stream was last told of the certificate.
+    served: Option<Served>,
 }
 
 impl Source {
+    /// The first of a stream. No counters are taken before it is certain that somebody takes them.
+    fn first(&mut self) -> Report {
+        self.served = None;
+        Report { reporter: Some(self.reporter.clone()), certificate: self.certificate(), ..Report::default() }
+    }
+
     fn report(&mut self) -> Report {
         let now = Instant::now();
         let covers = now - std::mem::replace(&mut self.taken, now);
         let covers_ms = u64::try_from(covers.as_millis()).unwrap_or(u64::MAX);
-        Report { reporter: None, covers_ms, series: self.telemetry.take_report() }
+        let certificate = self.certificate();
+        Report { reporter: None, covers_ms, series: self.telemetry.take_report(), certificate }
+    }
+
+    /// What is served, if the stream was not told that yet.
+    fn certificate(&mut self) -> Option<Certificate> {
+        let served = self.tls.served().filter(|served| self.served.as_ref() != Some(served))?;
+        let since = served.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let certificate = Certificate {
+            leaf: served.leaf.to_vec(),
+            since_unix_ms: i64::try_from(since).unwrap_or(i64::MAX),
+            failure: served.failure.clone().unwrap_or_default(),
+        };
+        self.served = Some(served);
+        Some(certificate)
     }
 }
 
@@ -117,8 +142,7 @@ where
     let (reports, receiver) = mpsc::channel(1);
     let opening = async {
         let channel = dial().await.map_err(|reason| broken(&reason, false))?;
-        // Counters are taken when it is certain that somebody takes them.
-        let _ = reports.try_send(Report { reporter: Some(source.reporter.clone()), ..Report::default() });
+        let _ = reports.try_send(source.first());
         let call = ReportsClient::new(channel).stream(ReceiverStream::new(receiver)).await;
         call.map(tonic::Response::into_inner).map_err(|status| match status.code() {
             Code::Unimplemented => End::Unwanted,

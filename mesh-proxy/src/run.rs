@@ -131,7 +131,7 @@ impl Proxy {
             version: bootstrap.version.clone(),
             ..Reporter::default()
         };
-        let reports = Reports::start(telemetry.clone(), reporter, dialer(&bootstrap, &tls));
+        let reports = Reports::start(telemetry.clone(), tls.clone(), reporter, dialer(&bootstrap, &tls));
 
         let store = Store::new(Instant::now());
         follow_control_plane(&bootstrap, &identity.namespace, &tls, &store, &telemetry);

@@ -160,6 +160,11 @@ fn proxies(namespace: &Namespace) -> anyhow::Result<()> {
     ensure!(routes.contains("reviews"), "{routes}");
     let secrets = meshctl(namespace, &["proxy", "config", "secrets", web])?;
     ensure!(secrets.contains(&format!("ns/{}/sa/web", namespace.name)), "{secrets}");
+    // A proxy may report to another replica than the one that configures it.
+    let certs: Value = serde_json::from_str(&meshctl(namespace, &["certs", "-o", "json"])?)?;
+    let workloads: Vec<&Value> = certs["workloads"].as_array().into_iter().flatten().collect();
+    let good = workloads.iter().filter(|it| it["status"] == "ok" && it["serial"].is_string()).count();
+    ensure!((workloads.len(), good) == (3, 3), "{certs:#}");
     meshctl(namespace, &["proxy", "log-level", web, "debug"])?;
     meshctl(namespace, &["log-level", "info"])?;
     let services = meshctl(namespace, &["get", "services"])?;

@@ -27,6 +27,7 @@ pub struct State {
     pub services: Vec<ServiceView>,
     pub proxies: Vec<Proxy>,
     pub traffic: ListTrafficResponse,
+    pub certificates: ListCertificatesResponse,
     /// The answers of `Wait`, and of `Watch`.
     pub progress: Vec<WaitProgress>,
     pub events: Vec<WatchEvent>,
@@ -216,6 +217,13 @@ impl Mesh for Fake {
 
     async fn list_traffic(&self, _: Request<ListTrafficRequest>) -> Result<Response<ListTrafficResponse>, Status> {
         Ok(Response::new(self.0.lock().unwrap().traffic.clone()))
+    }
+
+    async fn list_certificates(
+        &self,
+        _: Request<ListCertificatesRequest>,
+    ) -> Result<Response<ListCertificatesResponse>, Status> {
+        Ok(Response::new(self.0.lock().unwrap().certificates.clone()))
     }
 
     async fn set_log_filter(&self, _: Request<SetLogFilterRequest>) -> Result<Response<SetLogFilterResponse>, Status> {

@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod authz;
+pub mod certs;
 pub mod check;
 pub mod completion;
 pub mod delete;
@@ -94,6 +95,7 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<(), Failure
         Command::Authz(args) => authz::run(context, args).await,
         Command::Top(args) => top::run(context, &args).await,
         Command::Topology(args) => topology::run(context, &args).await,
+        Command::Certs(args) => certs::run(context, &args).await,
         Command::Proxy(args) => proxy::run(context, args).await,
         Command::LogLevel(args) => log_level::run(context, args).await,
         Command::Inject(args) => inject::run(context, args).await,

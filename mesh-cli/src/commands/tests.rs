@@ -1,7 +1,9 @@
 //! Whole commands, from the words of the command line to what is printed and stored.
 
 use clap::Parser;
-use mesh_common::proto::control::{Proxy, ServiceView, WaitProgress, WorkloadView};
+use mesh_common::proto::control::{
+    Certificate, Proxy, ServiceView, WaitProgress, WorkloadCertificate, WorkloadView,
+};
 use mesh_common::resource::{Kind, Object};
 
 use super::fake::{self, Running};
@@ -256,4 +258,32 @@ async fn without_a_control_plane_the_own_version_is_still_said() {
         (failure.exit, captured.text()),
         (Exit::Unreachable, format!("meshctl        {}\n", env!("CARGO_PKG_VERSION")))
     );
+}
+
+#[tokio::test]
+async fn a_certificate_that_runs_out_ends_in_an_exit_code_of_its_own() {
+    let running = shop();
+    let identity = "spiffe://mesh.local/ns/default/sa/reviews";
+    let now = jiff::Timestamp::now().as_second();
+    let of = |id: &str, end: i64| WorkloadCertificate {
+        id: id.into(),
+        identity: identity.into(),
+        service: "reviews.default.svc.cluster.local".into(),
+        since_unix_ms: (now - 100) * 1000,
+        certificate: Some(Certificate { not_after_unix: now + end, subject: identity.into(), ..Default::default() }),
+        ..WorkloadCertificate::default()
+    };
+    let proxy = |id: &str, identity: &str| Proxy { id: id.into(), identity: identity.into(), ..Proxy::default() };
+    running.state().proxies = vec![proxy("reviews-1.default", identity), proxy("web-1.default", "")];
+    running.state().certificates.workloads = vec![of("reviews-1.default", 3600)];
+    let text = meshctl(&running, "certs").await.unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[1].starts_with("reviews-1.default") && lines[1].ends_with("ok"), "{text}");
+    assert!(lines[2].starts_with("web-1.default") && lines[2].ends_with("unknown"), "{text}");
+    assert_eq!(meshctl(&running, "certs reviews -o name").await.unwrap(), "reviews-1.default\n");
+    assert_eq!(meshctl(&running, "certs -n other -o json").await.unwrap().matches("reviews").count(), 0);
+    assert_eq!(meshctl(&running, "certs nowhere").await.unwrap_err().exit, Exit::NotFound);
+    running.state().certificates.workloads.push(of("reviews-2.default", 20));
+    assert_eq!(meshctl(&running, "certs").await.unwrap_err().exit, Exit::Failed);
+    assert_eq!(meshctl(&running, "certs reviews-1").await.unwrap().lines().count(), 4);
 }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use mesh_common::proto::control::{Finding, GetStatusResponse, ListTrafficResponse, ServiceView, WaitProgress};
+use mesh_common::proto::control::{
+    Finding, GetStatusResponse, ListCertificatesResponse, ListTrafficResponse, ServiceView, WaitProgress,
+};
 
 /// Every replica sees all services; each knows only of its own proxies whether they are connected.
 pub fn services(mut answers: Vec<Vec<ServiceView>>) -> Vec<ServiceView> {
@@ -53,6 +55,21 @@ pub fn traffic(answers: Vec<ListTrafficResponse>) -> ListTrafficResponse {
     merged
 }
 
+/// Each proxy reports to one of them. The root is the same for all, and told once.
+pub fn certificates(answers: Vec<ListCertificatesResponse>) -> ListCertificatesResponse {
+    let mut merged = ListCertificatesResponse::default();
+    for answer in answers {
+        merged.workloads.extend(answer.workloads);
+        for authority in answer.authorities {
+            if !merged.authorities.contains(&authority) {
+                merged.authorities.push(authority);
+            }
+        }
+    }
+    merged.authorities.sort_by_key(|authority| authority.role);
+    merged
+}
+
 /// Findings that all of them have are told once, those of one alone with its name.
 pub fn status(answers: Vec<(String, GetStatusResponse)>) -> GetStatusResponse {
     let all = answers.len();
@@ -79,7 +96,7 @@ pub fn status(answers: Vec<(String, GetStatusResponse)>) -> GetStatusResponse {
 
 #[cfg(test)]
 mod tests {
-    use mesh_common::proto::control::{Traffic, WorkloadView};
+    use mesh_common::proto::control::{AuthorityCertificate, Certificate, Traffic, WorkloadCertificate, WorkloadView};
 
     use super::*;
 
@@ -120,6 +137,23 @@ mod tests {
         let merged = traffic(vec![of("c"), of("b")]);
         assert_eq!((merged.traffic.len(), merged.proxies), (2, 4));
         assert_eq!(merged.reporting, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn what_replicas_have_in_common_is_told_once() {
+        let of = |id: &str, role: i32, serial: &str| ListCertificatesResponse {
+            workloads: vec![WorkloadCertificate { id: id.into(), ..Default::default() }],
+            authorities: [(1, "root"), (role, serial)]
+                .map(|(role, serial)| {
+                    let certificate = Some(Certificate { serial: serial.into(), ..Default::default() });
+                    AuthorityCertificate { role, certificate }
+                })
+                .into(),
+        };
+        let merged = certificates(vec![of("a", 3, "x"), of("b", 2, "y")]);
+        assert_eq!(merged.workloads.len(), 2);
+        let serials: Vec<_> = merged.authorities.iter().map(|it| it.certificate.clone().unwrap().serial).collect();
+        assert_eq!(serials, ["root", "y", "x"]);
     }
 
     #[test]

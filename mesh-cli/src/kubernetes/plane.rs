@@ -216,6 +216,15 @@ impl Mesh for Plane {
         Ok(Response::new(merge::traffic(answers)))
     }
 
+    async fn list_certificates(
+        &self,
+        _: Request<ListCertificatesRequest>,
+    ) -> Result<Response<ListCertificatesResponse>, Status> {
+        let ask = |it: Replica| async move { it.mesh().list_certificates(ListCertificatesRequest {}).await };
+        let answers = self.replicas.each(ask).await?.into_iter().map(Response::into_inner).collect();
+        Ok(Response::new(merge::certificates(answers)))
+    }
+
     async fn set_log_filter(
         &self,
         request: Request<SetLogFilterRequest>,

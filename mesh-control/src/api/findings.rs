@@ -1,14 +1,11 @@
 //! What is not as it should be, with what to do about it: the answers behind `meshctl check`.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use mesh_common::proto::control::{Finding, Proxy, finding::Level};
+use mesh_common::tls::ROOT_ENDS_SOON;
 
 use crate::model::{Model, Service};
 use crate::objects::Objects;
-
-const ROOT_WARNING: Duration = Duration::from_secs(180 * 24 * 3600);
 
 /// Errors first. A subject that was looked at and has nothing wrong says so.
 pub(super) fn findings(
@@ -31,7 +28,7 @@ fn finding(level: Level, subject: impl Into<String>, message: impl Into<String>,
 }
 
 fn root(end: Timestamp, now: Timestamp) -> Finding {
-    if now + ROOT_WARNING < end {
+    if now + ROOT_ENDS_SOON < end {
         return finding(Level::Ok, "root certificate", format!("valid until {end}"), "");
     }
     let remedy = "plan a new mesh: start mesh-control with an empty data folder and join the workloads to it";

@@ -26,7 +26,8 @@ use mesh_common::telemetry::LogFilter;
 use tokio::sync::watch::Receiver;
 use tonic::{Request, Response, Status};
 
-use crate::ca::{Ca, control_identity};
+use crate::ca::{Ca, ServerTls, control_identity};
+use crate::certificates;
 use crate::model::Settings;
 use crate::objects::Objects;
 use crate::reports::Reports;
@@ -48,6 +49,7 @@ pub struct MeshService {
     /// `None` where objects are written elsewhere, and are only read here.
     pub store: Option<Store>,
     pub ca: Arc<Ca>,
+    pub tls: Arc<ServerTls>,
     pub xds: Xds,
     pub snapshots: Receiver<Arc<Snapshot>>,
     pub reports: Reports,
@@ -216,6 +218,16 @@ impl Mesh for MeshService {
         // Of a large mesh, this is long work.
         let traffic = tokio::task::spawn_blocking(move || reports.traffic(window, now)).await;
         traffic.map(Response::new).map_err(|_| Status::unavailable("mesh-control is stopping"))
+    }
+
+    async fn list_certificates(
+        &self,
+        _request: Request<ListCertificatesRequest>,
+    ) -> Result<Response<ListCertificatesResponse>, Status> {
+        let mut workloads = self.reports.certificates();
+        workloads.extend(self.xds.certificates());
+        let authorities = certificates::authorities(&self.ca, &self.tls);
+        Ok(Response::new(ListCertificatesResponse { workloads, authorities }))
     }
 
     async fn set_log_filter(

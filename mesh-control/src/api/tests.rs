@@ -25,10 +25,12 @@ fn open(dir: &std::path::Path) -> MeshService {
     let xds = Xds::new(snapshots.clone(), ca.clone(), Authenticator::Tokens(store.tokens()));
     let objects = store.watch();
     let store = Some(store);
+    let tls = Arc::new(ServerTls::new(ca.clone(), &[], Timestamp::now()).unwrap());
     MeshService {
         objects,
         store,
         ca,
+        tls,
         xds,
         snapshots,
         reports: Reports::new(Instant::now()),

@@ -230,6 +230,11 @@ impl Ca {
         vec![self.root.certificate.to_vec()]
     }
 
+    /// What signs workloads' certificates at the moment, DER.
+    pub fn intermediate_der(&self) -> Vec<u8> {
+        self.intermediate.load().certificate.to_vec()
+    }
+
     pub fn roots_pem(&self) -> String {
         self.root.certificate_pem()
     }

@@ -78,6 +78,11 @@ impl ServerTls {
         Ok(true)
     }
 
+    /// What clients are shown, DER.
+    pub fn certificate_der(&self) -> Option<Vec<u8>> {
+        Some(self.certificate.load()?.cert.first()?.to_vec())
+    }
+
     pub fn not_after(&self) -> Timestamp {
         *self.not_after.lock().unwrap_or_else(PoisonError::into_inner)
     }

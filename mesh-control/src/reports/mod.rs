@@ -1,7 +1,7 @@
-//! What flows in the mesh, as the proxies report it.
+//! What flows in the mesh, and which certificates are served there, as the proxies report it.
 //!
-//! In: streams of reports, each from one proxy about itself. Out: the last minute of it, for whoever asks. Nothing is stored,
-//! and no configuration depends on it.
+//! In: streams of reports, each from one proxy about itself. Out: the last minute of it, and the newest certificate, for
+//! whoever asks. Nothing is stored, and no configuration depends on it.
 
 mod service;
 #[cfg(test)]
@@ -11,7 +11,7 @@ mod window;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mesh_common::proto::control::ListTrafficResponse;
+use mesh_common::proto::control::{ListTrafficResponse, WorkloadCertificate};
 
 pub use service::ReportsService;
 use window::Window;
@@ -28,6 +28,11 @@ impl Reports {
     /// What has been reported in the last `window`, at most a minute.
     pub fn traffic(&self, window: Duration, now: Instant) -> ListTrafficResponse {
         self.window().traffic(window, now)
+    }
+
+    /// What the proxies that report here serve.
+    pub fn certificates(&self) -> Vec<WorkloadCertificate> {
+        self.window().certificates()
     }
 
     fn window(&self) -> MutexGuard<'_, Window> {

@@ -10,8 +10,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Reports;
-use super::window::{Refused, StreamId};
+use super::window::{Refused, Served, StreamId, shortened};
 use crate::auth::{Authenticator, Proof};
+use crate::certificates;
 
 /// The first message must be there by then.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
@@ -53,7 +54,7 @@ async fn serve(reports: Reports, identity: Identity, mut requests: Streaming<Rep
             return;
         }
     };
-    if let Err(refused) = follow(&reports, &stream, &mut requests, &instructions).await {
+    if let Err(refused) = follow(&reports, &identity, &stream, &mut requests, &instructions).await {
         let _ = instructions.send(Err(status(&refused))).await;
     }
     reports.window().close(&stream);
@@ -66,15 +67,24 @@ async fn open(reports: &Reports, identity: &Identity, requests: &mut Streaming<R
     let reporter = first.reporter.take();
     let reporter = reporter.ok_or_else(|| Status::invalid_argument("the first report must say whose it is"))?;
     let now = Instant::now();
+    let served = served(identity, &mut first).map_err(|refused| status(&refused))?;
     let mut window = reports.window();
     let stream = window.open(identity, &reporter, now).map_err(|refused| status(&refused))?;
-    window.add(&stream, first, now).map_err(|refused| status(&refused))?;
+    window.add(&stream, first, served, now).map_err(|refused| status(&refused))?;
     Ok(stream)
+}
+
+/// What a report says of the certificate, which must be the reporter's.
+fn served(identity: &Identity, report: &mut Report) -> Result<Option<Served>, Refused> {
+    let Some(told) = report.certificate.take() else { return Ok(None) };
+    let found = certificates::facts(&told.leaf).filter(|found| certificates::is_of(found, &identity.to_string()));
+    let certificate = found.ok_or(Refused::Certificate)?;
+    Ok(Some(Served { certificate, since_unix_ms: told.since_unix_ms, failure: shortened(told.failure) }))
 }
 
 fn status(refused: &Refused) -> Status {
     match refused {
-        Refused::LongName => Status::invalid_argument(refused.to_string()),
+        Refused::LongName | Refused::Certificate => Status::invalid_argument(refused.to_string()),
         Refused::TooMany => Status::resource_exhausted(refused.to_string()),
         Refused::Replaced => Status::aborted(refused.to_string()),
     }
@@ -83,6 +93,7 @@ fn status(refused: &Refused) -> Status {
 /// Until the stream ends.
 async fn follow(
     reports: &Reports,
+    identity: &Identity,
     stream: &StreamId,
     requests: &mut Streaming<Report>,
     instructions: &Instructions,
@@ -98,7 +109,10 @@ async fn follow(
             }
         }
         match requests.message().await {
-            Ok(Some(report)) => reports.window().add(stream, report, Instant::now())?,
+            Ok(Some(mut report)) => {
+                let served = served(identity, &mut report)?;
+                reports.window().add(stream, report, served, Instant::now())?;
+            }
             Ok(None) | Err(_) => return Ok(()),
         }
     }

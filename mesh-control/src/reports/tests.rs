@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use mesh_common::identity::Identity;
 use mesh_common::proto::telemetry::reports_client::ReportsClient;
-use mesh_common::proto::telemetry::{Counts, Instruction, Labels, Report, Reporter, Series};
+use mesh_common::proto::telemetry::{Certificate, Counts, Instruction, Labels, Report, Reporter, Series};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
@@ -94,7 +94,7 @@ fn requests(count: u64) -> Report {
     Report {
         covers_ms: 1000,
         series: vec![Series { labels: Some(Labels::default()), counts: Some(counts) }],
-        reporter: None,
+        ..Report::default()
     }
 }
 
@@ -137,4 +137,46 @@ async fn of_two_streams_of_a_workload_the_later_one_counts() {
     let answer = bench.until(|it| !it.traffic.is_empty()).await;
     assert_eq!(answer.traffic[0].series.clone().unwrap().counts.unwrap().requests, [2]);
     assert_eq!(answer.proxies, 1);
+}
+
+#[tokio::test]
+async fn a_proxy_tells_of_its_own_certificate_and_of_no_other() {
+    let bench = Bench::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let ca = crate::ca::Ca::open(&dir.path().join("ca"), "mesh.local", Timestamp::now()).unwrap();
+    let leaf = |account: &str| {
+        let identity = Identity::new("mesh.local", "shop", account).unwrap();
+        let issued = ca.issue_with_key(&identity, Duration::from_secs(60), Timestamp::now()).unwrap();
+        x509_parser::pem::parse_x509_pem(issued.chain_pem.as_bytes()).unwrap().1.contents
+    };
+    let says = |leaf: Vec<u8>, since_unix_ms: i64, failure: &str| {
+        Some(Certificate { leaf, since_unix_ms, failure: failure.to_owned() })
+    };
+    let (first, second) = (leaf("web"), leaf("web"));
+    let begin = Report { certificate: says(first, 7, ""), ..reporter("web") };
+    let (reports, mut instructions) = bench.stream(Some("web"), begin).await.unwrap();
+    soon(instructions.message()).await.unwrap();
+    let told = bench.reports.certificates();
+    assert_eq!((told.len(), told[0].id.as_str(), told[0].since_unix_ms), (1, "web-1.shop", 7));
+    assert_eq!((told[0].service.as_str(), told[0].failure.as_str()), ("web.shop.svc.cluster.local", ""));
+    let serial = told[0].certificate.clone().unwrap().serial;
+
+    // Another one, and then one report that says nothing of it.
+    reports.send(Report { certificate: says(second, 8, &"x".repeat(5000)), ..Report::default() }).unwrap();
+    reports.send(requests(1)).unwrap();
+    bench.until(|it| !it.traffic.is_empty()).await;
+    let told = bench.reports.certificates();
+    assert_ne!(told[0].certificate.clone().unwrap().serial, serial);
+    assert_eq!((told[0].since_unix_ms, told[0].failure.len()), (8, 1024));
+
+    for wrong in [leaf("vault"), b"no certificate".to_vec()] {
+        reports.send(Report { certificate: says(wrong, 9, ""), ..Report::default() }).ok();
+        let begin = Report { certificate: says(leaf("vault"), 9, ""), ..reporter("web") };
+        let (_other, mut refusal) = bench.stream(Some("web"), begin).await.unwrap();
+        assert_eq!(soon(refusal.message()).await.unwrap_err().code(), Code::InvalidArgument);
+    }
+    assert_eq!(soon(instructions.message()).await.unwrap_err().code(), Code::InvalidArgument);
+    // Who is gone serves nothing.
+    bench.until(|it| it.proxies == 0).await;
+    assert_eq!(bench.reports.certificates(), []);
 }

@@ -1,4 +1,4 @@
-//! The last minute, by proxy and series. A state machine: no I/O, and the time is an argument.
+//! The last minute, by proxy and series, and what each proxy serves. A state machine: no I/O, and the time is an argument.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use mesh_common::identity::Identity;
 use mesh_common::metrics::DURATION_BUCKETS;
 use mesh_common::names::fqdn;
-use mesh_common::proto::control::{ListTrafficResponse, Traffic};
+use mesh_common::proto::control::{Certificate, ListTrafficResponse, Traffic, WorkloadCertificate};
 use mesh_common::proto::telemetry::{Counts, Labels, Protocol, Report, Reporter, Series};
 use mesh_common::reports::{MAX_SERIES, beyond};
 
@@ -47,6 +47,8 @@ pub(super) enum Refused {
     LongName,
     #[error("there are {MAX_REPORTERS} proxies that report already; try again later")]
     TooMany,
+    #[error("the certificate that it says it serves cannot be read, or is that of another identity")]
+    Certificate,
     #[error("another stream reports for this workload now")]
     Replaced,
 }
@@ -60,8 +62,23 @@ pub(super) struct Window {
     swept: u64,
 }
 
+/// What a proxy says of its certificate.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Served {
+    pub certificate: Certificate,
+    pub since_unix_ms: i64,
+    pub failure: String,
+}
+
+/// Some words of somebody else, as far as they are kept.
+pub(super) fn shortened(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_TEXT));
+    text
+}
+
 struct Proxy {
     who: Who,
+    served: Option<Served>,
     series: HashMap<Labels, VecDeque<(u64, Sums)>>,
     /// How much time its reports of a slot are about.
     covered: VecDeque<(u64, Duration)>,
@@ -142,8 +159,14 @@ impl Window {
         let who = Who { identity: key.identity.clone(), service, version: who.version.clone() };
         self.streams += 1;
         let stream = StreamId { key, number: self.streams };
-        let new =
-            || Proxy { who: who.clone(), series: HashMap::new(), covered: VecDeque::new(), heard: now, stream: None };
+        let new = || Proxy {
+            who: who.clone(),
+            served: None,
+            series: HashMap::new(),
+            covered: VecDeque::new(),
+            heard: now,
+            stream: None,
+        };
         let proxy = self.reporters.entry(stream.key.clone()).or_insert_with(new);
         if proxy.who != who {
             self.series -= proxy.series.len();
@@ -153,13 +176,23 @@ impl Window {
         Ok(stream)
     }
 
-    pub(super) fn add(&mut self, stream: &StreamId, report: Report, now: Instant) -> Result<(), Refused> {
+    /// `served` is what the report says of the certificate, if it says anything.
+    pub(super) fn add(
+        &mut self,
+        stream: &StreamId,
+        report: Report,
+        served: Option<Served>,
+        now: Instant,
+    ) -> Result<(), Refused> {
         let slot = self.slot(now);
         self.sweep(slot);
         let mut room = MAX_SERIES_OF_ALL.saturating_sub(self.series);
         let proxy = self.reporters.get_mut(&stream.key).filter(|proxy| proxy.stream == Some(stream.number));
         let proxy = proxy.ok_or(Refused::Replaced)?;
         proxy.heard = now;
+        if served.is_some() {
+            proxy.served = served;
+        }
         let covers = Duration::from_millis(report.covers_ms);
         // Most of what it tells may be from before the window, if this control plane was away for so long.
         if covers > LONGEST {
@@ -239,6 +272,14 @@ impl Window {
         ListTrafficResponse { traffic: traffic.collect(), reporting, proxies }
     }
 
+    /// Of proxies whose streams are open, in the order of their names.
+    pub(super) fn certificates(&self) -> Vec<WorkloadCertificate> {
+        let open = self.reporters.iter().filter(|(_, proxy)| proxy.stream.is_some());
+        let mut all: Vec<_> = open.filter_map(|(key, proxy)| certificate(key, proxy)).collect();
+        all.sort_unstable_by(|a, b| (&a.id, &a.identity).cmp(&(&b.id, &b.identity)));
+        all
+    }
+
     fn slot(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.began).as_secs() / SLOT.as_secs()
     }
@@ -270,6 +311,20 @@ impl Proxy {
         let between_reports = self.stream.is_some() && silent < SILENT;
         if told.is_zero() || between_reports { told } else { told + silent }
     }
+}
+
+fn certificate(key: &Key, proxy: &Proxy) -> Option<WorkloadCertificate> {
+    let served = proxy.served.clone()?;
+    let identity: Identity = key.identity.parse().ok()?;
+    Some(WorkloadCertificate {
+        id: format!("{}.{}", key.workload, identity.namespace),
+        identity: key.identity.clone(),
+        service: proxy.who.service.clone(),
+        version: proxy.who.version.clone(),
+        certificate: Some(served.certificate),
+        since_unix_ms: served.since_unix_ms,
+        failure: served.failure,
+    })
 }
 
 fn shown(who: &Who, (labels, (sums, rate)): (&Labels, (Sums, f64))) -> Traffic {

@@ -115,6 +115,7 @@ async fn serve(
         objects: source.objects.clone(),
         store: None,
         ca: ca.clone(),
+        tls: tls.clone(),
         xds: xds.clone(),
         snapshots: snapshots.clone(),
         reports,

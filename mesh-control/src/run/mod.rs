@@ -101,6 +101,7 @@ async fn standalone(args: Args, log: LogFilter) -> anyhow::Result<()> {
         objects: store.watch(),
         store: Some(store.clone()),
         ca: ca.clone(),
+        tls: tls.clone(),
         xds: xds.clone(),
         snapshots: snapshots.clone(),
         reports: reports.clone(),

@@ -32,7 +32,7 @@ use envoy_types::pb::envoy::service::status::v3::client_status_discovery_service
 };
 use envoy_types::pb::envoy::service::status::v3::{ClientStatusRequest, ClientStatusResponse};
 use futures_util::{Stream, StreamExt};
-use mesh_common::proto::control::{Proxy, WaitProgress};
+use mesh_common::proto::control::{Proxy, WaitProgress, WorkloadCertificate};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -94,6 +94,11 @@ impl Xds {
     /// Open streams, ordered by node id.
     pub fn proxies(&self) -> Vec<Proxy> {
         self.shared.registry.proxies(Instant::now())
+    }
+
+    /// Certificates of clients that get them from here, ordered by node id.
+    pub fn certificates(&self) -> Vec<WorkloadCertificate> {
+        self.shared.registry.certificates()
     }
 
     /// Tells in metrics how far the clients are, and how long the authority's certificates last, as long as it is polled.

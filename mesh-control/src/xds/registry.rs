@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use mesh_common::proto::control::{Proxy, ProxyType, WaitProgress};
+use mesh_common::names;
+use mesh_common::proto::control::{Proxy, ProxyType, WaitProgress, WorkloadCertificate};
 use tokio::sync::watch;
 
 use super::node::Client;
+use super::secrets::chain;
 use super::session::Session;
 use super::track::Track;
-use super::view::Protocol;
+use super::types::Type;
+use super::view::{Protocol, Status};
 use crate::auth::Caller;
+use crate::certificates;
 use crate::snapshot::Snapshot;
 
 /// An open stream whose client has said who it is.
@@ -49,6 +53,33 @@ impl Connection {
             namespace: self.client.scope.namespace.clone(),
             address: self.caller.address.clone(),
         }
+    }
+
+    /// What it got from here, if it has asked for it.
+    fn certificate(&self) -> Option<WorkloadCertificate> {
+        let (pem, failure) = {
+            let session = self.session();
+            let track = session.track(Type::Secret);
+            let (encoded, status) = track.resources().remove(names::SECRET_IDENTITY)?;
+            let failure = match (status, track.nack()) {
+                (Status::Synced, _) => String::new(),
+                (Status::Error, Some(nack)) => format!("the proxy refused it: {}", nack.message),
+                _ => "the proxy has not acknowledged it yet".to_owned(),
+            };
+            (chain(&encoded.any)?, failure)
+        };
+        Some(WorkloadCertificate {
+            id: self.client.node.id.clone(),
+            identity: self.caller.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
+            service: match self.client.scope.service.as_str() {
+                "" => String::new(),
+                service => names::fqdn(service, &self.client.scope.namespace),
+            },
+            version: self.client.scope.version.clone(),
+            certificate: Some(certificates::facts_of_pem(&pem)?),
+            since_unix_ms: 0,
+            failure,
+        })
     }
 }
 
@@ -142,6 +173,12 @@ impl Registry {
         let mut proxies: Vec<_> = self.connections().iter().map(|connection| connection.proxy(now)).collect();
         proxies.sort_by(|a, b| (&a.id, a.connected_unix_ms).cmp(&(&b.id, b.connected_unix_ms)));
         proxies
+    }
+
+    pub fn certificates(&self) -> Vec<WorkloadCertificate> {
+        let mut all: Vec<_> = self.connections().iter().filter_map(|connection| connection.certificate()).collect();
+        all.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        all
     }
 
     /// How far the open streams are with a revision. `over`: whatever happens next, the outcome is known.

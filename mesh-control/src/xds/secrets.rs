@@ -121,6 +121,17 @@ pub fn redacted(any: &Any) -> Any {
     pack_any(shown)
 }
 
+/// The certificates in a secret, PEM, the leaf first; `None` if it has none.
+pub fn chain(any: &Any) -> Option<String> {
+    match Secret::decode(any.value.as_slice()).ok()?.r#type? {
+        secret::Type::TlsCertificate(certificate) => match certificate.certificate_chain?.specifier? {
+            Specifier::InlineString(pem) => Some(pem),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -107,11 +107,13 @@ impl Authority {
             while let Err(error) = self.again(tls).await {
                 let left = remaining(tls.expires().unwrap_or(0), SystemTime::now());
                 let seconds_left = left.as_secs();
+                let error = explain(&error);
                 if left.is_zero() {
-                    tracing::error!(error = explain(&error), "the certificate has expired and could not be renewed");
+                    tracing::error!(error, "the certificate has expired and could not be renewed");
                 } else {
-                    tracing::warn!(error = explain(&error), seconds_left, "the certificate could not be renewed yet");
+                    tracing::warn!(error, seconds_left, "the certificate could not be renewed yet");
                 }
+                tls.not_renewed(error);
                 tokio::time::sleep(backoff.next(fastrand::f64())).await;
             }
         }

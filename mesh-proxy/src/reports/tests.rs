@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::*;
 use crate::listen::{Direction, Downstream, Security};
 use crate::telemetry::{Protocol, RequestRecord, TelemetryOptions};
+use crate::tls::tests::Authority;
 
 struct Peer {
     reports: Streaming<Report>,
@@ -58,6 +59,7 @@ impl Service for Fake {
 
 struct Bench {
     telemetry: Telemetry,
+    tls: Tls,
     reports: Reports,
     streams: mpsc::UnboundedReceiver<Peer>,
 }
@@ -83,8 +85,9 @@ impl Bench {
         };
         let telemetry = Telemetry::new(TelemetryOptions::default()).unwrap();
         let reporter = Reporter { workload: "web-1".into(), service: "web".into(), ..Reporter::default() };
-        let reports = Reports::start(telemetry.clone(), reporter, dial);
-        Self { telemetry, reports, streams }
+        let tls = Tls::default();
+        let reports = Reports::start(telemetry.clone(), tls.clone(), reporter, dial);
+        Self { telemetry, tls, reports, streams }
     }
 
     async fn stream(&mut self) -> Peer {
@@ -185,4 +188,40 @@ async fn a_proxy_ends_without_a_control_plane() {
     let began = Instant::now();
     bench.reports.end().await;
     assert!(began.elapsed() < FAREWELL + Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn the_certificate_is_told_first_and_whenever_it_is_another() {
+    let mut bench = Bench::start(0).await;
+    let authority = Authority::new();
+    bench.tls.rotate(authority.svid("web"));
+    let mut peer = bench.stream().await;
+    let first = peer.report().await;
+    // The stream may have begun before there was one.
+    peer.ask_each(100);
+    let mut next = first.certificate;
+    while next.is_none() {
+        next = peer.report().await.certificate;
+    }
+    let told = next.unwrap();
+    assert_eq!((told.leaf, told.failure.as_str()), (bench.tls.chain().unwrap()[0].to_vec(), ""));
+    let now = i64::try_from(std::time::SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap();
+    assert!((now - 60_000..=now).contains(&told.since_unix_ms), "{}", told.since_unix_ms);
+    assert_eq!(peer.report().await.certificate, None);
+
+    bench.tls.not_renewed("the control plane is away".to_owned());
+    let mut until = async |failure: &str| loop {
+        if let Some(told) = peer.report().await.certificate {
+            assert_eq!(told.failure, failure);
+            return told;
+        }
+    };
+    until("the control plane is away").await;
+    bench.tls.rotate(authority.svid("web"));
+    let leaf = bench.tls.chain().unwrap()[0].to_vec();
+    assert_eq!(until("").await.leaf, leaf);
+    // Another control plane knows nothing yet.
+    drop(peer);
+    let mut peer = bench.stream().await;
+    assert_eq!(peer.report().await.certificate.unwrap().leaf, leaf);
 }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use mesh_common::identity::Identity;
 use mesh_common::tls::{
@@ -67,6 +67,17 @@ struct Current {
     identity: Arc<Identity>,
     not_after: i64,
     bundle: SharedBundle,
+    since: SystemTime,
+    /// Why there is no newer one, since the last attempt to get it.
+    failure: Option<String>,
+}
+
+/// The certificate that peers are shown, and what became of its renewal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    pub leaf: CertificateDer<'static>,
+    pub since: SystemTime,
+    pub failure: Option<String>,
 }
 
 impl Tls {
@@ -90,7 +101,15 @@ impl Tls {
             }
             None => SharedBundle::new(svid.bundle),
         };
-        state.current = Some(Current { identity: Arc::new(svid.identity), not_after: svid.not_after, bundle });
+        let (identity, not_after) = (Arc::new(svid.identity), svid.not_after);
+        state.current = Some(Current { identity, not_after, bundle, since: SystemTime::now(), failure: None });
+    }
+
+    /// The certificate could not be renewed, for this reason.
+    pub fn not_renewed(&self, reason: String) {
+        if let Some(current) = &mut self.state().current {
+            current.failure = Some(reason);
+        }
     }
 
     /// For a chain that terminates mutual TLS.
@@ -166,6 +185,14 @@ impl Tls {
     /// What is shown in handshakes, the leaf first.
     pub fn chain(&self) -> Option<Vec<CertificateDer<'static>>> {
         self.shared.certificate.load().map(|it| it.cert.clone())
+    }
+
+    /// What the control plane is told of the certificate; `None` before there is one.
+    pub fn served(&self) -> Option<Served> {
+        let state = self.state();
+        let current = state.current.as_ref()?;
+        let leaf = self.shared.certificate.load()?.cert.first()?.clone();
+        Some(Served { leaf, since: current.since, failure: current.failure.clone() })
     }
 
     /// What peers are verified by.

@@ -21,7 +21,7 @@ fn report(covers_ms: u64, series: &[(&str, u64)]) -> Report {
         labels: Some(labels(service)),
         counts: Some(Counts { buckets: vec![3], requests: vec![*requests], ..Counts::default() }),
     });
-    Report { reporter: None, covers_ms, series: series.collect() }
+    Report { covers_ms, series: series.collect(), ..Report::default() }
 }
 
 /// Requests and rate of all together.
@@ -55,7 +55,7 @@ impl Bench {
     }
 
     fn add(&mut self, stream: &StreamId, at: u64, report: Report) {
-        self.window.add(stream, report, self.at(at)).unwrap();
+        self.window.add(stream, report, None, self.at(at)).unwrap();
     }
 
     fn total(&mut self, seconds: u64, at: u64) -> (u64, f64) {
@@ -122,7 +122,7 @@ fn a_proxy_that_comes_back_goes_on_where_it_was() {
     }
     // Nobody knows yet that its stream is gone.
     let stream = bench.open("web-1", 6);
-    assert_eq!(bench.window.add(&lost, report(1000, &[("reviews", 10)]), bench.at(6)), Err(Refused::Replaced));
+    assert_eq!(bench.window.add(&lost, report(1000, &[("reviews", 10)]), None, bench.at(6)), Err(Refused::Replaced));
     bench.window.close(&lost);
     for second in 6..=10 {
         bench.add(&stream, second, report(1000, &[("reviews", 10)]));
@@ -178,9 +178,9 @@ fn numbers_that_cannot_be_are_not_counted() {
     let counts =
         Counts { buckets: vec![31, 30, 5000, 7, 7], requests: vec![1, 2, 4, u64::MAX, 8, 16], opened: 0, closed: 0 };
     let series = vec![Series { labels: Some(labels("reviews")), counts: Some(counts) }, Series::default()];
-    bench.add(&stream, 1, Report { reporter: None, covers_ms: u64::MAX, series: series.clone() });
+    bench.add(&stream, 1, Report { covers_ms: u64::MAX, series: series.clone(), ..Report::default() });
     assert_eq!(bench.total(60, 1).0, 0);
-    bench.add(&stream, 1, Report { reporter: None, covers_ms: 0, series });
+    bench.add(&stream, 1, Report { series, ..Report::default() });
     let traffic = bench.window.traffic(Duration::MAX, bench.at(1)).traffic;
     assert_eq!(traffic.len(), 1);
     let counts = traffic[0].series.clone().unwrap().counts.unwrap();
