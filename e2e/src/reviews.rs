@@ -37,6 +37,7 @@ pub fn listener(objects: &[String], keys: &Keys, client: ClientKind) -> anyhow::
         throttles: true,
         peak_ewma: true,
         limits: true,
+        audits: true,
         locality: Default::default(),
     };
     let compiled = || {

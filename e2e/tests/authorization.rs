@@ -229,6 +229,34 @@ fn wider_policies_that_override_cannot_be_loosened() {
     assert!(from(&listener(&[("shop/p", "{dryRun: true}")]), "shop/web"), "a trial decides nothing");
 }
 
+#[test]
+fn an_audit_records_what_it_matches_and_what_may_be_that() {
+    let rules = "[{from: [{serviceAccounts: [web]}], to: [{paths: [/a]}]}]";
+    let listener = listener(&[("shop/a", &format!("{{action: AUDIT, rules: {rules}}}")), ("shop/none", "{}")]);
+    let by = |from: &str, path: Option<&str>| {
+        let headers = HeaderMap::new();
+        let method = Method::GET;
+        let request = path.map(|path| route::Subject {
+            method: &method,
+            authority: "reviews:9080",
+            path,
+            query: None,
+            headers: &headers,
+            grpc: false,
+        });
+        let verdict = decide(gates(&listener, path.is_some()), &subject(identity(from).as_deref(), request));
+        (verdict.refused.is_some(), verdict.audited_by.map(str::to_owned))
+    };
+    let recorded = Some("shop/a[0]".to_owned());
+    assert_eq!(by("shop/web", Some("/a")), (true, recorded.clone()));
+    assert_eq!(by("shop/web", Some("/b")), (true, None));
+    assert_eq!(by("shop/api", Some("/a")), (true, None));
+    // As a DENY would refuse them: other readings, and streams that may be anything.
+    assert_eq!(by("shop/web", Some("/a;b")), (true, recorded.clone()));
+    assert_eq!(by("shop/web", None), (true, recorded));
+    assert_eq!(by("shop/api", None), (true, None));
+}
+
 fn rule() -> impl Strategy<Value = String> {
     let from = prop::sample::select(vec![
         "",
@@ -276,6 +304,7 @@ proptest! {
         method in prop::sample::select(vec!["GET", "POST"]),
         path in prop::sample::select(vec!["/", "/a", "/a/b", "/b", "/%61", "//a", "/a;x"]),
         role in prop::option::of(prop::sample::select(vec!["admin", "user"])),
+        audited in rule(),
     ) {
         let headers: Vec<(&str, &str)> = role.into_iter().map(|role| ("role", role)).collect();
         let asked = Asked { from, method, path, headers: &headers, ..GET };
@@ -291,6 +320,10 @@ proptest! {
             fewer.remove(deny);
             prop_assert!(!verdict || lets_in(&listener(&fewer), asked));
         }
+        // An AUDIT decides nothing, whatever it is about.
+        let audit = format!("{{action: AUDIT, rules: [{audited}]}}");
+        let more: Vec<(&str, &str)> = all.iter().copied().chain([("shop/audit", audit.as_str())]).collect();
+        prop_assert_eq!(verdict, lets_in(&listener(&more), asked));
     }
 }
 

@@ -171,7 +171,9 @@ fn envoy_is_routed_by_the_same_objects(api_type: &str) {
     // It lets in whom the same policies let in.
     mesh.apply(
         "apiVersion: meshctl.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: readers}\nspec:\n  targetRefs: [{kind: Service, name: legacy}]\n  \
-         rules: [{from: [{serviceAccounts: [reviews]}], to: [{methods: [GET], notPaths: ['/secret*']}]}]\n",
+         rules: [{from: [{serviceAccounts: [reviews]}], to: [{methods: [GET], notPaths: ['/secret*']}]}]\n---\n\
+         apiVersion: meshctl.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: watched}\nspec:\n  targetRefs: [{kind: Service, name: legacy}]\n  \
+         action: AUDIT\n  rules: [{to: [{ports: [9080], paths: ['/secret*']}]}]\n",
     )
     .unwrap();
     let status = |path: &str| {
@@ -186,6 +188,10 @@ fn envoy_is_routed_by_the_same_objects(api_type: &str) {
         Ok(())
     })
     .unwrap();
+
+    // It has taken what it is to record, too.
+    let dump = http_get(&lan, ENVOY, "http://127.0.0.1:19000/config_dump?resource=dynamic_listeners");
+    assert!(dump.contains("\"action\": \"LOG\"") && dump.contains("default/watched[0]"), "{dump}");
 
     // And whose tokens the same rules let in.
     let (issuer, forger) = (Issuer::new(), Issuer::new());

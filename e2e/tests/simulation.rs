@@ -37,6 +37,7 @@ fn web() -> Scope {
         throttles: true,
         peak_ewma: true,
         limits: true,
+        audits: true,
         locality: Default::default(),
     }
 }

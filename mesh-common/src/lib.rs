@@ -1,7 +1,8 @@
 //! What the three programs share: protobuf types, identities, resource kinds, the names of xDS resources, TLS by SPIFFE
 //! identity, and telemetry setup.
 //!
-//! In: text (YAML, tokens, certificates). Out: validated values without any platform's types. No I/O beyond logging and what `process` reads of the process itself.
+//! In: text (YAML, tokens, certificates). Out: validated values without any platform's types. No I/O beyond logging, the files of `rotating`, and what `process` reads of
+//! the process itself.
 
 #[cfg(test)]
 mod fuzzing;
@@ -14,6 +15,7 @@ pub mod process;
 pub mod proto;
 pub mod reports;
 pub mod resource;
+pub mod rotating;
 pub mod telemetry;
 pub mod tls;
 pub mod token;

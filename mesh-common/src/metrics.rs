@@ -87,7 +87,7 @@ pub const UDP: [Metric; 5] = [
 ];
 
 /// Of a proxy itself.
-pub const PROXY: [Metric; 19] = [
+pub const PROXY: [Metric; 20] = [
     metric("mesh_proxy_build_info", Gauge, "always 1", "`version`"),
     metric("mesh_proxy_connections_active", Gauge, "downstream connections that are open", "`direction`"),
     metric("mesh_proxy_xds_connected", Gauge, "1 while it is connected to a control plane", ""),
@@ -141,6 +141,12 @@ pub const PROXY: [Metric; 19] = [
         Counter,
         "spans of sampled requests that did not get there",
         "`reason`: `queue_full`, `refused` (by the backend), `unavailable` (it is not there, or did not answer in time)",
+    ),
+    metric(
+        "mesh_proxy_audit_log_dropped_total",
+        Counter,
+        "audit log lines dropped because they could not be written, or not soon enough",
+        "",
     ),
     metric(
         "mesh_proxy_overloaded",

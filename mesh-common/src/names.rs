@@ -40,6 +40,8 @@ pub const FEATURE_THROTTLE: &str = "mesh.extensions.v1.Throttle";
 pub const FEATURE_PEAK_EWMA: &str = "mesh.extensions.v1.PeakEwma";
 /// It understands [`Limits`](crate::proto::extensions::Limits).
 pub const FEATURE_LIMITS: &str = "mesh.extensions.v1.Limits";
+/// It takes RBAC filters with the action `LOG`.
+pub const FEATURE_AUDIT: &str = "mesh.authorization.audit";
 /// Request header between proxies: `http/1.1` or `h2`, the version that the calling application spoke.
 pub const HEADER_DOWNSTREAM_PROTOCOL: &str = "x-mesh-downstream-protocol";
 

@@ -2,7 +2,7 @@
 //!
 //! A condition may be neither met nor missed: one about HTTP on a byte stream, about a header whose values do not agree, or
 //! about a path that servers read in different ways. What is not certain never lets anybody in: it refuses at a `DENY`,
-//! and does not allow at an `ALLOW`.
+//! and does not allow at an `ALLOW`. An `AUDIT` records it.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -18,6 +18,7 @@ use crate::route;
 use crate::telemetry::Telemetry;
 
 pub mod addresses;
+pub(crate) mod audit;
 pub mod datagrams;
 pub mod explain;
 
@@ -45,6 +46,10 @@ pub struct Verdict<'a> {
     pub refused: Option<Refusal<'a>>,
     /// The first gate on trial that would have refused it.
     pub would_refuse: Option<Refusal<'a>>,
+    /// The policy of the last `ALLOW` gate that let it in, if there is such a gate.
+    pub allowed_by: Option<&'a str>,
+    /// The first policy that wants it recorded.
+    pub audited_by: Option<&'a str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +58,16 @@ pub enum Refusal<'a> {
     Denied(&'a str),
     /// No policy allows it.
     NotAllowed,
+    /// Something else than a policy refuses it, for this reason.
+    Otherwise(&'a str),
 }
 
-impl Verdict<'_> {
+impl<'a> Verdict<'a> {
+    /// The policy that made the difference: the one that denies, or the one that allows. Empty if there is none.
+    pub fn deciding(&self) -> &'a str {
+        self.refused.map_or(self.allowed_by.unwrap_or_default(), |refusal| refusal.policy())
+    }
+
     /// Counts what policies on trial would refuse, and refuses what the others do.
     pub fn enforce(&self, telemetry: &Telemetry) -> Result<(), Error> {
         if let Some(refusal) = &self.would_refuse {
@@ -68,12 +80,12 @@ impl Verdict<'_> {
     }
 }
 
-impl Refusal<'_> {
-    /// The name of the policy that denies; empty if none allows.
-    pub fn policy(&self) -> &str {
+impl<'a> Refusal<'a> {
+    /// The name of the policy that denies; empty if none does.
+    pub fn policy(&self) -> &'a str {
         match self {
             Self::Denied(policy) => policy,
-            Self::NotAllowed => "",
+            Self::NotAllowed | Self::Otherwise(_) => "",
         }
     }
 }
@@ -83,6 +95,7 @@ impl fmt::Display for Refusal<'_> {
         match self {
             Self::Denied(policy) => write!(f, "denied by the policy {policy}"),
             Self::NotAllowed => f.write_str("allowed by no policy"),
+            Self::Otherwise(reason) => f.write_str(reason),
         }
     }
 }
@@ -90,41 +103,39 @@ impl fmt::Display for Refusal<'_> {
 pub fn decide<'a>(authorization: &'a Authorization, subject: &Subject<'_>) -> Verdict<'a> {
     let mut verdict = Verdict::default();
     for gate in &authorization.gates {
-        let slot = if gate.dry_run { &mut verdict.would_refuse } else { &mut verdict.refused };
-        if slot.is_none() {
-            *slot = refusal(gate, subject);
-        }
-        if verdict.refused.is_some() {
-            break;
+        match (ask(gate, subject), gate.dry_run) {
+            (Answer::Nothing, _) => (),
+            (Answer::Records(policy), _) => verdict.audited_by = verdict.audited_by.or(Some(policy)),
+            (Answer::Allows(policy), false) => verdict.allowed_by = Some(policy),
+            (Answer::Allows(_), true) => (),
+            (Answer::Refuses(refusal), true) => verdict.would_refuse = verdict.would_refuse.or(Some(refusal)),
+            (Answer::Refuses(refusal), false) => {
+                // Whoever comes after it has no say, and an `ALLOW` before it did not decide.
+                return Verdict { refused: Some(refusal), allowed_by: None, ..verdict };
+            }
         }
     }
     verdict
 }
 
-/// The policy that made the difference: the one that denies, or of the last ones that ask for it the one that allows. `None`
-/// if there is none.
-pub fn deciding<'a>(authorization: &'a Authorization, verdict: &Verdict<'a>, subject: &Subject<'_>) -> Option<&'a str> {
-    if let Some(refusal) = verdict.refused {
-        return match refusal {
-            Refusal::Denied(policy) => Some(policy),
-            Refusal::NotAllowed => None,
-        };
-    }
-    let gates = authorization.gates.iter().rev();
-    let gate = gates.filter(|gate| !gate.dry_run).find(|gate| matches!(gate.action, GateAction::Allow))?;
-    let allows = gate.policies.iter().find(|policy| matches(policy, subject) == Some(true));
-    allows.map(|policy| policy.name.as_str())
+/// What a gate says.
+enum Answer<'a> {
+    /// A `DENY` or an `AUDIT` that does not match.
+    Nothing,
+    Allows(&'a str),
+    Refuses(Refusal<'a>),
+    Records(&'a str),
 }
 
-fn refusal<'a>(gate: &'a Gate, subject: &Subject<'_>) -> Option<Refusal<'a>> {
+fn ask<'a>(gate: &'a Gate, subject: &Subject<'_>) -> Answer<'a> {
+    // What is not certain counts as a match, but at an `ALLOW`.
+    let possible = || gate.policies.iter().find(|policy| matches(policy, subject) != Some(false));
     match gate.action {
-        GateAction::Deny => {
-            let denies = gate.policies.iter().find(|policy| matches(policy, subject) != Some(false));
-            denies.map(|policy| Refusal::Denied(&policy.name))
-        }
+        GateAction::Deny => possible().map_or(Answer::Nothing, |it| Answer::Refuses(Refusal::Denied(&it.name))),
+        GateAction::Audit => possible().map_or(Answer::Nothing, |it| Answer::Records(&it.name)),
         GateAction::Allow => {
-            let allows = gate.policies.iter().any(|policy| matches(policy, subject) == Some(true));
-            (!allows).then_some(Refusal::NotAllowed)
+            let certain = gate.policies.iter().find(|policy| matches(policy, subject) == Some(true));
+            certain.map_or(Answer::Refuses(Refusal::NotAllowed), |it| Answer::Allows(&it.name))
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::listen::{Bind, Settings};
 use crate::overload::{OverloadLimits, limit_of_cgroup};
 use crate::registry::Port;
 use crate::registry::health::Check;
-use crate::telemetry::AccessLog;
+use crate::telemetry::{AccessLog, AuditOptions, AuditTo};
 
 /// The data plane of the mesh: sidecar, gateway and agent of a machine.
 #[derive(Debug, Parser)]
@@ -157,6 +157,19 @@ pub struct RunArgs {
     /// File for it [default: standard output]
     #[arg(long, value_name = "FILE")]
     access_log_file: Option<PathBuf>,
+    /// File for decisions about who may come in, as lines of JSON: all refusals, what AUDIT policies match, and a share of the
+    /// rest; -: standard output
+    #[arg(long, value_name = "FILE")]
+    audit_log: Option<PathBuf>,
+    /// Share of what is let in that is written there too, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.0)]
+    audit_log_allowed: f64,
+    /// Size at which that file begins anew, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    audit_log_size: u64,
+    /// Full files that are kept beside it
+    #[arg(long, value_name = "NUMBER", default_value_t = 4, value_parser = clap::value_parser!(u16).range(..=1000))]
+    audit_log_keep: u16,
     /// Log levels, in the syntax of RUST_LOG: `info`, `mesh_proxy=debug,info`, ...
     #[arg(long, value_name = "FILTER", default_value = "info", env = "MESH_LOG")]
     log: String,
@@ -222,6 +235,7 @@ pub struct Bootstrap {
     pub settings: Settings,
     pub access_log: AccessLog,
     pub access_log_file: Option<PathBuf>,
+    pub audit_log: Option<AuditOptions>,
     pub log: String,
     pub log_format: LogFormat,
 }
@@ -271,6 +285,21 @@ impl RunArgs {
         if self.workers == Some(0) {
             return Err(value("workers", "0", "there must be one at least".to_owned()));
         }
+        if !(0.0..=100.0).contains(&self.audit_log_allowed) {
+            let text = self.audit_log_allowed.to_string();
+            return Err(value("audit-log-allowed", &text, "a share is from 0 to 100 percent".to_owned()));
+        }
+        let audit_log = self.audit_log.map(|file| AuditOptions {
+            to: match file.as_os_str() == "-" {
+                true => AuditTo::Stdout,
+                false => AuditTo::File {
+                    path: file,
+                    max_bytes: self.audit_log_size << 20,
+                    keep: usize::from(self.audit_log_keep),
+                },
+            },
+            allowed: self.audit_log_allowed / 100.0,
+        });
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let own_upstreams = !self.dns_upstreams.is_empty() || self.dns_upstream_fd.is_some();
         // A UDP port accepts nothing that could be asked for.
@@ -321,6 +350,7 @@ impl RunArgs {
             },
             access_log: self.access_log,
             access_log_file: self.access_log_file,
+            audit_log,
             log: self.log,
             log_format: self.log_format,
         })
@@ -429,6 +459,8 @@ mod tests {
                     "meshctl.dev/exclude-outbound-ports": "3306",
                     "meshctl.dev/exclude-outbound-cidrs": "10.0.0.0/8,fd00::/8",
                     "meshctl.dev/access-log": "json",
+                    "meshctl.dev/audit-log": "on",
+                    "meshctl.dev/audit-log-allowed": "1.5",
                 },
             },
             "spec": { "containers": [{ "name": "app", "livenessProbe": { "httpGet": { "port": 80, "path": "/$(x)" } } }] },
@@ -447,6 +479,7 @@ mod tests {
         assert_eq!(init.exclude_inbound_ports, [15021, 15090]);
         let run = run.check().unwrap();
         assert!(run.intercepted && run.drain_endpoint && run.trust_bundle.is_some() && run.addresses.is_empty());
+        assert_eq!(run.audit_log, Some(AuditOptions { to: AuditTo::Stdout, allowed: 0.015 }));
         assert_eq!((run.version.as_str(), run.workload.as_str()), ("1.2.3", "web.v1-7d9f8b-abcde"));
         assert_eq!(run.probes["app"].len(), 1);
         assert!(format!("{:?}", run.probes).contains("/$(x)"));
@@ -473,6 +506,22 @@ mod tests {
         assert!(with("--workers 0").contains("one at least"));
         assert!(run("--control 10.0.0.1").unwrap_err().contains("unix:PATH"));
         assert!(run("").unwrap_err().contains("--control"));
+    }
+
+    #[test]
+    fn decisions_are_written_where_it_is_said() {
+        let it = |rest: &str| run(&format!("--control unix:/c {rest}"));
+        assert_eq!(it("").unwrap().audit_log, None);
+        let written = it("--audit-log - --audit-log-allowed 2.5").unwrap().audit_log;
+        assert_eq!(written, Some(AuditOptions { to: AuditTo::Stdout, allowed: 0.025 }));
+        let to = AuditTo::File { path: "/a".into(), max_bytes: 3 << 20, keep: 0 };
+        let written = it("--audit-log /a --audit-log-size 3 --audit-log-keep 0").unwrap().audit_log;
+        assert_eq!(written, Some(AuditOptions { to, allowed: 0.0 }));
+        for wrong in
+            ["--audit-log-allowed 101", "--audit-log-allowed -1", "--audit-log-allowed NaN", "--audit-log-size 0"]
+        {
+            assert!(it(&format!("--audit-log /a {wrong}")).is_err(), "{wrong}");
+        }
     }
 
     #[test]

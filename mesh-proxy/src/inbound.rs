@@ -11,13 +11,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::authorization;
+use crate::authorization::{self, Verdict, audit};
 use crate::config::{DownstreamTls, FilterChain, Listener, NetworkFilter};
 use crate::detect::{self, Detected};
 use crate::error::{Error, Kind};
 use crate::http::DownstreamIo;
 use crate::listen::{self, Connections, Context, Direction, Downstream, Flight, Phase};
 use crate::snapshot::Found;
+use crate::telemetry::Event;
 use crate::tls::peer_identity;
 use crate::{http, limit, tcp};
 
@@ -81,7 +82,9 @@ async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, 
         Ok(stream) => {
             describe_peer(&stream, &mut downstream);
             if tls.require_client_certificate && downstream.identity.is_none() {
-                let error = Error::because(Kind::Denied, "the client's certificate has no identity of the mesh");
+                const WHY: &str = "the client's certificate has no identity of the mesh";
+                audit::record_refusal(&ctx, Event::Stream, &downstream, || None, WHY);
+                let error = Error::because(Kind::Denied, WHY);
                 return tcp::refuse(stream, &downstream, "", began, &error, &ctx);
             }
             if let Err(error) = identified(&downstream) {
@@ -107,7 +110,7 @@ async fn choose(
         return Err(Error::because(Kind::Denied, format_args!("{destination} is the proxy itself")));
     }
     let listener = find(ctx).await?;
-    refuse_at_once(&listener, downstream)?;
+    refuse_at_once(&listener, downstream, ctx)?;
     let detected = if detect::is_needed(&listener, port) {
         detect::peek(stream, ctx.settings.detect_timeout, ctx.settings.handshake_timeout)
             .await
@@ -120,7 +123,7 @@ async fn choose(
 }
 
 /// Refuses, before a byte is read, whom no chain that the connection could take would let in.
-fn refuse_at_once(listener: &Listener, downstream: &Downstream) -> Result<(), Error> {
+fn refuse_at_once(listener: &Listener, downstream: &Downstream, ctx: &Context) -> Result<(), Error> {
     let (peer, destination) = (downstream.peer, downstream.original_destination);
     let of_port = |chain: &&FilterChain| chain.matches.destination_port.is_none_or(|port| port == destination.port());
     let mut refusals = listener.chains.iter().filter(of_port).chain(&listener.default_chain).map(|chain| {
@@ -133,7 +136,11 @@ fn refuse_at_once(listener: &Listener, downstream: &Downstream) -> Result<(), Er
     // Without a chain it is refused as one that takes no such connection.
     let Some(Some(first)) = refusals.next() else { return Ok(()) };
     match refusals.all(|refusal| refusal.is_some()) {
-        true => Err(Error::because(Kind::Denied, first)),
+        true => {
+            let verdict = Verdict { refused: Some(first), ..Verdict::default() };
+            audit::record(ctx, Event::Stream, downstream, || None, &verdict);
+            Err(Error::because(Kind::Denied, first))
+        }
         false => Ok(()),
     }
 }

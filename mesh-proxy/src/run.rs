@@ -115,9 +115,10 @@ impl Proxy {
             },
             access_log: bootstrap.access_log,
             access_log_file: bootstrap.access_log_file.clone(),
+            audit_log: bootstrap.audit_log.clone(),
             ..TelemetryOptions::default()
         })
-        .context("cannot open the access log")?;
+        .context("cannot open the access log or the audit log")?;
         telemetry.install();
         data.spawn(telemetry.clone().upkeep());
         tokio::spawn({

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
+use mesh_common::names::LISTENER_INBOUND;
 use tokio::sync::{Notify, watch};
 
 use crate::config::{Cluster, Endpoints, Listener, Name, RouteTable};
@@ -50,6 +51,8 @@ pub struct Snapshot {
     clusters: Map<Cluster>,
     endpoints: Map<Endpoints>,
     names: Map<Name>,
+    /// The version of the whole configuration that brought the listener for what comes in.
+    inbound_version: Option<Arc<str>>,
 }
 
 /// Behind an `Arc` for each type, so that a change of one type copies no other.
@@ -98,6 +101,12 @@ impl Used {
 impl Snapshot {
     pub fn listener(&self, name: &str) -> Option<&Arc<Listener>> {
         self.get(name)
+    }
+
+    /// The control plane's name for the configuration as it was when it last changed the listener for what comes in; empty if
+    /// it gives none.
+    pub fn inbound_version(&self) -> &str {
+        self.inbound_version.as_deref().unwrap_or_default()
     }
 
     pub fn routes(&self, name: &str) -> Option<&Arc<RouteTable>> {
@@ -197,6 +206,8 @@ struct Shared {
 /// What one response of the control plane changes, of one type.
 #[derive(Debug, Default)]
 pub(crate) struct Update {
+    /// Of the whole configuration, by the control plane.
+    pub(crate) version: String,
     /// With their versions.
     pub(crate) resources: Vec<(String, Resource)>,
     pub(crate) removed: Vec<String>,
@@ -314,6 +325,9 @@ impl Store {
         for (version, mut resource) in update.resources {
             // One that nobody wants any more, or that was never asked for.
             let Some((name, used)) = interest.present(ty, resource.name(), version, &mut answered) else { continue };
+            if ty == Type::Listener && &*name == LISTENER_INBOUND {
+                next.inbound_version = Some(update.version.as_str().into());
+            }
             rounds::go_on(&mut resource, &next);
             interest.follow(&resource, now);
             next.insert(name, resource, used);

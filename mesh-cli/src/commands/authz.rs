@@ -200,6 +200,7 @@ fn rules(listener: &Listener) -> Vec<Row> {
         let action = match gate.action {
             GateAction::Allow => "ALLOW",
             GateAction::Deny => "DENY",
+            GateAction::Audit => "AUDIT",
         };
         if gate.policies.is_empty() {
             let (rule, nobody) = ("-".to_owned(), "nobody".to_owned());
@@ -232,6 +233,9 @@ struct Answer {
     /// What a policy on trial would say.
     #[serde(skip_serializing_if = "Option::is_none")]
     dry_run: Option<String>,
+    /// Rules that have it written to the audit log.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    audited_by: Vec<String>,
 }
 
 async fn check(context: &Context, args: &Check) -> Result<(), Failure> {
@@ -274,6 +278,9 @@ async fn check(context: &Context, args: &Check) -> Result<(), Failure> {
                 if let Some(trial) = &answer.dry_run {
                     out.line(&format!("\nOn trial (dryRun): {trial}."))?;
                 }
+                if !answer.audited_by.is_empty() {
+                    out.line(&format!("\nIt goes to the audit log by {}.", answer.audited_by.join(", ")))?;
+                }
             }
             Ok(())
         }
@@ -296,6 +303,7 @@ fn answer(
         nearest: None,
         needs: Vec::new(),
         dry_run: None,
+        audited_by: Vec::new(),
     };
     let detected = match from {
         Some(_) => {
@@ -362,6 +370,7 @@ fn explained(authorization: &Authorization, subject: &Subject<'_>) -> Answer {
         nearest,
         needs,
         dry_run: found.would_refuse.map(trial),
+        audited_by: found.audited_by,
     }
 }
 

@@ -200,6 +200,7 @@ async fn start_workload(
         metrics: listen_preferring(METRICS_PORT + u16::try_from(index).unwrap_or(0))?,
         forwards: entry.into_iter().map(|listener| Forward { listener, target: target.clone() }).collect(),
         access_log: "text".into(),
+        audit_log: None,
     })
     .await?;
     let application = match part.command.split_first() {

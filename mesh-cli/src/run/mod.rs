@@ -20,7 +20,7 @@ use mesh_common::names;
 use crate::client::{Control, Location, Place};
 use crate::commands::Context;
 use crate::failure::{Exit, Failure};
-use sidecar::{Forward, Plan, Port, Sidecar};
+use sidecar::{AuditLog, Forward, Plan, Port, Sidecar};
 
 pub use programs::find as find_program;
 
@@ -62,6 +62,12 @@ pub struct Args {
     /// How the proxy logs requests: off, text or json
     #[arg(long, default_value = "off", value_name = "FORMAT", value_parser = ["off", "text", "json"], hide_possible_values = true)]
     access_log: String,
+    /// File for the proxy's decisions about who may come in: all refusals, and what AUDIT policies match
+    #[arg(long, value_name = "FILE")]
+    audit_log: Option<PathBuf>,
+    /// Share of what is let in that is written there too, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.0, value_parser = percent, requires = "audit_log")]
+    audit_log_allowed: f64,
     /// Program and arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     application: Vec<OsString>,
@@ -93,6 +99,11 @@ fn label_or_nothing(text: &str) -> Result<String, String> {
     if text.is_empty() { Ok(String::new()) } else { label(text) }
 }
 
+fn percent(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
+    share.ok_or_else(|| format!("`{text}` is not a share in percent, from 0 to 100"))
+}
+
 pub async fn execute(context: &Context, args: Args) -> Result<(), Failure> {
     let data = data_folder(&context.location).await?;
     if !args.token_file.is_file() {
@@ -120,6 +131,7 @@ pub async fn execute(context: &Context, args: Args) -> Result<(), Failure> {
         metrics: listen_on(args.metrics)?,
         forwards,
         access_log: args.access_log,
+        audit_log: args.audit_log.map(|file| AuditLog { file, allowed: args.audit_log_allowed }),
         data,
     };
     let mut signals = application::Signals::listen()?;
@@ -202,7 +214,13 @@ mod tests {
         };
         assert_eq!(parse(&["--version", "v1", "--access-log", "json"]).unwrap().unwrap().version, "v1");
         assert_eq!(parse(&[]).unwrap().unwrap().version, "");
-        for bad in [["--version", "V_1"], ["--workload", ""], ["--workload", "Web"], ["--access-log", "xml"]] {
+        for bad in [
+            ["--version", "V_1"],
+            ["--workload", ""],
+            ["--workload", "Web"],
+            ["--access-log", "xml"],
+            ["--audit-log-allowed", "1"],
+        ] {
             assert!(parse(&bad).is_err(), "{bad:?}");
         }
     }

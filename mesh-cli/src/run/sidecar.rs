@@ -45,6 +45,14 @@ pub struct Plan {
     pub metrics: TcpListener,
     pub forwards: Vec<Forward>,
     pub access_log: String,
+    pub audit_log: Option<AuditLog>,
+}
+
+/// Where the proxy's decisions about access are written.
+pub struct AuditLog {
+    pub file: PathBuf,
+    /// Percents of what is let in.
+    pub allowed: f64,
 }
 
 /// A listener on the host whose connections the proxy takes to a service, `FQDN:PORT`.
@@ -246,6 +254,9 @@ fn spawn_proxy(
         command.args(["--health", health]);
     }
     command.args(["--metrics-fd", &plan.metrics.as_raw_fd().to_string(), "--access-log", &plan.access_log]);
+    if let Some(audit) = &plan.audit_log {
+        command.arg("--audit-log").arg(&audit.file).args(["--audit-log-allowed", &audit.allowed.to_string()]);
+    }
     if let Some(resolver) = resolver {
         command.args(["--dns-upstream-fd", &resolver.udp.as_raw_fd().to_string()]);
         command.args(["--dns-upstream-whole-fd", &resolver.whole.as_raw_fd().to_string()]);

@@ -148,6 +148,9 @@ fn proxy(config: &InjectConfig, options: &Options, probes: &Probes) -> Result<Va
         format!("--log={}", options.log),
         format!("--access-log={}", options.access_log),
     ];
+    if let Some(allowed) = &options.audit_log {
+        args.extend(["--audit-log=-".to_owned(), format!("--audit-log-allowed={allowed}")]);
+    }
     args.extend(options.max_lag.map(|lag| format!("--max-lag={lag}")));
     args.extend(options.version.as_ref().map(|version| format!("--version={version}")));
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });

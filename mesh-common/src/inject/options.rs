@@ -11,7 +11,7 @@ use crate::resource::Duration;
 
 pub const ANNOTATION_PREFIX: &str = "meshctl.dev/";
 
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 12] = [
     "exclude-inbound-ports",
     "exclude-outbound-ports",
     "exclude-outbound-cidrs",
@@ -22,6 +22,8 @@ const NAMES: [&str; 10] = [
     "proxy-max-lag",
     "log-level",
     "access-log",
+    "audit-log",
+    "audit-log-allowed",
 ];
 
 /// The annotations and defaults together.
@@ -38,6 +40,8 @@ pub(super) struct Options {
     pub(super) max_lag: Option<u128>,
     pub(super) log: String,
     pub(super) access_log: String,
+    /// Decisions about access go to standard output, and these percents of those that let something in.
+    pub(super) audit_log: Option<String>,
     /// From the usual labels, for metrics.
     pub(super) version: Option<String>,
     /// Nobody has said what Prometheus is to scrape in this pod.
@@ -61,6 +65,7 @@ impl Options {
             max_lag: annotations.duration("proxy-max-lag")?.map(|lag| lag.as_millis()),
             log: annotations.log(&config.log)?,
             access_log: annotations.access_log(&config.access_log)?,
+            audit_log: annotations.audit_log()?,
             version: version(pod),
             scrape: !annotations.0.iter().any(|(key, _)| key.starts_with("prometheus.io/")),
         })
@@ -197,6 +202,18 @@ impl<'a> Annotations<'a> {
         match self.get("access-log").unwrap_or(default) {
             format @ ("off" | "text" | "json") => Ok(format.to_owned()),
             other => Err(error("access-log", format!("{other:?} is not a format: write off, text or json"))),
+        }
+    }
+
+    fn audit_log(&self) -> Result<Option<String>, InjectError> {
+        let share = self.get("audit-log-allowed").unwrap_or("0");
+        if !share.parse::<f64>().is_ok_and(|percent| (0.0..=100.0).contains(&percent)) {
+            return Err(error("audit-log-allowed", format!("{share:?} is not a share in percent, from 0 to 100")));
+        }
+        match self.get("audit-log").unwrap_or("off") {
+            "off" => Ok(None),
+            "on" => Ok(Some(share.to_owned())),
+            other => Err(error("audit-log", format!("{other:?} is not a value: write on or off"))),
         }
     }
 }

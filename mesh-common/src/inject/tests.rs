@@ -94,6 +94,9 @@ fn annotations_change_what_is_injected() {
             .contains(&"--log=mesh_proxy::dns=debug,warn".to_owned())
     );
     assert!(args(&with("access-log", "json"), 1).contains(&"--access-log=json".to_owned()));
+    let audited = args(&with("audit-log", "on"), 1);
+    assert!(["--audit-log=-", "--audit-log-allowed=0"].iter().all(|arg| audited.contains(&(*arg).to_owned())));
+    assert!(!args(&with("audit-log-allowed", "1"), 1).iter().any(|arg| arg.contains("audit")));
     assert!(args(&with("proxy-max-lag", "1s500ms"), 1).contains(&"--max-lag=1500".to_owned()));
     let resources = |name: &str, value: &str| with(name, value)["spec"]["initContainers"][1]["resources"].clone();
     assert_eq!(resources("proxy-cpu", "0.5")["requests"]["cpu"], "0.5");
@@ -115,6 +118,8 @@ fn bad_annotations_are_refused_with_what_to_write() {
         ("proxy-memory", "64mb", "64Mi or 1Gi"),
         ("log-level", "verbose", "error, warn, info, debug or trace"),
         ("access-log", "yes", "off, text or json"),
+        ("audit-log", "json", "write on or off"),
+        ("audit-log-allowed", "1%", "from 0 to 100"),
         ("proxy-max-lag", "500", "500ms"),
         ("exclude-inbound-port", "1", "there are exclude-inbound-ports"),
         ("inject", "false", "mesh-injection: \"disabled\""),

@@ -27,6 +27,8 @@ pub enum AuthorizationAction {
     #[default]
     Allow,
     Deny,
+    /// Decides nothing: what it matches is written to the audit log.
+    Audit,
 }
 
 /// Matches what comes from one of `from` and is one of `to`.

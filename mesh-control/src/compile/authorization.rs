@@ -1,6 +1,6 @@
 //! Policies of access, as Envoy's RBAC filters: one for each gate that a request or a connection has to pass.
 //!
-//! A request is refused by any `DENY` that matches. Then it has to match one of the `ALLOW`s: first of those that override,
+//! What `AUDIT`s match is only recorded. A request is refused by any `DENY` that matches. Then it has to match one of the `ALLOW`s: first of those that override,
 //! for each reach, and then of all others. A gate that has no policy is not there.
 
 use std::borrow::Cow;
@@ -38,11 +38,13 @@ pub(super) struct Filters {
     pub jwt: Option<HttpFilter>,
     pub http: Vec<HttpFilter>,
     pub network: Vec<Filter>,
+    /// One of them may refuse something, or is on trial for that.
+    pub decides: bool,
 }
 
 pub(super) fn filters(model: &Model, scope: &Scope) -> Filters {
     let policies = model.authorizations(&scope.namespace, &scope.workload, &scope.service, &scope.version);
-    let gates = gates(&policies);
+    let gates = gates(&policies, scope.audits);
     let tokens = model.jwt_rules(&scope.namespace, &scope.workload, &scope.service, &scope.version);
     let issuers: Vec<&str> = tokens.iter().map(|rule| rule.issuer.as_str()).collect();
     let of = Of { trust_domain: model.trust_domain(), issuers: &issuers };
@@ -50,7 +52,8 @@ pub(super) fn filters(model: &Model, scope: &Scope) -> Filters {
     let http = |gate: &Gate| http::filter(HTTP_FILTER, gate.config("http", rules(gate, Layer::Requests)));
     let network = |gate: &Gate| http::network(NETWORK_FILTER, gate.config("network", rules(gate, Layer::Streams)));
     let jwt = jwt::filter(model, &tokens);
-    Filters { jwt, http: gates.iter().map(http).collect(), network: gates.iter().map(network).collect() }
+    let decides = gates.iter().any(|gate| gate.action != Action::Log);
+    Filters { jwt, http: gates.iter().map(http).collect(), network: gates.iter().map(network).collect(), decides }
 }
 
 /// Whose identities and tokens count.
@@ -74,8 +77,8 @@ struct Gate<'a> {
     policies: Vec<&'a Authorization>,
 }
 
-fn gates<'a>(policies: &[&'a Authorization]) -> Vec<Gate<'a>> {
-    use AuthorizationAction::{Allow, Deny};
+fn gates<'a>(policies: &[&'a Authorization], audits: bool) -> Vec<Gate<'a>> {
+    use AuthorizationAction::{Allow, Audit, Deny};
     let gate = |action, dry_run, wanted: &dyn Fn(&Authorization) -> bool| Gate {
         action,
         dry_run,
@@ -84,7 +87,9 @@ fn gates<'a>(policies: &[&'a Authorization]) -> Vec<Gate<'a>> {
     let is = |policy: &Authorization, action| policy.spec.action == action && !policy.spec.dry_run;
     let overriding = [Reach::Mesh, Reach::Namespace, Reach::Service]
         .map(|reach| gate(Action::Allow, false, &|it| is(it, Allow) && it.spec.overrides && it.reach == reach));
-    let mut gates = vec![gate(Action::Deny, false, &|it| is(it, Deny))];
+    // First, so that it also sees what is refused.
+    let mut gates = vec![gate(Action::Log, false, &|it| audits && is(it, Audit))];
+    gates.push(gate(Action::Deny, false, &|it| is(it, Deny)));
     gates.extend(overriding);
     gates.push(gate(Action::Allow, false, &|it| is(it, Allow) && !it.spec.overrides));
     gates.push(gate(Action::Deny, true, &|it| it.spec.action == Deny && it.spec.dry_run));
@@ -175,7 +180,7 @@ impl Gate<'_> {
     }
 
     /// Of what is only known of HTTP, nothing is known of a byte stream: an `ALLOW` of it allows no stream, and a `DENY` of it
-    /// refuses them all, so that nobody goes round a policy by speaking something else.
+    /// refuses them all, so that nobody goes round a policy by speaking something else. An `AUDIT` of it records them all.
     fn permissions(&self, rule: &AuthorizationRule, layer: Layer) -> Option<Vec<Permission>> {
         let streams = layer == Layer::Streams;
         let never = |it: &AuthorizationOperation| streams && self.action == Action::Allow && is_of_http(it);

@@ -116,7 +116,8 @@ fn mutual(model: &Model, scope: &Scope, port: Option<u16>, protocol: Protocol, f
         None => (names::CLUSTER_PASSTHROUGH.to_owned(), "others".to_owned()),
     };
     let paths = match scope.client {
-        ClientKind::Envoy if filters.http.is_empty() => Paths::Normal,
+        // What is only recorded changes nothing of what gets through.
+        ClientKind::Envoy if !filters.decides => Paths::Normal,
         ClientKind::Envoy => Paths::Strict,
         _ => Paths::Own,
     };

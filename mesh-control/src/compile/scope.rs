@@ -23,6 +23,8 @@ pub struct Scope {
     pub peak_ewma: bool,
     /// It understands [`mesh_common::proto::extensions::Limits`].
     pub limits: bool,
+    /// It takes RBAC filters with the action `LOG`: every Envoy, and each mesh-proxy but old ones.
+    pub audits: bool,
     /// Region, zone and sub-zone of an asker that has no registered workload, by its own account.
     pub locality: [String; 3],
 }

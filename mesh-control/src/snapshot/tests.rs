@@ -36,6 +36,7 @@ fn scope(workload: &str) -> Scope {
         throttles: true,
         peak_ewma: true,
         limits: true,
+        audits: true,
         locality: Default::default(),
     }
 }

@@ -59,6 +59,7 @@ impl Client {
             Some(identity) => identity.namespace.clone(),
             None => text(&node, "NAMESPACE")?.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
         };
+        let client = client_kind(&node.user_agent_name);
         let scope = Scope {
             identity: caller.identity.clone(),
             service: text(&node, "SERVICE")?.unwrap_or_default(),
@@ -68,11 +69,12 @@ impl Client {
                 None => node.id.strip_suffix(&format!(".{namespace}")).unwrap_or_default().to_owned(),
             },
             inbound_ports: inbound_ports(&node)?,
-            client: client_kind(&node.user_agent_name),
+            client,
             faults: knows(&node, names::FEATURE_FAULT),
             throttles: knows(&node, names::FEATURE_THROTTLE),
             peak_ewma: knows(&node, names::FEATURE_PEAK_EWMA),
             limits: knows(&node, names::FEATURE_LIMITS),
+            audits: client == ClientKind::Envoy || knows(&node, names::FEATURE_AUDIT),
             locality: locality(&node)?,
             namespace,
         };

@@ -13,7 +13,7 @@ pub fn refused_at_once(
     peer: SocketAddr,
     destination: SocketAddr,
 ) -> Option<Refusal<'_>> {
-    let enforced = || authorization.gates.iter().filter(|gate| !gate.dry_run);
+    let enforced = || authorization.gates.iter().filter(|gate| gate.is_in_force());
     if enforced().any(|gate| refusal(gate, None).is_some()) {
         return None;
     }
@@ -33,6 +33,7 @@ fn refusal(gate: &Gate, addresses: Addresses) -> Option<Refusal<'_>> {
         GateAction::Allow => {
             gate.policies.iter().all(|policy| matches(policy) == Some(false)).then_some(Refusal::NotAllowed)
         }
+        GateAction::Audit => None,
     }
 }
 

@@ -41,7 +41,7 @@ pub fn closed() -> Barrier {
 
 /// The gates that are in force, each as a barrier. If they would need too many rules, one that lets nothing in.
 pub fn barriers(authorization: &Authorization) -> Vec<Barrier> {
-    let in_force = authorization.gates.iter().filter(|gate| !gate.dry_run);
+    let in_force = authorization.gates.iter().filter(|gate| gate.is_in_force());
     let barrier = |lets_in: bool, policies: &[Policy]| {
         // What is not certain never lets anybody in.
         let unknown = !lets_in;

@@ -1,7 +1,7 @@
 //! Why a verdict is what it is, for people: by the code that the proxy decides with.
 
-use super::{Refusal, Subject, holds, matches, refusal};
-use crate::config::{Authorization, Condition, GateAction, HeaderMatch, Policy, StringMatch, ValueMatch};
+use super::{Answer, Refusal, Subject, ask, holds, matches};
+use crate::config::{Authorization, Condition, HeaderMatch, Policy, StringMatch, ValueMatch};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Explanation {
@@ -14,6 +14,8 @@ pub struct Explanation {
     pub nearest: Option<Missed>,
     /// What policies on trial would say: that they deny it, or that none allows it (`""`).
     pub would_refuse: Option<String>,
+    /// All policies that want it recorded.
+    pub audited_by: Vec<String>,
 }
 
 /// A policy that does not match, and what it asks for beyond what there is.
@@ -26,28 +28,26 @@ pub struct Missed {
 pub fn explain(authorization: &Authorization, subject: &Subject<'_>) -> Explanation {
     let mut explanation = Explanation { allowed: true, ..Explanation::default() };
     for gate in &authorization.gates {
-        let refused = refusal(gate, subject);
-        if gate.dry_run {
-            let said = refused.map(|refusal| refusal.policy().to_owned());
-            explanation.would_refuse = explanation.would_refuse.or(said);
-            continue;
-        }
-        match refused {
-            Some(Refusal::Denied(policy)) => {
+        match ask(gate, subject) {
+            Answer::Refuses(refusal) if gate.dry_run => {
+                explanation.would_refuse.get_or_insert_with(|| refusal.policy().to_owned());
+            }
+            Answer::Refuses(Refusal::Denied(policy)) => {
                 let denying = gate.policies.iter().find(|it| it.name == policy);
                 let uncertain = denying.is_some_and(|it| matches(it, subject).is_none());
                 return Explanation { allowed: false, by: Some(policy.to_owned()), uncertain, ..explanation };
             }
-            Some(Refusal::NotAllowed) => {
+            Answer::Refuses(Refusal::NotAllowed | Refusal::Otherwise(_)) => {
                 let missed = gate.policies.iter().map(|policy| missed(policy, subject));
                 let nearest = missed.min_by_key(|missed| missed.needs.len());
                 return Explanation { allowed: false, by: None, nearest, ..explanation };
             }
-            None if gate.action == GateAction::Allow => {
-                let allowing = gate.policies.iter().find(|it| matches(it, subject) == Some(true));
-                explanation.by = allowing.map(|policy| policy.name.clone());
+            Answer::Allows(policy) if !gate.dry_run => explanation.by = Some(policy.to_owned()),
+            Answer::Records(_) => {
+                let recording = gate.policies.iter().filter(|policy| matches(policy, subject) != Some(false));
+                explanation.audited_by.extend(recording.map(|policy| policy.name.clone()));
             }
-            None => (),
+            Answer::Allows(_) | Answer::Nothing => (),
         }
     }
     explanation

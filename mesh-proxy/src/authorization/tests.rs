@@ -58,7 +58,43 @@ fn a_gate_on_trial_refuses_nothing_and_is_reported() {
     let denies = gate(GateAction::Deny, vec![policy("trial", Condition::Any, Condition::Any)]);
     let authorization = Authorization { gates: vec![Gate { dry_run: true, ..denies }] };
     let verdict = decide(&authorization, &subject(None, None));
-    assert_eq!(verdict, Verdict { refused: None, would_refuse: Some(Refusal::Denied("trial")) });
+    assert_eq!(verdict, Verdict { would_refuse: Some(Refusal::Denied("trial")), ..Verdict::default() });
+}
+
+#[test]
+fn an_audit_records_and_decides_nothing() {
+    let headers = HeaderMap::new();
+    let audits = gate(
+        GateAction::Audit,
+        vec![
+            policy("admin", Condition::Path(exact("/admin")), Condition::Any),
+            policy("web", Condition::Any, Condition::Identity(exact(WEB))),
+        ],
+    );
+    let denies = gate(GateAction::Deny, vec![policy("no-x", Condition::Path(prefix("/x")), Condition::Any)]);
+    let allows = gate(GateAction::Allow, vec![policy("web-only", Condition::Any, Condition::Identity(exact(WEB)))]);
+    let authorization = Authorization { gates: vec![audits, denies, allows] };
+    let on = |identity, path| decide(&authorization, &subject(identity, Some(get(path, &headers))));
+    let web = Some(WEB);
+    let allowed = Verdict { allowed_by: Some("web-only"), audited_by: Some("web"), ..Verdict::default() };
+    assert_eq!(on(web, "/"), allowed);
+    assert_eq!(on(web, "/admin"), Verdict { audited_by: Some("admin"), ..allowed });
+    let denied = Verdict { refused: Some(Refusal::Denied("no-x")), audited_by: Some("web"), ..Verdict::default() };
+    assert_eq!(on(web, "/x"), denied);
+    assert_eq!(on(None, "/"), Verdict { refused: Some(Refusal::NotAllowed), ..Verdict::default() });
+    // What is in doubt is recorded too: another reading of the path, and what a byte stream carries.
+    assert_eq!(on(None, "/admin;x").audited_by, Some("admin"));
+    assert_eq!(decide(&authorization, &subject(None, None)).audited_by, Some("admin"));
+    let found = explain::explain(&authorization, &subject(web, Some(get("/admin", &headers))));
+    assert_eq!((found.allowed, found.by.as_deref()), (true, Some("web-only")));
+    assert_eq!(found.audited_by, ["admin", "web"]);
+    // Nobody is kept out before it is known who comes.
+    let (peer, destination) = ("10.0.0.9:1".parse().unwrap(), "10.0.0.5:8080".parse().unwrap());
+    let all =
+        gate(GateAction::Audit, vec![policy("all", Condition::Any, Condition::Source("10.0.0.0/8".parse().unwrap()))]);
+    let audits = Authorization { gates: vec![all] };
+    assert_eq!(addresses::refused_at_once(&audits, peer, destination), None);
+    assert_eq!(datagrams::barriers(&audits), []);
 }
 
 #[test]

@@ -26,6 +26,15 @@ pub enum GateAction {
     Allow,
     /// What a policy matches is refused.
     Deny,
+    /// What a policy matches is recorded, whatever becomes of it.
+    Audit,
+}
+
+impl Gate {
+    /// Whether it can refuse anything.
+    pub fn is_in_force(&self) -> bool {
+        !self.dry_run && self.action != GateAction::Audit
+    }
 }
 
 /// Matches what one of the permissions and one of the principals match.

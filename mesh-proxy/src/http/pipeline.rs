@@ -17,7 +17,7 @@ use super::head::{Head, apply, concerns_connection, remove_hop_by_hop, tell_time
 use super::request_body::{Gate, RequestBody, Upload};
 use super::response_body::{Content, ResponseBody};
 use super::{hedge, reply, upgrade};
-use crate::authorization::{self, Subject};
+use crate::authorization::{self, Subject, Verdict, audit};
 use crate::config::{
     Action, Authorization, Fault, Forward, HttpManager, RetryPolicy, Route, RouteSource, RouteTable, WeightedCluster,
 };
@@ -29,6 +29,7 @@ use crate::limit::{self, LimitHit};
 use crate::listen::{Direction, Security};
 use crate::pace::Way;
 use crate::snapshot::Found;
+use crate::telemetry::{Asked, Event};
 use crate::trace::Trace;
 use crate::upstream::{Failed, Held, Outcome, Target, UpstreamBody, Version, View};
 use crate::{mirror, retry, route};
@@ -119,8 +120,7 @@ async fn respond(exchange: &mut Exchange) -> Result<Response<Content>, Ended> {
     if let Some(scarce) = exchange.conn.ctx.overload.scarce() {
         return Err(Error::because(Kind::Overloaded, scarce.as_str()).into());
     }
-    let gone = || Error::because(Kind::Denied, "connections like this one are not taken any more");
-    let manager = exchange.manager.clone().ok_or_else(gone)?;
+    let manager = exchange.manager.clone().ok_or_else(|| not_taken(exchange))?;
     let token = authenticate(&manager, exchange)?;
     authorize(&manager.authorization, exchange, token.as_deref())?;
     let route = find_route(&exchange.conn, &manager, &exchange.head).await?;
@@ -149,28 +149,57 @@ async fn respond(exchange: &mut Exchange) -> Result<Response<Content>, Ended> {
     Ok(response)
 }
 
+/// Of a connection that was taken when it came.
+fn not_taken(exchange: &Exchange) -> Error {
+    const WHY: &str = "connections like this one are not taken any more";
+    let Exchange { conn, head, .. } = exchange;
+    audit::record_refusal(&conn.ctx, Event::Request, &conn.downstream, || Some(asked(head)), WHY);
+    Error::because(Kind::Denied, WHY)
+}
+
 /// The token that the request has, if any. One that is not good refuses it.
 fn authenticate(manager: &HttpManager, exchange: &mut Exchange) -> Result<Option<Arc<Verified>>, Error> {
     let Some(authn) = &manager.jwt else { return Ok(None) };
     exchange.hide_tokens(authn);
     let Head { headers, uri, .. } = &mut exchange.head;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    jwt::admit(authn, headers, uri, now).map_err(|refused| Error::because(Kind::Unauthenticated, refused))
+    jwt::admit(authn, headers, uri, now).map_err(|refused| {
+        let (why, Exchange { conn, head, .. }) = (refused.to_string(), &*exchange);
+        audit::record_refusal(&conn.ctx, Event::Request, &conn.downstream, || Some(asked(head)), &why);
+        Error::because(Kind::Unauthenticated, why)
+    })
 }
 
 /// Whether the policies let the request in.
 fn authorize(authorization: &Authorization, exchange: &mut Exchange, token: Option<&Verified>) -> Result<(), Error> {
-    if authorization.gates.is_empty() {
+    let Exchange { conn, head, trace, .. } = exchange;
+    let Connection { downstream, ctx, .. } = &**conn;
+    if authorization.gates.is_empty() && downstream.direction == Direction::Outbound {
+        // Nobody decides here; who is called does.
         return Ok(());
     }
-    let Exchange { conn, head, trace, .. } = exchange;
-    let subject = Subject::new(&conn.downstream, conn.identity.as_deref(), Some(head.subject()));
-    let subject = Subject { claims: token.map(|it| &it.claims), ..subject };
-    let verdict = authorization::decide(authorization, &subject);
-    if let Some(trace) = trace.as_mut().filter(|trace| trace.is_sampled()) {
-        trace.policy(authorization::deciding(authorization, &verdict, &subject).unwrap_or_default());
+    let mut verdict = Verdict::default();
+    if !authorization.gates.is_empty() {
+        let subject = Subject::new(downstream, conn.identity.as_deref(), Some(head.subject()));
+        verdict = authorization::decide(authorization, &Subject { claims: token.map(|it| &it.claims), ..subject });
     }
-    verdict.enforce(&conn.ctx.telemetry)
+    if let Some(trace) = trace.as_mut().filter(|trace| trace.is_sampled()) {
+        trace.policy(verdict.deciding());
+    }
+    audit::record(ctx, Event::Request, downstream, || Some(asked(head)), &verdict);
+    verdict.enforce(&ctx.telemetry)
+}
+
+/// What the audit log has of a request.
+fn asked(head: &Head) -> Asked<'_> {
+    Asked {
+        method: &head.method,
+        authority: head.authority(),
+        path: head.path(),
+        protocol: head.version.into(),
+        request_id: head.request_id.to_str().unwrap_or_default(),
+        headers: &head.headers,
+    }
 }
 
 async fn find_route(conn: &Connection, manager: &HttpManager, head: &Head) -> Result<Arc<Route>, Error> {

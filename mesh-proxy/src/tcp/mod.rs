@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use mesh_common::names::CLUSTER_PASSTHROUGH;
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::authorization::{self, Subject, Verdict};
+use crate::authorization::{self, Subject, Verdict, audit};
 use crate::config::{Endpoint, Fault, FaultKind, FaultRule, NetworkFilter, TcpProxy};
 use crate::detect::Learned;
 use crate::error::{Error, Kind, Side};
@@ -23,7 +23,7 @@ use crate::inbound::Chosen;
 use crate::limit;
 use crate::listen::{self, Context, Direction, Downstream, Security};
 use crate::pace::Way;
-use crate::telemetry::{StreamMetrics, TcpRecord};
+use crate::telemetry::{Event, StreamMetrics, TcpRecord};
 use crate::upstream::{TcpUpstream, UpstreamStream};
 
 use copy::{Broken, Count, Paces};
@@ -45,8 +45,13 @@ pub(crate) async fn proxy<IO: DownstreamIo>(
     if let Some(scarce) = ctx.overload.scarce() {
         return refuse(io, downstream, "", began, &Error::because(Kind::Overloaded, scarce.as_str()), ctx);
     }
-    if let Err(error) = verdict(downstream, filter).enforce(&ctx.telemetry) {
-        return refuse(io, downstream, "", began, &error, ctx);
+    // Without policies, who is called decides about what goes out.
+    if downstream.direction == Direction::Inbound || !filter.authorization.gates.is_empty() {
+        let verdict = verdict(downstream, filter);
+        audit::record(ctx, Event::Stream, downstream, || None, &verdict);
+        if let Err(error) = verdict.enforce(&ctx.telemetry) {
+            return refuse(io, downstream, "", began, &error, ctx);
+        }
     }
     let paced = |way| {
         let limits = filter.limits.as_deref()?;
@@ -93,12 +98,16 @@ async fn revoked(downstream: &Downstream, chosen: Option<&Chosen>, ctx: &Context
         match chosen.now(&ctx.store) {
             Some(NetworkFilter::Tcp(filter)) => {
                 // What is on trial was counted when the connection came.
-                if let Some(refusal) = verdict(downstream, &filter).refused {
+                let verdict = Verdict { would_refuse: None, ..verdict(downstream, &filter) };
+                if let Some(refusal) = verdict.refused {
+                    audit::record(ctx, Event::OpenStream, downstream, || None, &verdict);
                     return Error::because(Kind::Denied, refusal);
                 }
             }
             Some(NetworkFilter::Http(_)) | None => {
-                return Error::because(Kind::Denied, "connections like this one are not taken any more");
+                const WHY: &str = "connections like this one are not taken any more";
+                audit::record_refusal(ctx, Event::OpenStream, downstream, || None, WHY);
+                return Error::because(Kind::Denied, WHY);
             }
         }
         if changes.changed().await.is_err() {

@@ -40,6 +40,7 @@ const EXPIRY: &str = "mesh_proxy_certificate_expiry_timestamp_seconds";
 const LOG_DROPPED: &str = "mesh_proxy_access_log_dropped_total";
 const SPANS: &str = "mesh_trace_spans_exported_total";
 const SPANS_DROPPED: &str = "mesh_trace_spans_dropped_total";
+const AUDIT_DROPPED: &str = "mesh_proxy_audit_log_dropped_total";
 const DNS: &str = "mesh_proxy_dns_queries_total";
 const WOULD_REFUSE: &str = "mesh_authorization_dry_run_refused_total";
 const LIMITS_HIT: &str = "mesh_limits_hit_total";
@@ -315,8 +316,9 @@ impl Metrics {
         self.proxy.expiry.set(unix_seconds as f64);
     }
 
-    pub(super) fn render(&self, access_log_dropped: u64, spans: Exported) -> String {
+    pub(super) fn render(&self, access_log_dropped: u64, audit_log_dropped: u64, spans: Exported) -> String {
         counter(&self.recorder, LOG_DROPPED, vec![]).absolute(access_log_dropped);
+        counter(&self.recorder, AUDIT_DROPPED, vec![]).absolute(audit_log_dropped);
         counter(&self.recorder, SPANS, vec![]).absolute(spans.taken);
         let dropped =
             [("queue_full", spans.queue_full), ("refused", spans.refused), ("unavailable", spans.unavailable)];

@@ -1,12 +1,15 @@
 //! What happened, for people, for Prometheus and for the control plane. In: one record for each request and each byte
-//! stream. Out: metrics, access log lines, spans and what is reported. Nothing here ever makes the data path wait.
+//! stream, and decisions about access. Out: metrics, lines of the access log and the audit log, spans, and what is reported.
+//! Nothing here ever makes the data path wait.
 
 mod access_log;
+mod audit;
 mod metrics;
 mod record;
 mod report;
 mod series;
 mod udp;
+mod writer;
 
 use std::io;
 use std::path::PathBuf;
@@ -18,6 +21,7 @@ use mesh_common::identity::Identity;
 use mesh_common::proto::telemetry::Series;
 
 pub use access_log::{AccessLog, AccessLogError};
+pub use audit::{Asked, AuditLog, AuditOptions, AuditTo, Decision, Event};
 pub use metrics::{ActiveConnection, DnsResult, StreamMetrics};
 pub use record::{Protocol, RequestRecord, TcpRecord};
 pub use udp::{UdpDrop, UdpMetrics};
@@ -46,17 +50,25 @@ pub struct TelemetryOptions {
     pub access_log: AccessLog,
     /// Where access log lines go; standard output when there is none.
     pub access_log_file: Option<PathBuf>,
+    /// `None`: decisions about access are not written down.
+    pub audit_log: Option<AuditOptions>,
     /// Time series for requests and byte streams; what would be more is counted under the label value `overflow`.
     pub max_series: usize,
 }
 
 impl Default for TelemetryOptions {
     fn default() -> Self {
-        Self { local: LocalWorkload::default(), access_log: AccessLog::Off, access_log_file: None, max_series: 10_000 }
+        Self {
+            local: LocalWorkload::default(),
+            access_log: AccessLog::Off,
+            access_log_file: None,
+            audit_log: None,
+            max_series: 10_000,
+        }
     }
 }
 
-/// Handle to metrics and access log. Cheap to clone, never waits.
+/// Handle to metrics, access log and audit log. Cheap to clone, never waits.
 #[derive(Clone, Debug)]
 pub struct Telemetry {
     inner: Arc<Inner>,
@@ -66,6 +78,7 @@ pub struct Telemetry {
 struct Inner {
     metrics: Metrics,
     access_log: Option<Log>,
+    audit_log: Option<AuditLog>,
     spans: Exporter,
     log_allowance: AtomicU32,
 }
@@ -73,13 +86,20 @@ struct Inner {
 impl Telemetry {
     /// # Errors
     ///
-    /// When the access log's file cannot be opened.
+    /// When the file of the access log or the audit log cannot be opened.
     pub fn new(options: TelemetryOptions) -> io::Result<Self> {
         let access_log = Log::start(options.access_log, options.access_log_file.as_deref())?;
+        let start = |audit| AuditLog::start(audit, options.local.clone());
+        let audit_log = options.audit_log.map(start).transpose()?;
         let spans = Exporter::new(options.local.clone());
         let metrics = Metrics::new(options.local, options.max_series);
         let log_allowance = AtomicU32::new(LOG_ALLOWANCE);
-        Ok(Self { inner: Arc::new(Inner { metrics, access_log, spans, log_allowance }) })
+        Ok(Self { inner: Arc::new(Inner { metrics, access_log, audit_log, spans, log_allowance }) })
+    }
+
+    /// Where decisions about access are written down, if anywhere.
+    pub fn audit_log(&self) -> Option<&AuditLog> {
+        self.inner.audit_log.as_ref()
     }
 
     /// Makes the `metrics` macros of the whole process count here. Only the first call in a process has an effect.
@@ -179,8 +199,9 @@ impl Telemetry {
 
     /// The metrics in Prometheus' text format.
     pub fn render(&self) -> String {
-        let dropped = self.inner.access_log.as_ref().map_or(0, Log::dropped);
-        self.inner.metrics.render(dropped, self.inner.spans.exported())
+        let access_lines = self.inner.access_log.as_ref().map_or(0, Log::dropped);
+        let audit_lines = self.inner.audit_log.as_ref().map_or(0, AuditLog::dropped);
+        self.inner.metrics.render(access_lines, audit_lines, self.inner.spans.exported())
     }
 
     /// Where spans go.
@@ -215,9 +236,12 @@ impl Telemetry {
         self.inner.log_allowance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
     }
 
-    /// Waits until the access log lines so far are written, at most `timeout`. Blocks: for the end of the process.
+    /// Waits until the lines of both logs so far are written, at most `timeout` for each. Blocks: for the end of the process.
     pub fn flush(&self, timeout: Duration) {
         if let Some(log) = &self.inner.access_log {
+            log.flush(timeout);
+        }
+        if let Some(log) = &self.inner.audit_log {
             log.flush(timeout);
         }
     }

@@ -171,7 +171,8 @@ impl Session<'_> {
 /// What a response changes, and the reasons why some of it can't be: the others are taken, and what was there before in
 /// place of the refused ones stays.
 fn read(ty: Type, response: DeltaDiscoveryResponse) -> (Update, Vec<String>) {
-    let mut update = Update { removed: response.removed_resources, ..Default::default() };
+    let (version, removed) = (response.system_version_info, response.removed_resources);
+    let mut update = Update { version, removed, ..Default::default() };
     let mut refused = Vec::new();
     for item in response.resources {
         // Without a resource it is a sign of life for one that was sent before.

@@ -24,6 +24,15 @@ pub(super) fn policy(spec: &AuthorizationPolicySpec, errors: &mut Errors) {
         errors.add_if(spec.rules.is_empty(), "spec.rules", "a DENY without a rule refuses nothing; `[{}]` refuses all");
         errors.add_if(spec.overrides, "spec.overrides", "a DENY always overrides; this is for `action: ALLOW`");
     }
+    if spec.action == AuthorizationAction::Audit {
+        errors.add_if(
+            spec.rules.is_empty(),
+            "spec.rules",
+            "an AUDIT without a rule records nothing; `[{}]` records all",
+        );
+        errors.add_if(spec.overrides, "spec.overrides", "an AUDIT decides nothing; this is for `action: ALLOW`");
+        errors.add_if(spec.dry_run, "spec.dryRun", "an AUDIT refuses nothing; this is for `ALLOW` and `DENY`");
+    }
     let idle = spec.overrides && spec.dry_run;
     errors.add_if(idle, "spec.overrides", "a dry run overrides nothing; set one of `overrides` and `dryRun`");
     at_most(errors, "spec.rules", spec.rules.len(), MAX_RULES);

@@ -312,6 +312,7 @@ fn an_authorization_policy_says_what_can_match() {
     for fine in [
         "{}",
         "{action: DENY, rules: [{}]}",
+        "{action: AUDIT, rules: [{to: [{methods: [DELETE]}]}]}",
         "{overrides: true, rules: [{from: [{identities: ['*', 'spiffe://a/ns/b/*', 'spiffe://a/ns/b/sa/c']}]}]}",
         "{rules: [{from: [{serviceAccounts: [web, shop/web], ipBlocks: [10.0.0.0/8, 'fd00::1']}]}]}",
         "{rules: [{to: [{paths: [/, /a*, '*.css', '/caf%C3%A9/a%2Fb', '/a/{*}/b', '/a/{**}'], hosts: ['*.example.com', web]}]}]}",
@@ -325,6 +326,9 @@ fn an_authorization_policy_says_what_can_match() {
         ("{action: DENY}", "spec.rules"),
         ("{action: DENY, overrides: true, rules: [{}]}", "spec.overrides"),
         ("{dryRun: true, overrides: true}", "spec.overrides"),
+        ("{action: AUDIT}", "spec.rules"),
+        ("{action: AUDIT, overrides: true, rules: [{}]}", "spec.overrides"),
+        ("{action: AUDIT, dryRun: true, rules: [{}]}", "spec.dryRun"),
         ("{rules: [{from: [{}]}]}", "spec.rules[0].from[0]"),
         ("{rules: [{to: [{}]}]}", "spec.rules[0].to[0]"),
         ("{rules: [{from: [{identities: [web]}]}]}", "spec.rules[0].from[0].identities[0]"),

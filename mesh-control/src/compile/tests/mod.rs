@@ -84,6 +84,7 @@ pub(super) fn scope(client: ClientKind) -> Scope {
         throttles: client == ClientKind::Mesh,
         peak_ewma: client == ClientKind::Mesh,
         limits: client == ClientKind::Mesh,
+        audits: client != ClientKind::Grpc,
         locality: Default::default(),
     }
 }

@@ -50,8 +50,10 @@ fn gate(pb: Rbac, dry_run: bool) -> Decoded<Gate> {
     let action = match Action::try_from(pb.action) {
         Ok(Action::Allow) => GateAction::Allow,
         Ok(Action::Deny) => GateAction::Deny,
-        _ => return Err(Rejected::field("action", "only ALLOW and DENY are supported")),
+        Ok(Action::Log) => GateAction::Audit,
+        Err(_) => return Err(Rejected::field("action", "only ALLOW, DENY and LOG are supported")),
     };
+    unless(dry_run && action == GateAction::Audit, "action", "LOG refuses nothing that could be tried")?;
     unless(pb.audit_logging_options.is_some(), "audit_logging_options", "is not supported")?;
     let mut policies: Vec<_> = pb.policies.into_iter().collect();
     policies.sort_by(|(a, _), (b, _)| a.cmp(b));

@@ -1,5 +1,6 @@
 //! The whole data path over loopback sockets: clients, proxies and applications that are real but for their purpose.
 
+mod audit;
 mod balancing;
 mod bandwidth;
 mod bypass;

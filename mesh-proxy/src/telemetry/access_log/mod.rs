@@ -2,7 +2,6 @@
 //! lines are dropped and counted; the data path never waits.
 
 mod line;
-mod writer;
 
 use std::cell::Cell;
 use std::fs::OpenOptions;
@@ -14,7 +13,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use self::line::Line;
-use self::writer::Writer;
+use super::writer::Writer;
 use super::{RequestRecord, TcpRecord};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +53,8 @@ impl std::fmt::Display for AccessLog {
     }
 }
 
+const NAME: &str = "access log";
+
 #[derive(Debug)]
 pub(super) struct Log {
     json: bool,
@@ -72,8 +73,8 @@ impl Log {
             return Ok(None);
         }
         let writer = match file {
-            Some(path) => Writer::start(OpenOptions::new().create(true).append(true).open(path)?),
-            None => Writer::start(io::stdout()),
+            Some(path) => Writer::start(NAME, OpenOptions::new().create(true).append(true).open(path)?),
+            None => Writer::start(NAME, io::stdout()),
         };
         Ok(Some(Self { json: format == AccessLog::Json, writer: writer? }))
     }

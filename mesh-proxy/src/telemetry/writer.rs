@@ -1,4 +1,4 @@
-//! Lines on their way to the log: collected in memory and written in blocks by a thread of its own, so that a line costs
+//! Lines on their way to a log: collected in memory and written in blocks by a thread of its own, so that a line costs
 //! its request a copy and neither a system call nor a switch to another thread.
 
 use std::io::{self, Write};
@@ -39,11 +39,11 @@ struct State {
 }
 
 impl Writer {
-    /// The thread ends with the writer, after it has written all.
-    pub(super) fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
+    /// The thread ends with the writer, after it has written all. `log`: what it is called.
+    pub(super) fn start(log: &'static str, out: impl Write + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let its = shared.clone();
-        std::thread::Builder::new().name("access-log".into()).spawn(move || its.write_blocks(out))?;
+        std::thread::Builder::new().name(log.replace(' ', "-")).spawn(move || its.write_blocks(log, out))?;
         Ok(Self { shared })
     }
 
@@ -102,7 +102,7 @@ impl Shared {
         self.dropped.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    fn write_blocks(&self, mut out: impl Write) {
+    fn write_blocks(&self, log: &str, mut out: impl Write) {
         let mut block = Vec::new();
         let mut failing = false;
         loop {
@@ -111,7 +111,7 @@ impl Shared {
             if let Err(error) = &result {
                 self.lost(&block);
                 if !failing {
-                    tracing::warn!(%error, "the access log cannot be written; lines are lost until it can");
+                    tracing::warn!(%error, "the {log} cannot be written; lines are lost until it can");
                 }
             }
             failing = result.is_err();
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn lines_are_in_order_and_flushed() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let writer = Writer::start(file.reopen().unwrap()).unwrap();
+        let writer = Writer::start("access log", file.reopen().unwrap()).unwrap();
         for i in 0..20_000 {
             writer.send(format!("{i}\n").as_bytes());
         }
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn a_line_is_written_without_being_asked_for() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let writer = Writer::start(file.reopen().unwrap()).unwrap();
+        let writer = Writer::start("access log", file.reopen().unwrap()).unwrap();
         writer.send(b"one\n");
         let deadline = Instant::now() + LONG;
         while std::fs::read_to_string(file.path()).unwrap() != "one\n" {
@@ -201,7 +201,7 @@ mod tests {
         let (begun, _) = channel();
         let (let_all_go, let_go) = channel();
         let written = Arc::new(Mutex::new(Vec::new()));
-        let writer = Writer::start(Slow { begun, let_go, written: written.clone() }).unwrap();
+        let writer = Writer::start("access log", Slow { begun, let_go, written: written.clone() }).unwrap();
         writer.send(b"last\n");
         drop((writer, let_all_go));
         let deadline = Instant::now() + LONG;
@@ -215,7 +215,7 @@ mod tests {
     fn who_does_not_take_lines_loses_them_and_slows_nobody() {
         let (begun, writing) = channel();
         let (go, let_go) = channel();
-        let writer = Writer::start(Slow { begun, let_go, written: Arc::default() }).unwrap();
+        let writer = Writer::start("access log", Slow { begun, let_go, written: Arc::default() }).unwrap();
         writer.send(b"first\n");
         writing.recv_timeout(LONG).unwrap();
         let lines = "line\n".repeat(1000);
