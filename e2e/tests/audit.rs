@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,9 +10,10 @@ use anyhow::ensure;
 use mesh_e2e::as_root_and_without;
 use mesh_e2e::mesh::{Mesh, User};
 use mesh_e2e::process::{Process, eventually};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
-as_root_and_without!(decisions_are_in_the_audit_log_and_secrets_are_not);
+as_root_and_without!(decisions_are_in_the_audit_log_and_secrets_are_not, changes_are_written_down_with_who_made_them);
 
 const POLICIES: &str = "
 apiVersion: meshctl.dev/v1alpha1
@@ -177,4 +179,91 @@ fn decisions_are_in_the_audit_log_and_secrets_are_not(user: User) {
     assert!(listed.lines().any(|line| line.starts_with("AUDIT") && line.contains("default/orders[0]")), "{listed}");
     let said = mesh.meshctl(&["authz", "check", "--from", "web", "--to", "reviews", "--path", "/orders/1"]).unwrap();
     assert!(said.contains("ALLOWED") && said.contains("audit log by default/orders[0]"), "{said}");
+}
+
+const SERVICE: &str =
+    "apiVersion: v1\nkind: Service\nmetadata: {name: shown}\nspec: {ports: [{port: 9080, appProtocol: http}]}\n";
+
+const WITH_SECRETS: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: keyed}
+spec:
+  parentRefs: [{group: '', kind: Service, name: shown}]
+  rules:
+  - filters:
+    - type: RequestHeaderModifier
+      requestHeaderModifier: {set: [{name: Authorization, value: Basic s3cret}, {name: x-team, value: visible}]}
+    backendRefs: [{name: reviews, port: 9080}]
+";
+
+fn changes_are_written_down_with_who_made_them(user: User) {
+    let mut mesh = Mesh::start(user).unwrap();
+    let query = |mesh: &Mesh, args: &[&str]| -> Vec<Value> {
+        let text = mesh.meshctl(&[&["audit", "query", "-o", "json"], args].concat()).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let uid = user.id().unwrap_or_else(|| nix::unistd::getuid().as_raw());
+    let _reviews = mesh.echo("reviews", "v1").unwrap();
+    mesh.apply(SERVICE).unwrap();
+    mesh.apply(&SERVICE.replace("9080", "9090")).unwrap();
+    // Nothing changes, and nothing that would be refused or is only tried.
+    mesh.apply(&SERVICE.replace("9080", "9090")).unwrap();
+    let file = mesh.logs().join("try.yaml");
+    std::fs::write(&file, SERVICE).unwrap();
+    mesh.meshctl(&["apply", "--dry-run", "-f", &file.to_string_lossy()]).unwrap();
+    mesh.apply(WITH_SECRETS).unwrap();
+    mesh.meshctl(&["delete", "service/shown"]).unwrap();
+
+    let of_service = query(&mesh, &["--object", "service/shown", "--since", "1h"]);
+    let shown: Vec<_> = of_service.iter().map(|it| it["verb"].as_str().unwrap()).collect();
+    assert_eq!(shown, ["create", "update", "delete"], "{of_service:#?}");
+    for record in &of_service {
+        assert_eq!((&record["who"]["kind"], &record["who"]["uid"]), (&"user".into(), &uid.into()), "{record:#}");
+    }
+    let update = &of_service[1];
+    let port = |when: &str| update[when]["spec"]["ports"][0]["port"].as_u64();
+    assert_eq!((port("before"), port("after")), (Some(9080), Some(9090)), "{update:#}");
+    let revisions: Vec<u64> = of_service.iter().map(|it| it["revision"].as_u64().unwrap()).collect();
+    assert!(revisions.is_sorted_by(|a, b| a < b), "{revisions:?}");
+    let table = mesh.meshctl(&["audit", "query", "--object", "svc/shown"]).unwrap();
+    assert!(table.contains("spec.ports[0].port: 9080 -> 9090"), "{table}");
+
+    // Who registers is known by its certificate, and the token that it began with by its name.
+    let registered = query(&mesh, &["--object", "workloadentry", "--who", "sa/reviews"]);
+    assert_eq!(registered[0]["who"]["name"], "spiffe://mesh.local/ns/default/sa/reviews", "{registered:#?}");
+    let tokens = query(&mesh, &["--object", "jointoken", "--who", &uid.to_string()]);
+    assert_eq!((tokens.len(), &tokens[0]["after"]["uses"]), (1, &1.into()), "{tokens:#?}");
+    let token_file = mesh.token("other").unwrap();
+    let token = std::fs::read_to_string(token_file).unwrap();
+    let secret = token.trim().split('.').nth(2).unwrap();
+
+    let log = mesh.data().join("audit.log");
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(!text.contains("s3cret") && !text.contains(secret), "{text}");
+    assert!(text.contains("visible") && text.contains("[redacted]"), "{text}");
+    assert_eq!(std::fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
+
+    // It outlives the control plane, and who follows hears of what comes.
+    let before = query(&mesh, &[]);
+    let mut control = mesh.control.take().unwrap();
+    control.signal(Signal::SIGKILL).unwrap();
+    control.wait(Duration::from_secs(5)).unwrap();
+    mesh.start_control().unwrap();
+    assert_eq!(query(&mesh, &[])[..before.len()], before);
+    let mut tail = mesh.command("meshctl");
+    tail.arg("--control").arg(format!("unix:{}", mesh.data().join("control.sock").display()));
+    tail.args(["audit", "tail", "--lines", "1", "--follow", "--object", "service", "-o", "json"]);
+    let tail = Process::start("tail", tail, &mesh.logs()).unwrap();
+    let told = |count: usize| {
+        eventually(Duration::from_secs(10), || {
+            let text = tail.stdout();
+            ensure!(text.lines().count() == count, "{text}{}", tail.tail());
+            Ok(serde_json::from_str::<Value>(text.lines().last().unwrap())?)
+        })
+        .unwrap()
+    };
+    assert_eq!(told(1), of_service[2]);
+    mesh.apply(&SERVICE.replace("shown", "later")).unwrap();
+    assert_eq!(told(2)["object"]["name"], "later");
 }

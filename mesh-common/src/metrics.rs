@@ -176,7 +176,7 @@ pub const PROXY: [Metric; 20] = [
 ];
 
 /// Of the control plane.
-pub const CONTROL: [Metric; 15] = [
+pub const CONTROL: [Metric; 16] = [
     metric("mesh_control_xds_streams", Gauge, "open discovery streams", "`protocol` (`delta`, `sotw`)"),
     metric(
         "mesh_control_proxies",
@@ -219,6 +219,12 @@ pub const CONTROL: [Metric; 15] = [
         Counter,
         "attempts to fetch the keys of an issuer of tokens",
         "`result` (`ok`, `failed`)",
+    ),
+    metric(
+        "mesh_control_audit_log_dropped_total",
+        Counter,
+        "changes that were made and could not be written to the audit log",
+        "",
     ),
     metric("mesh_control_workloads", Gauge, "workloads registered by their proxies", ""),
     metric("mesh_build_info", Gauge, "always 1", "`component`, `version`"),

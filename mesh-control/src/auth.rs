@@ -33,6 +33,8 @@ pub struct Peer {
     pub proven: Proven,
     /// The process at the other end of a unix socket, where it can be seen from here.
     pub process: Option<i32>,
+    /// The user that it runs as, by the kernel's word.
+    pub user: Option<u32>,
 }
 
 impl Peer {
@@ -41,7 +43,7 @@ impl Peer {
         if certificate.is_some() {
             proven.set();
         }
-        Self { address, transport, certificate, proven, process: None }
+        Self { address, transport, certificate, proven, process: None, user: None }
     }
 }
 

@@ -19,4 +19,5 @@ pub mod serve;
 pub mod snapshot;
 pub mod status;
 pub mod store;
+pub mod trail;
 pub mod xds;

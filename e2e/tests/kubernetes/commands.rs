@@ -23,6 +23,8 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.meshctl(&["check"])?;
     let refused = meshctl(&namespace, &["token", "create", "--service-account", "web"]).unwrap_err().to_string();
     ensure!(refused.contains("token of its service account"), "{refused}");
+    let refused = meshctl(&namespace, &["audit", "tail"]).unwrap_err().to_string();
+    ensure!(refused.contains("its audit log has them"), "{refused}");
     Ok(())
 }
 

@@ -28,6 +28,9 @@ pub struct State {
     pub proxies: Vec<Proxy>,
     pub traffic: ListTrafficResponse,
     pub certificates: ListCertificatesResponse,
+    /// The records of `QueryAudit`, and what was asked of it.
+    pub audit: Vec<serde_json::Value>,
+    pub audited: Vec<QueryAuditRequest>,
     /// The answers of `Wait`, and of `Watch`.
     pub progress: Vec<WaitProgress>,
     pub events: Vec<WatchEvent>,
@@ -224,6 +227,18 @@ impl Mesh for Fake {
         _: Request<ListCertificatesRequest>,
     ) -> Result<Response<ListCertificatesResponse>, Status> {
         Ok(Response::new(self.0.lock().unwrap().certificates.clone()))
+    }
+
+    type QueryAuditStream = Streamed<AuditEntry>;
+
+    async fn query_audit(
+        &self,
+        request: Request<QueryAuditRequest>,
+    ) -> Result<Response<Self::QueryAuditStream>, Status> {
+        let mut state = self.0.lock().unwrap();
+        state.audited.push(request.into_inner());
+        let entries = state.audit.iter().map(|record| AuditEntry { json: record.to_string() }).collect::<Vec<_>>();
+        Ok(Response::new(state.streamed(&entries)))
     }
 
     async fn set_log_filter(&self, _: Request<SetLogFilterRequest>) -> Result<Response<SetLogFilterResponse>, Status> {

@@ -1,6 +1,7 @@
 //! One module for each command: its arguments with their help, and what it does.
 
 pub mod apply;
+pub mod audit;
 pub mod authz;
 pub mod certs;
 pub mod check;
@@ -95,6 +96,7 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<(), Failure
         Command::Authz(args) => authz::run(context, args).await,
         Command::Top(args) => top::run(context, &args).await,
         Command::Topology(args) => topology::run(context, &args).await,
+        Command::Audit(args) => audit::run(context, args).await,
         Command::Certs(args) => certs::run(context, &args).await,
         Command::Proxy(args) => proxy::run(context, args).await,
         Command::LogLevel(args) => log_level::run(context, args).await,

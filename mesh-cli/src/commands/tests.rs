@@ -1,9 +1,7 @@
 //! Whole commands, from the words of the command line to what is printed and stored.
 
 use clap::Parser;
-use mesh_common::proto::control::{
-    Certificate, Proxy, ServiceView, WaitProgress, WorkloadCertificate, WorkloadView,
-};
+use mesh_common::proto::control::{Certificate, Proxy, ServiceView, WaitProgress, WorkloadCertificate, WorkloadView};
 use mesh_common::resource::{Kind, Object};
 
 use super::fake::{self, Running};
@@ -286,4 +284,25 @@ async fn a_certificate_that_runs_out_ends_in_an_exit_code_of_its_own() {
     running.state().certificates.workloads.push(of("reviews-2.default", 20));
     assert_eq!(meshctl(&running, "certs").await.unwrap_err().exit, Exit::Failed);
     assert_eq!(meshctl(&running, "certs reviews-1").await.unwrap().lines().count(), 4);
+}
+
+#[tokio::test]
+async fn changes_are_asked_for_by_object_time_and_who() {
+    let running = shop();
+    assert_eq!(meshctl(&running, "audit tail").await.unwrap(), "");
+    running.state().audit = vec![serde_json::json!({
+        "time": "2030-01-02T03:04:05.678Z", "who": {"kind": "user", "name": "ada", "uid": 1000}, "verb": "delete",
+        "object": {"kind": "Service", "namespace": "shop", "name": "a"}, "revision": 3, "before": {},
+    })];
+    let text = meshctl(&running, "audit query --since 1h --object svc/a --who ada -n shop").await.unwrap();
+    assert!(text.lines().nth(1).unwrap().starts_with("2030-01-02 03:04:05  ada  delete  Service shop/a  3"), "{text}");
+    let asked = running.state().audited.pop().unwrap();
+    assert_eq!((asked.kind.as_str(), asked.name.as_str(), asked.namespace.as_str()), ("Service", "a", "shop"));
+    assert!(asked.who == "ada" && asked.since_unix_ms > 1_700_000_000_000 && asked.last == 0 && !asked.follow);
+    let json = meshctl(&running, "audit tail --lines 5 -o json").await.unwrap();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["who"]["uid"], 1000);
+    let asked = running.state().audited.pop().unwrap();
+    assert_eq!((asked.last, asked.since_unix_ms, asked.kind.as_str()), (5, 0, ""));
+    assert_eq!(meshctl(&running, "audit tail --follow -o name").await.unwrap(), "service/a\n");
+    assert_eq!(meshctl(&running, "audit query --object pod").await.unwrap_err().exit, Exit::Usage);
 }

@@ -225,6 +225,13 @@ impl Mesh for Plane {
         Ok(Response::new(merge::certificates(answers)))
     }
 
+    type QueryAuditStream = Streamed<AuditEntry>;
+
+    async fn query_audit(&self, _: Request<QueryAuditRequest>) -> Result<Response<Self::QueryAuditStream>, Status> {
+        let message = "In Kubernetes changes are made at the API server, and its audit log has them.";
+        Err(Failure::refused(message).hint("See https://kubernetes.io/docs/tasks/debug/debug-cluster/audit/.").into())
+    }
+
     async fn set_log_filter(
         &self,
         request: Request<SetLogFilterRequest>,

@@ -1,5 +1,6 @@
 //! What the control plane answers, as rows for people and as stable JSON for programs. Pure; the clock is passed in.
 
+pub mod audit;
 pub mod certs;
 pub mod findings;
 pub mod mesh;

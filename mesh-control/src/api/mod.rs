@@ -26,13 +26,15 @@ use mesh_common::telemetry::LogFilter;
 use tokio::sync::watch::Receiver;
 use tonic::{Request, Response, Status};
 
+use crate::auth::Peer;
 use crate::ca::{Ca, ServerTls, control_identity};
 use crate::certificates;
 use crate::model::Settings;
 use crate::objects::Objects;
 use crate::reports::Reports;
 use crate::snapshot::Snapshot;
-use crate::store::{self, Store, TokenError, blocking};
+use crate::store::{self, Store, StoreError, TokenError, blocking};
+use crate::trail::{Query, Record, Subject, Verb, Who};
 use crate::xds::Xds;
 
 /// A request with as many objects as a batch may have must fit.
@@ -70,9 +72,11 @@ impl MeshService {
         self.objects.borrow().clone()
     }
 
-    fn store(&self) -> Result<Store, Status> {
+    /// For changes in the name of who calls.
+    fn store<T>(&self, request: &Request<T>) -> Result<Store, Status> {
         let elsewhere = "this mesh is in Kubernetes: write through the API server";
-        self.store.clone().ok_or_else(|| Status::failed_precondition(elsewhere))
+        let store = self.store.as_ref().ok_or_else(|| Status::failed_precondition(elsewhere))?;
+        Ok(store.by(Who::operator(request.extensions().get::<Peer>())))
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {
@@ -83,9 +87,9 @@ impl MeshService {
 #[tonic::async_trait]
 impl Mesh for MeshService {
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
+        let (service, store) = (self.clone(), self.store(&request)?);
         // Fields have no owners here, so there is nothing to force.
         let ApplyRequest { objects, dry_run, force: _ } = request.into_inner();
-        let (service, store) = (self.clone(), self.store()?);
         let response = blocking(move || service.apply_objects(&store, &objects, dry_run)).await;
         Ok(Response::new(response.map_err(convert::status)?))
     }
@@ -102,6 +106,7 @@ impl Mesh for MeshService {
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
+        let store = self.store(&request)?;
         let DeleteRequest { keys, ignore_missing, preconditions } = request.into_inner();
         let keys = keys.iter().map(convert::key).collect::<Result<Vec<_>, _>>()?;
         // A version is of one object only, so that there is no need for its uid.
@@ -110,7 +115,6 @@ impl Mesh for MeshService {
             Ok::<_, Status>((key, it.resource_version))
         });
         let read = read.collect::<Result<Vec<_>, _>>()?;
-        let store = self.store()?;
         let deleted = blocking(move || store.delete_as_read(&keys, ignore_missing, &read)).await;
         let (deleted, revision) = deleted.map_err(|error| convert::status(error.into()))?;
         for key in &deleted {
@@ -132,7 +136,8 @@ impl Mesh for MeshService {
         &self,
         request: Request<CreateTokenRequest>,
     ) -> Result<Response<CreateTokenResponse>, Status> {
-        let store = self.store()?;
+        let store = self.store(&request)?;
+        let who = Who::operator(request.extensions().get::<Peer>());
         let CreateTokenRequest { namespace, service_account, ttl_seconds, uses } = request.into_inner();
         let namespace = convert::given(&namespace).unwrap_or(DEFAULT_NAMESPACE);
         let identity = Identity::new(self.ca.trust_domain(), namespace, &service_account).map_err(|error| {
@@ -151,6 +156,31 @@ impl Mesh for MeshService {
             TokenError::TooMany => Status::resource_exhausted(error.to_string()),
             other => Status::unavailable(other.to_string()),
         })?;
+        let record = Record {
+            time: Timestamp::now(),
+            who,
+            verb: Verb::Create,
+            object: Subject {
+                kind: "JoinToken".to_owned(),
+                namespace: namespace.to_owned(),
+                name: token.id().to_string(),
+            },
+            revision: None,
+            before: None,
+            after: Some(serde_json::json!({
+                "identity": spiffe_id,
+                "uses": uses.max(1),
+                "expires": expires.to_string(),
+            })),
+            hidden: false,
+        };
+        if let Some(trail) = store.trail().cloned() {
+            let write = move || {
+                trail.record(&[record]);
+                Ok::<_, StoreError>(())
+            };
+            blocking(write).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        }
         tracing::info!(identity = spiffe_id, id = token.id(), uses = uses.max(1), until = %expires, "made a join token");
         Ok(Response::new(CreateTokenResponse { token: token.reveal(), spiffe_id, expires_unix: expires.as_second() }))
     }
@@ -228,6 +258,35 @@ impl Mesh for MeshService {
         workloads.extend(self.xds.certificates());
         let authorities = certificates::authorities(&self.ca, &self.tls);
         Ok(Response::new(ListCertificatesResponse { workloads, authorities }))
+    }
+
+    type QueryAuditStream = Streamed<AuditEntry>;
+
+    async fn query_audit(
+        &self,
+        request: Request<QueryAuditRequest>,
+    ) -> Result<Response<Self::QueryAuditStream>, Status> {
+        let elsewhere = "changes of a mesh in Kubernetes are in the API server's own audit log";
+        let trail = self.store.as_ref().and_then(Store::trail).cloned();
+        let trail = trail.ok_or_else(|| Status::failed_precondition(elsewhere))?;
+        let QueryAuditRequest { since_unix_ms, kind, namespace, name, who, last, follow } = request.into_inner();
+        let given = |text: String| Some(text).filter(|text| !text.is_empty());
+        let since = Timestamp::from_millisecond(since_unix_ms);
+        let since = since.map_err(|error| Status::invalid_argument(format!("since_unix_ms: {error}")))?;
+        let query = Query {
+            since: Some(since).filter(|_| since_unix_ms != 0),
+            kind: given(kind),
+            namespace: given(namespace),
+            name: given(name),
+            who: given(who),
+            last: usize::try_from(last).ok().filter(|last| *last > 0),
+            follow,
+        };
+        let told = trail.ask(query).map(|line| match line {
+            Ok(line) => Ok(AuditEntry { json: line.trim_end().to_owned() }),
+            Err(reason) => Err(Status::unavailable(reason)),
+        });
+        Ok(Response::new(Box::pin(told)))
     }
 
     async fn set_log_filter(

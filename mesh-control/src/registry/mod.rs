@@ -23,6 +23,7 @@ use mesh_common::resource::{Key, Kind, LABEL_LOST, LABEL_REGISTERED, Object, Wor
 use tonic::Status;
 
 use crate::store::{MAX_BATCH, Store, StoreError, blocking};
+use crate::trail::Who;
 
 pub use address::Origin;
 pub use service::{RegistryService, Workloads};
@@ -167,7 +168,7 @@ impl Registry {
         let current = self.inner.store.current();
         let Some(stored) = current.objects.get(&key) else { return Ok(current.revision) };
         refuse_takeover(identity, &key, stored)?;
-        let (store, keys) = (self.inner.store.clone(), vec![key.clone()]);
+        let (store, keys) = (self.inner.store.by(Who::workload(identity)), vec![key.clone()]);
         let (_, revision) = blocking(move || store.delete(&keys, true)).await.map_err(|error| {
             tracing::error!(workload = %key, %error, "cannot remove a workload that is ending");
             Status::unavailable(error.to_string())
@@ -263,7 +264,7 @@ impl Registry {
         member::refuse_foreign(identity, key, &entry, &current.objects)?;
         let has_stream = |key: &Key| self.sessions().by_key.get(key).is_some_and(|session| session.gone.is_none());
         address::refuse_held(identity, *origin, key, &entry, &current.objects, has_stream)?;
-        let store = self.inner.store.clone();
+        let store = self.inner.store.by(Who::workload(identity));
         let applied = blocking(move || store.apply(vec![entry.into()], false)).await.map_err(|error| {
             tracing::error!(workload = %key, %error, "cannot store a registration");
             Status::unavailable(error.to_string())

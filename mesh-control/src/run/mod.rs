@@ -28,6 +28,7 @@ use mesh_control::serve::{Door, Limits, Listener, bind_tcp, bind_unix, grpc, rem
 use mesh_control::snapshot;
 use mesh_control::status::{StatusServer, install_metrics};
 use mesh_control::store::Store;
+use mesh_control::trail::{self, Trail};
 use mesh_control::xds::Xds;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -58,6 +59,9 @@ async fn standalone(args: Args, log: LogFilter) -> anyhow::Result<()> {
 
     let now = Timestamp::now();
     let store = open_store(&data).await?;
+    let audit = data.join(trail::FILE);
+    let opened = Trail::open(&audit).with_context(|| format!("cannot open the audit log {}", audit.display()));
+    store.keep_trail(opened?);
     let ca = Arc::new(Ca::open(&data.join("ca"), &args.trust_domain, now)?);
     let tls = Arc::new(ServerTls::new(ca.clone(), &subject_names(&args), now)?);
     let sockets = Sockets::bind(&args, &data).await?;

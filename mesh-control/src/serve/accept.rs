@@ -69,7 +69,7 @@ impl Door {
         let name = self.name;
         let permits = Arc::new(Semaphore::new(self.limits.connections));
         loop {
-            let (io, address, process) = match self.accept().await {
+            let (io, address, process, user) = match self.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(listener = name, %error, "cannot accept a connection; is the limit of open files too low?");
@@ -86,7 +86,7 @@ impl Door {
             let (tls, transport, ready) = (self.tls.clone(), self.transport, ready.clone());
             let Limits { handshake: limit, proof, .. } = self.limits;
             tokio::spawn(async move {
-                let peer = Peer { process, ..Peer::new(address.clone(), transport, None) };
+                let peer = Peer { process, user, ..Peer::new(address.clone(), transport, None) };
                 let opened = tokio::time::timeout(limit, open(io, peer, tls, proof, open_one)).await;
                 let reason = match opened {
                     Ok(Ok(None)) => return,
@@ -105,19 +105,20 @@ impl Door {
         }
     }
 
-    /// A connection, its peer's address, and the process there if that is on this machine and can be seen.
-    async fn accept(&self) -> io::Result<(Box<dyn Io>, String, Option<i32>)> {
+    /// A connection, its peer's address, and the process and its user there if that is on this machine and can be seen.
+    async fn accept(&self) -> io::Result<(Box<dyn Io>, String, Option<i32>, Option<u32>)> {
         match &self.listener {
             Listener::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
                 // Answers are small and awaited.
                 let _ = stream.set_nodelay(true);
-                Ok((Box::new(stream), address.to_string(), None))
+                Ok((Box::new(stream), address.to_string(), None, None))
             }
             Listener::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                let process = stream.peer_cred().ok().and_then(|peer| peer.pid()).filter(|pid| *pid > 0);
-                Ok((Box::new(stream), "unix".to_owned(), process))
+                let peer = stream.peer_cred().ok();
+                let process = peer.and_then(|peer| peer.pid()).filter(|pid| *pid > 0);
+                Ok((Box::new(stream), "unix".to_owned(), process, peer.map(|peer| peer.uid())))
             }
         }
     }
@@ -159,7 +160,8 @@ async fn open(
         })?),
         None => None,
     };
-    let peer = Peer { process: peer.process, ..Peer::new(peer.address, peer.transport, certificate) };
+    let Peer { process, user, .. } = peer;
+    let peer = Peer { process, user, ..Peer::new(peer.address, peer.transport, certificate) };
     Connection::open(Box::new(stream), peer, Some(proof), open).await
 }
 

@@ -16,7 +16,7 @@ mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -26,6 +26,7 @@ use rustls::crypto::aws_lc_rs;
 use tokio::sync::watch;
 
 use crate::objects::Objects;
+use crate::trail::{Record, Trail, Who};
 use db::{Change, Contents, Db};
 
 pub use db::guarded;
@@ -43,6 +44,8 @@ pub const MAX_BATCH: usize = 10_000;
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
+    /// In whose name it is changed by way of this handle.
+    who: Arc<Who>,
 }
 
 struct Inner {
@@ -53,6 +56,8 @@ struct Inner {
     writer: Mutex<BTreeMap<Key, usize>>,
     /// As they were when the store was opened.
     notes: BTreeMap<String, Vec<u8>>,
+    /// Where changes are written down, if anywhere.
+    trail: OnceLock<Trail>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -94,8 +99,25 @@ impl Store {
                 current,
                 writer: Mutex::new(sizes),
                 notes: notes.into_iter().collect(),
+                trail: OnceLock::new(),
             }),
+            who: Arc::default(),
         })
+    }
+
+    /// From now on, changes are written down there.
+    pub fn keep_trail(&self, trail: Trail) {
+        // The first one stays.
+        let _ = self.inner.trail.set(trail);
+    }
+
+    pub fn trail(&self) -> Option<&Trail> {
+        self.inner.trail.get()
+    }
+
+    /// A handle for changes in somebody's name. Those of others are in the control plane's own.
+    pub fn by(&self, who: Who) -> Self {
+        Self { inner: self.inner.clone(), who: Arc::new(who) }
     }
 
     pub fn tokens(&self) -> Arc<Tokens> {
@@ -169,6 +191,7 @@ impl Store {
         let lengths: Vec<(Key, usize)> = changes.iter().map(|(key, bytes)| (key.clone(), bytes.len())).collect();
         let changes: Vec<Change> = changes.into_iter().map(|(key, bytes)| (file_key(&key), Some(bytes))).collect();
         self.inner.db.write_objects(revision, &changes)?;
+        self.write_down(revision, lengths.iter().map(|(key, _)| key), &before.objects, &after);
         sizes.extend(lengths);
         self.publish(revision, after);
         Ok(Applied { results, revision })
@@ -234,8 +257,26 @@ impl Store {
             after.remove(key);
             sizes.remove(key);
         }
+        self.write_down(revision, gone.iter(), &before.objects, &after);
         self.publish(revision, after);
         Ok((gone.into_iter().collect(), revision))
+    }
+
+    /// By whoever holds the lock of writers, so that the trail has the order of the revisions.
+    fn write_down<'a>(
+        &self,
+        revision: u64,
+        keys: impl Iterator<Item = &'a Key>,
+        before: &BTreeMap<Key, Arc<Object>>,
+        after: &BTreeMap<Key, Arc<Object>>,
+    ) {
+        let Some(trail) = self.trail() else { return };
+        let now = Timestamp::now();
+        let record = |key: &Key| {
+            let [before, after] = [before, after].map(|objects| objects.get(key).map(Arc::as_ref));
+            Record::of(now, &self.who, revision, before, after)
+        };
+        trail.record(&keys.filter_map(record).collect::<Vec<_>>());
     }
 
     fn publish(&self, revision: u64, objects: BTreeMap<Key, Arc<Object>>) {

@@ -1,0 +1,94 @@
+//! What must not be in anybody's log: keys, and what a route writes into headers that prove who somebody is.
+
+use serde_json::{Map, Value};
+
+const REDACTED: &str = "[redacted]";
+
+/// Headers whose values let whoever knows them be somebody.
+const HEADERS: [&str; 5] = ["authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"];
+/// Fields that hold keys, whatever is in them.
+const FIELDS: [&str; 1] = ["jwks"];
+/// Parts of names of fields, headers and annotations whose content is a secret.
+const WORDS: [&str; 4] = ["secret", "password", "token", "private"];
+
+/// The same without what is secret in it.
+pub(super) fn redacted(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            Value::Object(fields.iter().map(|(name, it)| (name.clone(), field(fields, name, it))).collect())
+        }
+        Value::Array(all) => Value::Array(all.iter().map(redacted).collect()),
+        Value::String(text) if text.contains("PRIVATE KEY-----") => REDACTED.into(),
+        other => other.clone(),
+    }
+}
+
+fn field(fields: &Map<String, Value>, name: &str, value: &Value) -> Value {
+    let named = || fields.get("name").and_then(Value::as_str).unwrap_or_default();
+    let header = matches!(name, "value" | "values" | "notValues") && is_secret(named());
+    let secret = header || FIELDS.contains(&name) || (value.is_string() && is_secret(name));
+    if secret { REDACTED.into() } else { without_credentials(name, redacted(value)) }
+}
+
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    HEADERS.contains(&name.as_str()) || WORDS.iter().any(|word| name.contains(word))
+}
+
+/// A URI may have somebody's name and password before its host, or a key in its query.
+fn without_credentials(name: &str, value: Value) -> Value {
+    let Value::String(text) = &value else { return value };
+    if !name.to_ascii_lowercase().ends_with("uri") {
+        return value;
+    }
+    let Some((scheme, rest)) = text.split_once("://") else { return value };
+    let (rest, query) = rest.split_once('?').map_or((rest, false), |(rest, _)| (rest, true));
+    let (authority, path) = rest.split_once('/').map_or((rest, None), |(authority, path)| (authority, Some(path)));
+    let host = authority.rsplit_once('@').map_or(authority.to_owned(), |(_, host)| format!("{REDACTED}@{host}"));
+    let path = path.map(|path| format!("/{path}")).unwrap_or_default();
+    format!("{scheme}://{host}{path}{}", if query { format!("?{REDACTED}") } else { String::new() }).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn secrets_are_not_shown_and_all_else_is() {
+        let route = json!({
+            "metadata": {"name": "r", "annotations": {"api-token": "s3cret", "note": "PRIVATE key is elsewhere"}},
+            "spec": {"rules": [{
+                "matches": [{"headers": [{"name": "Authorization", "value": "Basic s3cret"}, {"name": "end-user", "value": "jason"}]}],
+                "filters": [
+                    {"requestHeaderModifier": {"set": [{"name": "X-Api-Key", "value": "s3cret"}, {"name": "x-team", "value": "a"}]}},
+                    {"extensionRef": {"name": "maintenance"}},
+                ],
+                "timeouts": {"request": "1s"},
+            }]},
+        });
+        let shown = redacted(&route);
+        assert!(!shown.to_string().contains("s3cret"), "{shown}");
+        assert_eq!(shown.pointer("/spec/rules/0/matches/0/headers/1/value"), Some(&"jason".into()));
+        assert_eq!(shown.pointer("/spec/rules/0/filters/0/requestHeaderModifier/set/1/value"), Some(&"a".into()));
+        assert_eq!(
+            shown.pointer("/spec/rules/0/filters/0/requestHeaderModifier/set/0/name"),
+            Some(&"X-Api-Key".into())
+        );
+        assert_eq!(shown.pointer("/metadata/annotations/note"), Some(&"PRIVATE key is elsewhere".into()));
+        assert_eq!(shown.pointer("/spec/rules/0/timeouts"), route.pointer("/spec/rules/0/timeouts"));
+
+        let rules = json!({"jwtRules": [
+            {"issuer": "https://a", "jwks": "{\"keys\": [\"s3cret\"]}"},
+            {"issuer": "https://b", "jwksUri": "https://me:s3cret@b.example/keys?k=s3cret"},
+            {"issuer": "https://c", "jwksUri": "https://c.example/a@b"},
+        ]});
+        let shown = redacted(&rules);
+        assert!(!shown.to_string().contains("s3cret"), "{shown}");
+        assert_eq!(shown.pointer("/jwtRules/1/jwksUri"), Some(&"https://[redacted]@b.example/keys?[redacted]".into()));
+        assert_eq!(shown.pointer("/jwtRules/2"), rules.pointer("/jwtRules/2"));
+        let body = json!({"body": "-----BEGIN PRIVATE KEY-----\ns3cret"});
+        assert_eq!(redacted(&body), json!({"body": "[redacted]"}));
+    }
+}
