@@ -108,10 +108,10 @@ fn typed(kind: Kind, live: &DynamicObject) -> Result<(Object, Vec<String>), Stri
     let mut json = serde_json::to_value(live).map_err(|error| problem(&error))?;
     json["apiVersion"] = kind.api_version().into();
     json["kind"] = kind.as_str().into();
-    if kind == Kind::Service {
-        if let Some(ports) = json.pointer_mut("/spec/ports").and_then(Value::as_array_mut) {
-            ports.retain(|port| port.get("protocol").is_none_or(|protocol| protocol == "TCP"));
-        }
+    if kind == Kind::Service
+        && let Some(ports) = json.pointer_mut("/spec/ports").and_then(Value::as_array_mut)
+    {
+        ports.retain(|port| port.get("protocol").is_none_or(|protocol| protocol == "TCP"));
     }
     let (object, left_out) = Object::from_newer_json(&json.to_string()).map_err(|error| problem(&error))?;
     Ok((object, left_out))

@@ -45,6 +45,9 @@ struct State {
     failing: bool,
 }
 
+/// Each with how much of it there is to read.
+type Files = Vec<(File, u64)>;
+
 impl Trail {
     /// Goes on with the trail that is there.
     pub fn open(path: &Path) -> io::Result<Self> {
@@ -72,7 +75,7 @@ impl Trail {
     }
 
     /// The files as they are now with their lengths, the oldest first, and what comes after that.
-    fn now(&self) -> io::Result<(Vec<(File, u64)>, broadcast::Receiver<Arc<str>>)> {
+    fn now(&self) -> io::Result<(Files, broadcast::Receiver<Arc<str>>)> {
         let _state = self.state();
         let open = |path: PathBuf| {
             let file = File::open(path)?;

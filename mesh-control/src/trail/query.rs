@@ -1,7 +1,6 @@
 //! Looking back: records of the files, filtered, and then those that come.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Record, Trail};
+use super::{Files, Record, Trail};
 
 /// Records that are read ahead of whoever takes them.
 const AHEAD: usize = 64;
@@ -72,7 +71,10 @@ impl Trail {
         });
         let read: io::Result<_> = read.await.map_err(|_| "mesh-control is stopping".to_owned())?;
         let mut news = read.map_err(|error| format!("the audit log cannot be read: {error}"))?;
-        while query.follow {
+        if !query.follow {
+            return Ok(());
+        }
+        loop {
             let line = tokio::select! {
                 line = news.recv() => line,
                 () = out.closed() => return Ok(()),
@@ -88,12 +90,11 @@ impl Trail {
                 Err(RecvError::Closed) => return Ok(()),
             }
         }
-        Ok(())
     }
 }
 
 /// Gives lines that fit for as long as they are taken. What is no record is left out, such as a line that was cut off.
-fn read(files: Vec<(File, u64)>, query: &Query, mut take: impl FnMut(Arc<str>) -> bool) -> io::Result<()> {
+fn read(files: Files, query: &Query, mut take: impl FnMut(Arc<str>) -> bool) -> io::Result<()> {
     let mut last = VecDeque::new();
     for (file, length) in files {
         let mut lines = BufReader::new(file.take(length));
