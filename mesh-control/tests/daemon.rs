@@ -235,7 +235,7 @@ async fn ends_in_good_order_and_keeps_workloads() {
     let mut left: Vec<String> =
         std::fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     left.sort();
-    assert_eq!(left, ["ca", "lock", "store.redb"]);
+    assert_eq!(left, ["audit.log", "ca", "lock", "store.redb"]);
     let daemon = Daemon::start(&data);
     assert_eq!(entries(&mut daemon.operator().await).await.len(), 1);
 }
