@@ -65,7 +65,7 @@ fn of_workload(endpoint: &Endpoint, upstream: &Upstream, healthy: bool) -> Optio
         host_identifier: host(upstream.address(endpoint)?, endpoint.port),
         health_status: health as i32,
         load_balancing_weight: uint32(workload.weight),
-        metadata: Some(metadata(endpoint, !upstream.is_udp())),
+        metadata: Some(metadata(endpoint, upstream)),
     })
 }
 
@@ -73,16 +73,18 @@ pub(super) fn host(ip: IpAddr, port: u16) -> Option<HostIdentifier> {
     Some(HostIdentifier::Endpoint(PbEndpoint { address: address(ip, port), ..PbEndpoint::default() }))
 }
 
-fn metadata(endpoint: &Endpoint, securable: bool) -> Metadata {
+fn metadata(endpoint: &Endpoint, upstream: &Upstream) -> Metadata {
     let workload = &endpoint.workload;
+    // Workloads of a platform do not say what they serve; who calls them by a service knows.
+    let called = || upstream.service.version_of.as_ref().unwrap_or(&upstream.service.name.name);
     let info = WorkloadInfo {
         workload: workload.name.name.clone(),
         namespace: workload.name.namespace.clone(),
-        service: workload.service.clone(),
+        service: if workload.service.is_empty() { called().clone() } else { workload.service.clone() },
         version: workload.version.clone(),
         identity: workload.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
     };
-    let identity = workload.identity_at(endpoint.port).filter(|_| securable);
+    let identity = workload.identity_at(endpoint.port).filter(|_| !upstream.is_udp());
     let mode = identity.map(|_| one("envoy.transport_socket_match", mesh_mode()));
     Metadata {
         filter_metadata: mode.unwrap_or_default(),

@@ -196,7 +196,12 @@ impl Leader {
 }
 
 fn resource(kind: Kind) -> ApiResource {
-    let (group, version) = kind.api_version().split_once('/').unwrap_or(("", kind.api_version()));
+    let api_version = match kind {
+        // v1alpha2, in which the standalone mesh writes it, is not served any more.
+        Kind::TcpRoute | Kind::UdpRoute => "gateway.networking.k8s.io/v1",
+        other => other.api_version(),
+    };
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.as_str()), kind.plural())
 }
 
@@ -213,6 +218,20 @@ mod tests {
     impl Drop for Running {
         fn drop(&mut self) {
             self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Else its status would never be written, and nobody would be told.
+    #[test]
+    fn kinds_are_written_in_a_version_that_is_served() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/gateway-api");
+        for kind in [Kind::HttpRoute, Kind::GrpcRoute, Kind::TcpRoute, Kind::TlsRoute, Kind::UdpRoute] {
+            let resource = resource(kind);
+            let file = folder.join(format!("gateway.networking.k8s.io_{}.yaml", resource.plural));
+            let text = std::fs::read_to_string(file).unwrap();
+            let (_, of_version) = text.split_once(&format!("\n    name: {}\n", resource.version)).unwrap();
+            let served = of_version.lines().find(|line| line.starts_with("    served: ")).unwrap();
+            assert_eq!(served, "    served: true", "{kind} {}", resource.version);
         }
     }
 

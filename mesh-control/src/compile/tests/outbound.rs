@@ -235,6 +235,19 @@ fn names_of_services() {
 }
 
 #[test]
+fn workloads_that_do_not_say_what_they_serve_are_of_the_service_that_is_called() {
+    let model = shop(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: pets}\nspec: {selector: {kind: pet}, ports: [{port: 80}]}\n---\n\
+         apiVersion: meshctl.dev/v1alpha1\nkind: WorkloadEntry\nmetadata: {name: cat, labels: {kind: pet}}\nspec: {addresses: [10.0.9.9], ports: [{port: 80}]}",
+    );
+    let found: ClusterLoadAssignment =
+        get(&model, &mesh(), ResourceType::Endpoints, "pets.default.svc.cluster.local:80");
+    let metadata = found.endpoints[0].lb_endpoints[0].metadata.clone().unwrap();
+    let info: WorkloadInfo = decode(&metadata.typed_filter_metadata[names::METADATA_WORKLOAD]);
+    assert_eq!((info.workload.as_str(), info.service.as_str()), ("cat", "pets"));
+}
+
+#[test]
 fn a_service_that_is_another_name() {
     let model = shop(
         "apiVersion: v1\nkind: Service\nmetadata: {name: books}\nspec: {type: ExternalName, externalName: db.example.com.}",
