@@ -80,10 +80,11 @@ fn scale(namespace: &Namespace) -> anyhow::Result<()> {
     })
 }
 
-/// What `kubectl drain` does with a node, but for the cordon, since there may be no other node: eviction of the servers' pods and of
-/// the control plane's all at once. Of a service none is left to call then, until the first new one is ready. The budget of
-/// the control plane holds its second replica back until there is another; nobody gets a proxy, or may drain, without one.
-/// The clients stay, since it is they who count.
+/// Eviction of a node's pods, as `kubectl drain` does it, but for the cordon, since there may be no other node: the servers' all at
+/// once, then those of the control plane, whose budget holds its second replica back until there is another. One after the
+/// other, since a server that drains asks the control plane whether it may end: without one, nobody would be left to call for
+/// some seconds, and what waits then keeps a small node busy for the rest of the test. The clients stay, since it is they who
+/// count.
 fn evict_pods(namespace: &Namespace) -> anyhow::Result<()> {
     let cluster = namespace.cluster;
     let servers = pods(cluster, &namespace.name, "app=reviews")?;
@@ -92,6 +93,8 @@ fn evict_pods(namespace: &Namespace) -> anyhow::Result<()> {
     let servers = on_node(servers);
     let control = on_node(pods(cluster, "mesh-system", "app.kubernetes.io/name=mesh-control")?);
     servers.iter().try_for_each(|pod| evict(cluster, pod))?;
+    gone(cluster, &servers)?;
+    rolled_out(namespace)?;
     let mut held_back = 0;
     for pod in &control {
         eventually(Duration::from_secs(120), || {
@@ -102,9 +105,8 @@ fn evict_pods(namespace: &Namespace) -> anyhow::Result<()> {
         })?;
     }
     ensure!(control.len() < 2 || held_back > 0, "no budget held back a replica of the control plane");
+    gone(cluster, &control)?;
     let mut evicted = [servers, control].concat();
-    gone(cluster, &evicted)?;
-    rolled_out(namespace)?;
     cluster.rolled_out("mesh-system", "mesh-control")?;
     if cluster.is_ours() {
         // By itself: where there is one only, a proxy that drains could not find the control plane.
