@@ -106,6 +106,11 @@ pub fn fqdn(service: &str, namespace: &str) -> String {
     format!("{service}.{namespace}.svc.{CLUSTER_DOMAIN}")
 }
 
+/// The same of what a workload serves, which may be nothing: "" then.
+pub fn served_fqdn(service: &str, namespace: &str) -> String {
+    if service.is_empty() { String::new() } else { fqdn(service, namespace) }
+}
+
 /// In place of a service, where there were more than can be told apart.
 pub const OVERFLOW: &str = "overflow";
 

@@ -24,7 +24,7 @@ use crate::{http, limit, tcp};
 
 mod chosen;
 
-pub(crate) use chosen::Chosen;
+pub(crate) use chosen::{Chosen, NOT_TAKEN};
 
 /// Takes the connections that the redirect sends here, until no peer comes any more.
 pub async fn serve(listener: TcpListener, connections: Connections, ctx: Arc<Context>) {

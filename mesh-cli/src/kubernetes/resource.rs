@@ -19,12 +19,7 @@ pub fn of(api_version: &str, kind: &str) -> ApiResource {
 
 /// Of an object of the mesh, in the version that all API servers with these definitions know.
 pub fn of_kind(kind: Kind) -> ApiResource {
-    let version = match kind {
-        // v1alpha2, in which the standalone mesh writes it, is not served any more.
-        Kind::TcpRoute | Kind::UdpRoute => "gateway.networking.k8s.io/v1",
-        other => other.api_version(),
-    };
-    of(version, kind.as_str())
+    of(kind.served_version(), kind.as_str())
 }
 
 #[cfg(test)]

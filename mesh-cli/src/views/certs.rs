@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use mesh_common::names::fqdn;
+use mesh_common::names::served_fqdn;
 use mesh_common::proto::control::authority_certificate::Role;
 use mesh_common::proto::control::{
     AuthorityCertificate, Certificate, ListCertificatesResponse, Proxy, WorkloadCertificate,
@@ -102,7 +102,7 @@ pub fn view(proxies: &[Proxy], answer: &ListCertificatesResponse, now: Timestamp
     let mut workloads: BTreeMap<(String, String), Workload> = BTreeMap::new();
     // A proxy whose stream was lost may have a second one already.
     for proxy in proxies {
-        let known = workload(&proxy.id, &proxy.identity, service(proxy), &proxy.version);
+        let known = workload(&proxy.id, &proxy.identity, served_fqdn(&proxy.service, &proxy.namespace), &proxy.version);
         workloads.insert((proxy.id.clone(), proxy.identity.clone()), known);
     }
     for told in &answer.workloads {
@@ -110,10 +110,6 @@ pub fn view(proxies: &[Proxy], answer: &ListCertificatesResponse, now: Timestamp
     }
     let authorities = answer.authorities.iter().filter_map(|told| authority(told, now)).collect();
     View { workloads: workloads.into_values().collect(), authorities }
-}
-
-fn service(proxy: &Proxy) -> String {
-    if proxy.service.is_empty() { String::new() } else { fqdn(&proxy.service, &proxy.namespace) }
 }
 
 fn workload(id: &str, identity: &str, service: String, version: &str) -> Workload {

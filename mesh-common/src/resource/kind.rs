@@ -161,6 +161,15 @@ impl Kind {
         self.api_versions()[0]
     }
 
+    /// The version that API servers with these definitions serve.
+    pub fn served_version(self) -> &'static str {
+        match self {
+            // v1alpha2, in which the standalone mesh writes it, is not served any more.
+            Self::TcpRoute | Self::UdpRoute => "gateway.networking.k8s.io/v1",
+            other => other.api_version(),
+        }
+    }
+
     /// All versions that are read; they have the same schema.
     pub fn api_versions(self) -> &'static [&'static str] {
         match self {

@@ -34,7 +34,7 @@ use crate::objects::Objects;
 use crate::reports::Reports;
 use crate::snapshot::Snapshot;
 use crate::store::{self, Store, StoreError, TokenError, blocking};
-use crate::trail::{Query, Record, Subject, Verb, Who};
+use crate::trail::{Query, Subject, Who};
 use crate::xds::Xds;
 
 /// A request with as many objects as a batch may have must fit.
@@ -137,7 +137,6 @@ impl Mesh for MeshService {
         request: Request<CreateTokenRequest>,
     ) -> Result<Response<CreateTokenResponse>, Status> {
         let store = self.store(&request)?;
-        let who = Who::operator(request.extensions().get::<Peer>());
         let CreateTokenRequest { namespace, service_account, ttl_seconds, uses } = request.into_inner();
         let namespace = convert::given(&namespace).unwrap_or(DEFAULT_NAMESPACE);
         let identity = Identity::new(self.ca.trust_domain(), namespace, &service_account).map_err(|error| {
@@ -156,31 +155,14 @@ impl Mesh for MeshService {
             TokenError::TooMany => Status::resource_exhausted(error.to_string()),
             other => Status::unavailable(other.to_string()),
         })?;
-        let record = Record {
-            time: Timestamp::now(),
-            who,
-            verb: Verb::Create,
-            object: Subject {
-                kind: "JoinToken".to_owned(),
-                namespace: namespace.to_owned(),
-                name: token.id().to_string(),
-            },
-            revision: None,
-            before: None,
-            after: Some(serde_json::json!({
-                "identity": spiffe_id,
-                "uses": uses.max(1),
-                "expires": expires.to_string(),
-            })),
-            hidden: false,
+        let object =
+            Subject { kind: "JoinToken".to_owned(), namespace: namespace.to_owned(), name: token.id().to_string() };
+        let made = serde_json::json!({"identity": spiffe_id, "uses": uses.max(1), "expires": expires.to_string()});
+        let write = move || {
+            store.write_down_made(object, made);
+            Ok::<_, StoreError>(())
         };
-        if let Some(trail) = store.trail().cloned() {
-            let write = move || {
-                trail.record(&[record]);
-                Ok::<_, StoreError>(())
-            };
-            blocking(write).await.map_err(|error| Status::unavailable(error.to_string()))?;
-        }
+        blocking(write).await.map_err(|error| Status::unavailable(error.to_string()))?;
         tracing::info!(identity = spiffe_id, id = token.id(), uses = uses.max(1), until = %expires, "made a join token");
         Ok(Response::new(CreateTokenResponse { token: token.reveal(), spiffe_id, expires_unix: expires.as_second() }))
     }

@@ -196,11 +196,7 @@ impl Leader {
 }
 
 fn resource(kind: Kind) -> ApiResource {
-    let api_version = match kind {
-        // v1alpha2, in which the standalone mesh writes it, is not served any more.
-        Kind::TcpRoute | Kind::UdpRoute => "gateway.networking.k8s.io/v1",
-        other => other.api_version(),
-    };
+    let api_version = kind.served_version();
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.as_str()), kind.plural())
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use mesh_common::identity::Identity;
 use mesh_common::metrics::DURATION_BUCKETS;
-use mesh_common::names::fqdn;
+use mesh_common::names::served_fqdn;
 use mesh_common::proto::control::{Certificate, ListTrafficResponse, Traffic, WorkloadCertificate};
 use mesh_common::proto::telemetry::{Counts, Labels, Protocol, Report, Reporter, Series};
 use mesh_common::reports::{MAX_SERIES, beyond};
@@ -151,11 +151,8 @@ impl Window {
         if self.reporters.len() >= MAX_REPORTERS && !self.reporters.contains_key(&key) {
             return Err(Refused::TooMany);
         }
-        let service = match who.service.as_str() {
-            "" => String::new(),
-            // In no other namespace than its certificate's.
-            service => fqdn(service, &identity.namespace),
-        };
+        // In no other namespace than its certificate's.
+        let service = served_fqdn(&who.service, &identity.namespace);
         let who = Who { identity: key.identity.clone(), service, version: who.version.clone() };
         self.streams += 1;
         let stream = StreamId { key, number: self.streams };

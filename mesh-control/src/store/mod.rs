@@ -23,10 +23,11 @@ use jiff::Timestamp;
 use mesh_common::resource::{DEFAULT_NAMESPACE, Key, Object};
 use mesh_common::token::to_hex;
 use rustls::crypto::aws_lc_rs;
+use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::objects::Objects;
-use crate::trail::{Record, Trail, Who};
+use crate::trail::{Record, Subject, Trail, Who};
 use db::{Change, Contents, Db};
 
 pub use db::guarded;
@@ -113,6 +114,13 @@ impl Store {
 
     pub fn trail(&self) -> Option<&Trail> {
         self.inner.trail.get()
+    }
+
+    /// Writes down that something was made which is no object of the mesh. Waits for the disk.
+    pub fn write_down_made(&self, object: Subject, made: Value) {
+        if let Some(trail) = self.trail() {
+            trail.record(&[Record::of_made(Timestamp::now(), &self.who, object, made)]);
+        }
     }
 
     /// A handle for changes in somebody's name. Those of others are in the control plane's own.

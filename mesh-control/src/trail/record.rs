@@ -64,6 +64,12 @@ impl Record {
         Some(Self { time, who, verb, object, revision, before: shown_before, after: shown_after, hidden })
     }
 
+    /// Of something that has no revision, and is not changed after.
+    pub fn of_made(time: Timestamp, who: &Who, object: Subject, made: Value) -> Self {
+        let (who, verb, after) = (who.clone(), Verb::Create, Some(made));
+        Self { time, who, verb, object, revision: None, before: None, after, hidden: false }
+    }
+
     pub(super) fn line(&self) -> String {
         // Text and numbers, with keys that are text.
         let mut line = serde_json::to_string(self).unwrap_or_default();

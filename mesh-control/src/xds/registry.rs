@@ -71,10 +71,7 @@ impl Connection {
         Some(WorkloadCertificate {
             id: self.client.node.id.clone(),
             identity: self.caller.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
-            service: match self.client.scope.service.as_str() {
-                "" => String::new(),
-                service => names::fqdn(service, &self.client.scope.namespace),
-            },
+            service: names::served_fqdn(&self.client.scope.service, &self.client.scope.namespace),
             version: self.client.scope.version.clone(),
             certificate: Some(certificates::facts_of_pem(&pem)?),
             since_unix_ms: 0,

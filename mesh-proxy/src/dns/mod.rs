@@ -10,12 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::Name as DnsName;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::config::Name;
 use crate::listen;
 use crate::snapshot::{Found, Store};
 use crate::telemetry::{DnsResult, Telemetry};
@@ -189,24 +191,16 @@ impl Dns {
             Query::Name { name, message } => {
                 let Some(name) = self.find(&name).await else { return self.forward(query, transport).await };
                 let answer = match &name.alias {
-                    Some(_) if aliases == MAX_ALIASES => {
-                        self.telemetry.dns(DnsResult::Failed);
-                        return Some(message::error(query, ResponseCode::ServFail));
-                    }
-                    Some(alias) => {
-                        // Is counted as what is found behind the alias.
-                        let found = match message::about(alias, &message) {
-                            Some(query) => Box::pin(self.reply(&query, Transport::Tcp, aliases + 1)).await,
-                            None => None,
-                        };
-                        let found = found.and_then(|reply| Message::from_vec(&reply).ok());
-                        Answer::alias(&message, &name, alias, found)
-                    }
+                    Some(alias) => self.behind(alias, &name, &message, aliases).await,
                     None => {
                         let answer = Answer::new(&message, &name);
                         self.telemetry.dns(if answer.is_empty() { DnsResult::NoData } else { DnsResult::Mesh });
-                        answer
+                        Some(answer)
                     }
+                };
+                let Some(answer) = answer else {
+                    self.telemetry.dns(DnsResult::Failed);
+                    return Some(message::error(query, ResponseCode::ServFail));
                 };
                 answer.encode(match transport {
                     Transport::Udp => message::udp_limit(&message),
@@ -216,7 +210,20 @@ impl Dns {
         }
     }
 
-    async fn find(&self, name: &str) -> Option<Arc<crate::config::Name>> {
+    /// The alias, and what it stands for, as what that is counted. `None`: too many have led here.
+    async fn behind(&self, alias: &DnsName, name: &Name, asked: &Message, aliases: usize) -> Option<Answer> {
+        if aliases == MAX_ALIASES {
+            return None;
+        }
+        let found = match message::about(alias, asked) {
+            Some(query) => Box::pin(self.reply(&query, Transport::Tcp, aliases + 1)).await,
+            None => None,
+        };
+        let found = found.and_then(|reply| Message::from_vec(&reply).ok());
+        Some(Answer::alias(asked, name, alias, found))
+    }
+
+    async fn find(&self, name: &str) -> Option<Arc<Name>> {
         if let Some(found) = self.store.load().name(name) {
             return Some(found.clone());
         }

@@ -24,6 +24,7 @@ use crate::config::{
 use crate::error::{Error, Kind, Retry, Side};
 use crate::fault::{self, End, Injected};
 use crate::hash::{self, Keyed};
+use crate::inbound::NOT_TAKEN;
 use crate::jwt::{self, Verified};
 use crate::limit::{self, LimitHit};
 use crate::listen::{Direction, Security};
@@ -151,10 +152,9 @@ async fn respond(exchange: &mut Exchange) -> Result<Response<Content>, Ended> {
 
 /// Of a connection that was taken when it came.
 fn not_taken(exchange: &Exchange) -> Error {
-    const WHY: &str = "connections like this one are not taken any more";
     let Exchange { conn, head, .. } = exchange;
-    audit::record_refusal(&conn.ctx, Event::Request, &conn.downstream, || Some(asked(head)), WHY);
-    Error::because(Kind::Denied, WHY)
+    audit::record_refusal(&conn.ctx, Event::Request, &conn.downstream, || Some(asked(head)), NOT_TAKEN);
+    Error::because(Kind::Denied, NOT_TAKEN)
 }
 
 /// The token that the request has, if any. One that is not good refuses it.

@@ -6,6 +6,9 @@ use crate::config::{DownstreamTls, Listener, NetworkFilter};
 use crate::detect::{self, Detected};
 use crate::snapshot::Store;
 
+/// Why one is refused that would be given nothing now.
+pub(crate) const NOT_TAKEN: &str = "connections like this one are not taken any more";
+
 /// What a connection was given by its listener, and what it would be given now: a policy that has changed since also holds
 /// for those who are in already.
 #[derive(Debug)]

@@ -137,15 +137,7 @@ fn lets_pass(rules: &Rules, target: IpAddr) -> Result<(), Error> {
     let Some(own) = own_address(target).map(|address| SocketAddr::new(address, TARGET_PORT)) else { return Ok(()) };
     let Some(listener) = bind(Type::STREAM, own, rules.inbound_port)? else { return Ok(()) };
     listener.listen(128).map_err(|error| fail(format!("cannot listen: {error}")))?;
-    let connect = || -> io::Result<Socket> {
-        let client = Socket::new(Domain::for_address(own), Type::STREAM, None)?;
-        // One that may not mark is known by its user.
-        let _ = client.set_mark(rules.mark);
-        client.set_priority(PRIORITY_TO_APPLICATION)?;
-        client.connect_timeout(&own.into(), PATIENCE)?;
-        Ok(client)
-    };
-    let Ok(client) = connect() else { return Ok(()) };
+    let Ok(client) = connect(own, Some(rules.mark), Some(PRIORITY_TO_APPLICATION)) else { return Ok(()) };
     reset_on_close(&client);
     let local = client.local_addr().ok();
     listener.set_nonblocking(true).map_err(|error| fail(error.to_string()))?;
@@ -162,22 +154,26 @@ fn lets_pass(rules: &Rules, target: IpAddr) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether a connection to the target arrives at the port. `mark`: the proxy's, if it is one of its own; a proxy that may not
-/// set it is known by its user.
+/// `mark`: the proxy's, if it is a connection of its own; a proxy that may not set it is known by its user.
+fn connect(target: SocketAddr, mark: Option<u32>, priority: Option<u32>) -> io::Result<Socket> {
+    let client = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+    if let Some(mark) = mark {
+        let _ = client.set_mark(mark);
+    }
+    if let Some(priority) = priority {
+        client.set_priority(priority)?;
+    }
+    client.connect_timeout(&target.into(), PATIENCE)?;
+    Ok(client)
+}
+
+/// Whether a connection to the target arrives at the port. `mark`: see [`connect`].
 fn arrives(port: u16, target: SocketAddr, mark: Option<u32>) -> Result<Outcome, Error> {
     let Some(listener) = bind(Type::STREAM, target, port)? else {
         return Ok(Outcome::Unroutable("no loopback address".into()));
     };
     listener.listen(128).map_err(|error| fail(format!("cannot listen: {error}")))?;
-    let connect = || -> io::Result<Socket> {
-        let client = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
-        if let Some(mark) = mark {
-            let _ = client.set_mark(mark);
-        }
-        client.connect_timeout(&target.into(), PATIENCE)?;
-        Ok(client)
-    };
-    let client = match connect() {
+    let client = match connect(target, mark, None) {
         Ok(client) => client,
         Err(error) if unroutable(&error) => return Ok(Outcome::Unroutable(error.to_string())),
         Err(error) => {

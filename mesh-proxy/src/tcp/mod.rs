@@ -19,7 +19,7 @@ use crate::error::{Error, Kind, Side};
 use crate::fault::{self, Injected, Throttle};
 use crate::hash;
 use crate::http::DownstreamIo;
-use crate::inbound::Chosen;
+use crate::inbound::{Chosen, NOT_TAKEN};
 use crate::limit;
 use crate::listen::{self, Context, Direction, Downstream, Security};
 use crate::pace::Way;
@@ -105,9 +105,8 @@ async fn revoked(downstream: &Downstream, chosen: Option<&Chosen>, ctx: &Context
                 }
             }
             Some(NetworkFilter::Http(_)) | None => {
-                const WHY: &str = "connections like this one are not taken any more";
-                audit::record_refusal(ctx, Event::OpenStream, downstream, || None, WHY);
-                return Error::because(Kind::Denied, WHY);
+                audit::record_refusal(ctx, Event::OpenStream, downstream, || None, NOT_TAKEN);
+                return Error::because(Kind::Denied, NOT_TAKEN);
             }
         }
         if changes.changed().await.is_err() {

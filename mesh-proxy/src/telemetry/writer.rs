@@ -1,6 +1,7 @@
 //! Lines on their way to a log: collected in memory and written in blocks by a thread of its own, so that a line costs
 //! its request a copy and neither a system call nor a switch to another thread.
 
+use std::cell::Cell;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,8 +14,15 @@ const BLOCK: usize = 64 << 10;
 /// How long the first line of a block waits for more.
 const GATHER: Duration = Duration::from_millis(50);
 
+thread_local! {
+    /// Where a thread makes its lines.
+    static LINE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 #[derive(Debug)]
 pub(super) struct Writer {
+    /// What it is called.
+    log: &'static str,
     shared: Arc<Shared>,
 }
 
@@ -39,12 +47,22 @@ struct State {
 }
 
 impl Writer {
-    /// The thread ends with the writer, after it has written all. `log`: what it is called.
+    /// The thread ends with the writer, after it has written all.
     pub(super) fn start(log: &'static str, out: impl Write + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let its = shared.clone();
         std::thread::Builder::new().name(log.replace(' ', "-")).spawn(move || its.write_blocks(log, out))?;
-        Ok(Self { shared })
+        Ok(Self { log, shared })
+    }
+
+    /// A line that is made here. Never waits for the log.
+    pub(super) fn line(&self, make: impl FnOnce(&mut Vec<u8>)) {
+        // A thread that ends has none any more.
+        let mut buffer = LINE.try_with(Cell::take).unwrap_or_default();
+        buffer.clear();
+        make(&mut buffer);
+        self.send(&buffer);
+        let _ = LINE.try_with(|line| line.set(buffer));
     }
 
     /// One or more whole lines. Never waits for the log.
@@ -67,7 +85,7 @@ impl Writer {
         self.shared.dropped.load(Ordering::Relaxed)
     }
 
-    /// Waits until what was sent before is written; false: not in this time.
+    /// Waits until what was sent before is written; false: not in this time, which the program's log says.
     pub(super) fn flush(&self, timeout: Duration) -> bool {
         let mut state = self.shared.lock();
         state.asked += 1;
@@ -75,7 +93,11 @@ impl Writer {
         self.shared.work.notify_one();
         let waiting = self.shared.written.wait_timeout_while(state, timeout, |state| state.done < wanted);
         let (state, _) = waiting.unwrap_or_else(PoisonError::into_inner);
-        state.done >= wanted
+        let written = state.done >= wanted;
+        if !written {
+            tracing::warn!("the {} could not be written out in time", self.log);
+        }
+        written
     }
 }
 

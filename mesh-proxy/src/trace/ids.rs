@@ -71,7 +71,7 @@ pub(super) fn span_id(text: &[u8]) -> Option<SpanId> {
 }
 
 /// Writes the last hexadecimal digits of a number, as many as there is room for.
-pub(super) fn put_hex(mut number: u128, room: &mut [u8]) {
+pub(crate) fn put_hex(mut number: u128, room: &mut [u8]) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     for place in room.iter_mut().rev() {
         *place = HEX[(number & 15) as usize];

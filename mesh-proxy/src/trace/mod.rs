@@ -19,6 +19,7 @@ use http::HeaderMap;
 use http::header::HeaderName;
 
 pub use export::{Exported, Exporter};
+pub(crate) use ids::put_hex;
 pub use ids::{SpanId, TraceId};
 pub use span::{Span, SpanKind, Value};
 
@@ -66,6 +67,11 @@ struct Try {
     began: Instant,
     /// When it was known what came of it, and that: a status, or why there is none.
     ended: Option<(Instant, Result<u16, &'static str>)>,
+}
+
+/// The trace that a request is said to belong to, by W3C's form; what is not as its specification has it is left out.
+pub(crate) fn id_in(headers: &HeaderMap) -> Option<TraceId> {
+    said::parent(headers).map(|parent| parent.trace)
 }
 
 impl Trace {

@@ -5,7 +5,7 @@ use http::header::HeaderValue;
 
 use super::b3::{self, B3, Told};
 use super::ids::{SpanId, TraceId};
-use super::w3c::{self, TRACEPARENT, TRACESTATE};
+use super::w3c::{self, TRACEPARENT, TRACESTATE, TraceParent};
 
 /// Whether the caller has used a form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +33,7 @@ pub(super) struct Said {
 
 impl Said {
     pub(super) fn of(headers: &HeaderMap) -> Self {
-        let (w3c, parent) =
-            form(headers.contains_key(TRACEPARENT), || w3c::parse(alone(headers, &TRACEPARENT)?.as_bytes()));
+        let (w3c, parent) = form(headers.contains_key(TRACEPARENT), || parent(headers));
         let (single, in_one) =
             form(headers.contains_key(b3::SINGLE), || b3::parse_single(alone(headers, &b3::SINGLE)?.as_bytes()));
         let (multi, in_several) = form(b3::is_multi(headers), || b3::parse_multi(headers));
@@ -88,6 +87,10 @@ impl Said {
             Form::Bad => b3::remove_multi(headers),
         }
     }
+}
+
+pub(super) fn parent(headers: &HeaderMap) -> Option<TraceParent> {
+    w3c::parse(alone(headers, &TRACEPARENT)?.as_bytes())
 }
 
 fn form<T>(present: bool, parse: impl FnOnce() -> Option<T>) -> (Form, Option<T>) {

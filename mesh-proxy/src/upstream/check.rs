@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue, TE, USER_AGENT};
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, StatusCode};
@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 
 use super::cluster::{State, Target, View};
 use super::host::Host;
-use super::own::{grpc_frame, read, request};
+use super::own::{grpc_frame, grpc_message, read, request};
 use super::{Flow, Version};
 use crate::config::{CheckKind, HealthCheck, HttpCheck};
 use crate::error::{Error, Kind};
@@ -228,11 +228,9 @@ async fn by_grpc(target: &Target, service: &str, authority: &Authority) -> Resul
 }
 
 /// Whether the only message in it says so.
-fn serves(mut answer: Bytes) -> bool {
-    if answer.len() < 5 || answer.get_u8() != 0 || answer.get_u32() as usize != answer.len() {
-        return false;
-    }
-    HealthCheckResponse::decode(answer).is_ok_and(|it| it.status == SERVING)
+fn serves(answer: Bytes) -> bool {
+    let message = grpc_message(answer);
+    message.is_some_and(|it| HealthCheckResponse::decode(it).is_ok_and(|it| it.status == SERVING))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Requests that the proxy makes itself, to endpoints of a cluster: their form, and their answers as a whole.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::header::{HOST, HeaderValue, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Request, Uri};
@@ -59,6 +59,12 @@ pub(crate) async fn read(mut body: UpstreamBody) -> Result<(Bytes, Option<Header
         }
     }
     Ok((data.freeze(), trailers))
+}
+
+/// The only message in a body of gRPC, as it is in there; `None` if the body is something else.
+pub(crate) fn grpc_message(mut body: Bytes) -> Option<Bytes> {
+    let whole = body.len() >= 5 && body.get_u8() == 0 && body.get_u32() as usize == body.len();
+    whole.then_some(body)
 }
 
 /// A message as gRPC has it in a body.

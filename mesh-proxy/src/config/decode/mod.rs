@@ -85,11 +85,10 @@ fn dns_name(pb: PbName) -> Decoded<Name> {
     let alias = match pb.alias.as_str() {
         "" => None,
         text => {
-            let name = hickory_proto::rr::Name::from_ascii(text).map_err(|error| Rejected::field("alias", error))?;
-            Some(
-                name.append_domain(&hickory_proto::rr::Name::root())
-                    .map_err(|error| Rejected::field("alias", error))?,
-            )
+            let mut name =
+                hickory_proto::rr::Name::from_ascii(text).map_err(|error| Rejected::field("alias", error))?;
+            name.set_fqdn(true);
+            Some(name)
         }
     };
     Ok(Name { addresses, ttl_seconds: pb.ttl_seconds, canonical: pb.canonical, alias })

@@ -2,16 +2,15 @@
 
 use http::header::HeaderValue;
 
+use crate::trace::put_hex;
+
 /// A random UUID (RFC 9562, version 4).
 pub(super) fn request_id() -> HeaderValue {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
     let random = (fastrand::u128(..) & !(0xf << 76) & !(0b11 << 62)) | (4 << 76) | (0b10 << 62);
     let mut text = [b'-'; 36];
-    let mut nibbles = (0..32).map(|i| HEX[(random >> (124 - 4 * i)) as usize & 15]);
-    for (place, byte) in text.iter_mut().enumerate() {
-        if ![8, 13, 18, 23].contains(&place) {
-            *byte = nibbles.next().unwrap_or(b'0');
-        }
+    // How many bits are behind each group.
+    for (group, behind) in [(0..8, 96), (9..13, 80), (14..18, 64), (19..23, 48), (24..36, 0)] {
+        put_hex(random >> behind, &mut text[group]);
     }
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }

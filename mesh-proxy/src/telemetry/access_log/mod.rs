@@ -3,7 +3,6 @@
 
 mod line;
 
-use std::cell::Cell;
 use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
@@ -61,11 +60,6 @@ pub(super) struct Log {
     writer: Writer,
 }
 
-thread_local! {
-    /// Where a thread makes its lines.
-    static LINE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
-
 impl Log {
     /// `None` when the log is off.
     pub(super) fn start(format: AccessLog, file: Option<&Path>) -> io::Result<Option<Self>> {
@@ -92,21 +86,10 @@ impl Log {
     }
 
     pub(super) fn flush(&self, timeout: Duration) {
-        if !self.writer.flush(timeout) {
-            tracing::warn!("the access log could not be written out in time");
-        }
+        self.writer.flush(timeout);
     }
 
     fn send(&self, line: &Line<'_>) {
-        // A thread that ends has none any more.
-        let mut buffer = LINE.try_with(Cell::take).unwrap_or_default();
-        buffer.clear();
-        if self.json {
-            line.json(&mut buffer);
-        } else {
-            line.text(&mut buffer);
-        }
-        self.writer.send(&buffer);
-        let _ = LINE.try_with(|line| line.set(buffer));
+        self.writer.line(|out| if self.json { line.json(out) } else { line.text(out) });
     }
 }

@@ -3,7 +3,6 @@
 use std::fmt::Display;
 use std::net::SocketAddr;
 
-use http::HeaderMap;
 use jiff::Timestamp;
 use mesh_common::identity::Identity;
 use serde::{Serialize, Serializer};
@@ -11,6 +10,7 @@ use serde::{Serialize, Serializer};
 use super::{Decision, Event, is_kept};
 use crate::authorization::Refusal;
 use crate::telemetry::LocalWorkload;
+use crate::trace::{self, TraceId};
 
 /// Bytes of a path, a host or a request's name.
 const MAX_TEXT: usize = 2048;
@@ -46,8 +46,8 @@ pub(super) struct Line<'a> {
     protocol: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    trace_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shown_option")]
+    trace_id: Option<TraceId>,
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shown_option")]
     downstream_peer: Option<&'a Identity>,
     downstream_remote_address: SocketAddr,
@@ -92,7 +92,7 @@ impl<'a> Line<'a> {
             path: asked(|it| it.path),
             protocol: request.as_ref().map(|it| it.protocol.as_str()),
             request_id: asked(|it| it.request_id),
-            trace_id: request.as_ref().and_then(|it| trace_id(it.headers)),
+            trace_id: request.as_ref().and_then(|it| trace::id_in(it.headers)),
             downstream_peer: downstream.identity.as_deref(),
             downstream_remote_address: downstream.peer,
             downstream_local_address: downstream.original_destination,
@@ -111,14 +111,6 @@ impl<'a> Line<'a> {
         let _ = serde_json::to_writer(&mut *out, self);
         out.push(b'\n');
     }
-}
-
-/// Of W3C's Trace Context: `00-<trace>-<span>-<flags>`. What is of another form is left out.
-fn trace_id(headers: &HeaderMap) -> Option<&str> {
-    let mut parts = headers.get("traceparent")?.to_str().ok()?.split('-');
-    let (version, trace) = (parts.next()?, parts.next()?);
-    let hex = |text: &str, length: usize| text.len() == length && text.bytes().all(|it| it.is_ascii_hexdigit());
-    (hex(version, 2) && hex(trace, 32)).then_some(trace)
 }
 
 fn named(text: &str) -> Option<&str> {

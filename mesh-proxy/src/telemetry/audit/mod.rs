@@ -4,7 +4,6 @@
 
 mod line;
 
-use std::cell::Cell;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -80,11 +79,6 @@ pub struct AuditLog {
     writer: Writer,
 }
 
-thread_local! {
-    /// Where a thread makes its lines.
-    static LINE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
-
 impl AuditLog {
     pub(super) fn start(options: AuditOptions, local: LocalWorkload) -> io::Result<Self> {
         let writer = match options.to {
@@ -101,12 +95,7 @@ impl AuditLog {
     }
 
     pub fn write(&self, decision: &Decision<'_>) {
-        // A thread that ends has none any more.
-        let mut buffer = LINE.try_with(Cell::take).unwrap_or_default();
-        buffer.clear();
-        Line::of(decision, &self.local, Timestamp::now()).json(&mut buffer);
-        self.writer.send(&buffer);
-        let _ = LINE.try_with(|line| line.set(buffer));
+        self.writer.line(|out| Line::of(decision, &self.local, Timestamp::now()).json(out));
     }
 
     pub(super) fn dropped(&self) -> u64 {
@@ -114,9 +103,7 @@ impl AuditLog {
     }
 
     pub(super) fn flush(&self, timeout: Duration) {
-        if !self.writer.flush(timeout) {
-            tracing::warn!("the audit log could not be written out in time");
-        }
+        self.writer.flush(timeout);
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue, TE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, StatusCode};
@@ -20,7 +20,7 @@ use crate::http::RequestBody;
 use crate::listen::{Direction, Downstream};
 use crate::retry::grpc_status;
 use crate::telemetry::LocalWorkload;
-use crate::upstream::{Flow, Target, Upstreams, Version, grpc_frame, own_request, read_answer};
+use crate::upstream::{Flow, Target, Upstreams, Version, grpc_frame, grpc_message, own_request, read_answer};
 
 /// For a batch and its answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -119,7 +119,7 @@ fn version(target: &Target, grpc: bool) -> Version {
 fn of_grpc(
     status: StatusCode,
     headers: &HeaderMap,
-    mut answer: Bytes,
+    answer: Bytes,
     trailers: Option<&HeaderMap>,
 ) -> Result<u64, Failure> {
     if status != StatusCode::OK {
@@ -134,10 +134,9 @@ fn of_grpc(
         Some(code) => return Err(Failure { reason: format!("gRPC status {code}"), again: false }),
         None => return Err(Failure { reason: "an answer without a gRPC status".to_owned(), again: false }),
     }
-    if answer.len() >= 5 && answer.get_u8() == 0 && answer.get_u32() as usize == answer.len() {
-        return Ok(rejected(&answer));
-    }
-    Err(Failure { reason: "an answer that is not of gRPC".to_owned(), again: false })
+    let message = grpc_message(answer);
+    let message = message.ok_or(Failure { reason: "an answer that is not of gRPC".to_owned(), again: false })?;
+    Ok(rejected(&message))
 }
 
 fn of_http(status: StatusCode, answer: Bytes, otlp: bool) -> Result<u64, Failure> {
