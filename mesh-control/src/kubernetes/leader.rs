@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, Preconditions};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Client, Error};
 use mesh_common::resource::Kind;
 use serde_json::json;
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::events::{Events, transitions};
 use super::lease::Election;
-use super::{Source, View, standing, trust};
+use super::{Source, View, retry, standing, trust};
 use crate::ca::Ca;
 use crate::housekeeping::has_expired;
 use crate::objects::Objects;
@@ -101,7 +101,7 @@ impl Leader {
     /// At once in a new namespace, as pods there wait for it.
     async fn spread_trust(&self) {
         let namespaces = Api::<Namespace>::all(self.client.clone());
-        let mut namespaces = watcher(namespaces, watcher::Config::default()).default_backoff().boxed();
+        let mut namespaces = retry::events(namespaces).boxed();
         let root = self.ca.roots_pem();
         loop {
             if let Err(error) = trust::publish(&self.client, &root).await {
@@ -112,8 +112,8 @@ impl Leader {
             }
             let look = Instant::now() + LOOK;
             // Of many namespaces that come together, as at the first listing, one round is enough.
-            while let Ok(Some(Ok(event))) = tokio::time::timeout_at(look, namespaces.next()).await {
-                if matches!(event, watcher::Event::Apply(_) | watcher::Event::InitDone) {
+            while let Ok(Some(event)) = tokio::time::timeout_at(look, namespaces.next()).await {
+                if matches!(event, Ok(watcher::Event::Apply(_) | watcher::Event::InitDone)) {
                     break;
                 }
             }

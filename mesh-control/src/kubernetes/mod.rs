@@ -7,6 +7,7 @@ mod convert;
 mod events;
 mod leader;
 mod lease;
+mod retry;
 mod review;
 mod secret;
 mod source;

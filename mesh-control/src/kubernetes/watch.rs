@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource, ResourceExt};
 use mesh_common::resource::Kind;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use super::convert::{self, Fact};
+use super::retry;
 use super::tables::{Change, Seen, Watched};
 
 /// When to look again for a kind that was not installed.
@@ -73,7 +73,7 @@ async fn follow<K>(api: Api<K>, watched: Watched, convert: impl Fn(&K) -> Option
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+    let mut events = retry::events(api).boxed();
     let mut listing = Vec::new();
     let (mut listed, mut well) = (false, true);
     loop {

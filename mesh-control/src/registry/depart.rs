@@ -12,7 +12,7 @@ use crate::model::{Model, Name};
 use crate::snapshot::Snapshot;
 
 /// How much earlier than this control plane others, such as a kubelet, may have heard that a workload is to end.
-const PLATFORM_LAG: Duration = Duration::from_secs(3);
+pub const PLATFORM_LAG: Duration = Duration::from_secs(3);
 
 /// How things stand with a workload that is to end.
 #[derive(Debug, PartialEq, Eq)]

@@ -26,6 +26,7 @@ use crate::store::{MAX_BATCH, Store, StoreError, blocking};
 use crate::trail::Who;
 
 pub use address::Origin;
+pub use depart::PLATFORM_LAG;
 pub use service::{RegistryService, Workloads};
 
 /// How long a workload stays when its stream broke, or when mesh-control restarted.
