@@ -24,7 +24,7 @@ use mesh_proxy::listen::{
 };
 use mesh_proxy::overload::{self, Overload};
 use mesh_proxy::probe::Prober;
-use mesh_proxy::registry::depart::{Departing, Departure};
+use mesh_proxy::registry::depart::{Departing, Departure, Patience};
 use mesh_proxy::registry::{self, Workload, health};
 use mesh_proxy::reports::Reports;
 use mesh_proxy::snapshot::{Found, Store};
@@ -173,7 +173,7 @@ impl Proxy {
             known: leaving.is_some() || bootstrap.drain_endpoint,
             leaving,
             in_flight: ctx.in_flight.clone(),
-            patience: bootstrap.settings.drain_timeout,
+            patience: Patience::new(bootstrap.settings.drain_timeout, bootstrap.grace),
         };
         tokio::spawn(departing.run(asks));
         let drain_timeout = bootstrap.settings.drain_timeout;

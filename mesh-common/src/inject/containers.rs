@@ -18,6 +18,9 @@ const TOKEN_FOLDER: &str = "/var/run/secrets/mesh/token";
 const TRUST_FOLDER: &str = "/var/run/secrets/mesh/trust";
 const STATE_FOLDER: &str = "/var/run/mesh";
 
+/// Seconds. A pod that has as many to end has all the time that its proxy may take; so have pods that do not say.
+const ENOUGH_GRACE: u64 = 30;
+
 /// Refuses pods in which the proxy would not work, or would not see what it has to.
 pub(super) fn check(pod: &Value, config: &InjectConfig) -> Result<(), InjectError> {
     if object(pod, "spec")?.is_none() {
@@ -85,9 +88,10 @@ pub(super) fn add(
     probes: &Probes,
     record: &mut Record,
 ) -> Result<(), InjectError> {
+    let grace = pod.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_u64);
     let init_containers = record.list(pod, "initContainers")?;
     let init = (!config.cni).then(|| init(config, options));
-    let proxy = proxy(config, options, probes)?;
+    let proxy = proxy(config, options, probes, grace)?;
     init_containers.splice(0..0, init.into_iter().chain([proxy]));
     record.list(pod, "volumes")?.extend(volumes());
     Ok(())
@@ -133,7 +137,8 @@ fn init(config: &InjectConfig, options: &Options) -> Value {
 }
 
 /// A native sidecar: it is ready before any other container starts, and does not keep a Job from ending.
-fn proxy(config: &InjectConfig, options: &Options, probes: &Probes) -> Result<Value, InjectError> {
+/// `grace`: how long the pod has to end, in seconds.
+fn proxy(config: &InjectConfig, options: &Options, probes: &Probes, grace: Option<u64>) -> Result<Value, InjectError> {
     let mut args = vec![
         "run".to_owned(),
         format!("--control={}", config.control),
@@ -151,6 +156,7 @@ fn proxy(config: &InjectConfig, options: &Options, probes: &Probes) -> Result<Va
     if let Some(allowed) = &options.audit_log {
         args.extend(["--audit-log=-".to_owned(), format!("--audit-log-allowed={allowed}")]);
     }
+    args.extend(grace.filter(|grace| *grace < ENOUGH_GRACE).map(|grace| format!("--grace={grace}")));
     args.extend(options.max_lag.map(|lag| format!("--max-lag={lag}")));
     args.extend(options.version.as_ref().map(|version| format!("--version={version}")));
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });

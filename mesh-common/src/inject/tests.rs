@@ -81,6 +81,16 @@ fn the_proxy_comes_first_and_has_no_rights() {
 }
 
 #[test]
+fn a_pod_that_has_little_time_to_end_tells_its_proxy() {
+    let with = |seconds: Value| {
+        let pod = json!({"spec": {"terminationGracePeriodSeconds": seconds, "containers": [{"name": "app"}]}});
+        args(&injected(&pod), 1).into_iter().find(|arg| arg.starts_with("--grace"))
+    };
+    assert_eq!(with(json!(9)), Some("--grace=9".to_owned()));
+    assert_eq!((with(json!(30)), with(json!(600)), with(Value::Null)), (None, None, None));
+}
+
+#[test]
 fn annotations_change_what_is_injected() {
     let with = |name: &str, value: &str| injected(&annotated(&format!("meshctl.dev/{name}"), value));
     assert!(args(&with("exclude-inbound-ports", "22, 9000"), 0).contains(&"15021,15090,22,9000".to_owned()));

@@ -10,7 +10,7 @@ use super::*;
 use crate::config::Name;
 use crate::limit::RateLimits;
 use crate::listen::{InFlight, Phase, Settings};
-use crate::registry::depart::Departing;
+use crate::registry::depart::{Departing, Patience};
 use crate::snapshot::{Resource, Store};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use crate::tls::Tls;
@@ -186,7 +186,7 @@ async fn only_who_may_makes_the_workload_depart() {
         leaving: None,
         known: true,
         in_flight: InFlight::default(),
-        patience: Duration::ZERO,
+        patience: Patience::new(Duration::ZERO, None),
     };
     tokio::spawn(departing.run(asks));
     let request =

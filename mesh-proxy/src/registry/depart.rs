@@ -20,10 +20,9 @@ use crate::listen::{InFlight, Phase};
 
 /// Callers of the drain endpoint who wait at the same time.
 const WAITING: usize = 16;
-/// How long an application that is to end is kept waiting for peers that do not acknowledge.
+/// How long an application that is to end is kept waiting for peers that do not acknowledge, and the last one of a service for
+/// another to become ready.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
-/// How long the last one of a service is kept waiting for another to become ready.
-const REPLACEMENT_LIMIT: Duration = Duration::from_secs(10);
 /// The same for a proxy that is to end.
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// How long a control plane is tried that cannot be reached. Peers that have connections have been told by then.
@@ -65,7 +64,7 @@ impl Departure {
         (Self { asks: sender }, Asks { receiver, drains: Vec::new(), ends: Vec::new() })
     }
 
-    /// Ready when no peer calls the application any more, or as many as can be known in [`DRAIN_LIMIT`], and it has answered
+    /// Ready when no peer calls the application any more, or as many as can be known in [`Patience::peers`], and it has answered
     /// what it had.
     pub async fn drain(&self) -> Result<(), Stays> {
         let (reply, answer) = oneshot::channel();
@@ -123,8 +122,24 @@ pub struct Departing<D> {
     /// Somebody may know of the workload: it has registered, or a platform has told of it.
     pub known: bool,
     pub in_flight: InFlight,
-    /// How long an application that is to end may take to finish what it has.
-    pub patience: Duration,
+    pub patience: Patience,
+}
+
+/// How long an application that is to end is kept waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// For peers that do not acknowledge, and before that for another one, if it is the last of its service.
+    pub peers: Duration,
+    /// To finish what it has.
+    pub finish: Duration,
+}
+
+impl Patience {
+    /// `grace`: whoever ends the application gives it so much time in all, of which some must be left for itself.
+    pub fn new(finish: Duration, grace: Option<Duration>) -> Self {
+        let grace = grace.unwrap_or(Duration::MAX);
+        Self { peers: DRAIN_LIMIT.min(grace / 3), finish: finish.min(grace / 6) }
+    }
 }
 
 impl<D, F> Departing<D>
@@ -180,7 +195,7 @@ where
 
     /// While a service has nobody else, peers are not told to go elsewhere; another one has some time to become ready.
     async fn confirmed(&self) -> Result<bool, Stays> {
-        let deadline = Instant::now() + REPLACEMENT_LIMIT;
+        let deadline = Instant::now() + self.patience.peers;
         let mut answer = self.first_answer().await?;
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         while answer.last && Instant::now() < deadline {
@@ -191,7 +206,7 @@ where
             }
         }
         if answer.last {
-            tracing::warn!(waited = ?REPLACEMENT_LIMIT, "the application is to end, and its service has nobody else");
+            tracing::warn!(waited = ?self.patience.peers, "the application is to end, and its service has nobody else");
         }
         Ok(!answer.last)
     }
@@ -218,7 +233,7 @@ where
     async fn wait_for_peers(&self, asks: &mut Asks, began: Instant) {
         // A proxy that is told to end needs no confirmation.
         let ending = !asks.ends.is_empty();
-        let mut deadline = began + if ending { END_LIMIT } else { DRAIN_LIMIT };
+        let mut deadline = began + if ending { END_LIMIT } else { self.patience.peers };
         let mut waiting = std::pin::pin!(self.until_gone(deadline, ending));
         let told = loop {
             tokio::select! {
@@ -239,7 +254,7 @@ where
     /// An application may end without finishing what it has: so it is not told to before it has nothing. A proxy that is
     /// to end looks after that by itself.
     async fn finish(&self, asks: &mut Asks) {
-        let mut finished = std::pin::pin!(tokio::time::timeout(self.patience, self.in_flight.none()));
+        let mut finished = std::pin::pin!(tokio::time::timeout(self.patience.finish, self.in_flight.none()));
         while asks.ends.is_empty() {
             tokio::select! {
                 finished = &mut finished => {

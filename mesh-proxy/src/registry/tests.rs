@@ -8,7 +8,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::depart::{Departing, Departure, Stays};
+use super::depart::{Departing, Departure, Patience, Stays};
 use super::*;
 use crate::listen::{InFlight, Phase};
 
@@ -183,7 +183,7 @@ impl Leaver {
             leaving: Some(leave),
             known: true,
             in_flight: in_flight.clone(),
-            patience: Duration::from_secs(20),
+            patience: Patience::new(Duration::from_secs(20), None),
         };
         tokio::spawn(departing.run(asks));
         Self { questions, departure, phase, leaving, in_flight }
@@ -251,6 +251,21 @@ async fn the_last_one_of_a_service_serves_on_until_there_is_another() {
     assert_eq!(*leaver.phase.borrow(), Phase::Draining);
     question.gone(true);
     assert_eq!(drain.await.unwrap(), Ok(()));
+}
+
+#[test]
+fn some_of_the_time_that_an_application_has_to_end_is_left_for_itself() {
+    let seconds = |all: [u64; 2]| all.map(Duration::from_secs);
+    let of = |finish, grace: Option<u64>| {
+        let patience = Patience::new(Duration::from_secs(finish), grace.map(Duration::from_secs));
+        [patience.peers, patience.finish]
+    };
+    assert_eq!(of(5, None), seconds([10, 5]));
+    assert_eq!(of(60, None), seconds([10, 60]));
+    assert_eq!(of(5, Some(30)), seconds([10, 5]));
+    assert_eq!(of(5, Some(600)), seconds([10, 5]));
+    assert_eq!(of(5, Some(6)), seconds([2, 1]));
+    assert_eq!(of(5, Some(0)), seconds([0, 0]));
 }
 
 #[tokio::test]
