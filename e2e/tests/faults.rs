@@ -13,6 +13,7 @@ as_root_and_without!(
     delay_hits_half_of_one_callers_requests,
     abort_hits_its_share_and_can_be_cleared,
     reset_breaks_http_and_tcp_connections,
+    a_reset_ends_after_its_time_without_a_control_plane_and_spares_other_callers,
 );
 
 /// Shares are exact over a thousand.
@@ -96,6 +97,15 @@ fn reset_breaks_http_and_tcp_connections(user: User) {
     let tcp = report(&mesh, "web", &tcp_args);
     assert_eq!((tcp.failed, tcp.by_version.get("v1")), (500, Some(&500)), "{tcp:?}");
     assert!(tcp.errors.iter().all(|e| e.contains("reset")), "{tcp:?}");
+    // It was stock that was called, though no connection has reached it.
+    eventually(Duration::from_secs(10), || {
+        let args = ["top", "callers", "--from", "web", "--service", "stock", "--window", "5m", "-o", "json"];
+        let rows: serde_json::Value = serde_json::from_str(&mesh.meshctl(&args)?)?;
+        let failed = &rows[0]["connectionsFailed"];
+        anyhow::ensure!(*failed == 500 && rows[0]["flags"]["FI"] == 500, "{rows:#}");
+        Ok(())
+    })
+    .unwrap();
     let spared = report(&mesh, "other", &tcp_args);
     assert_eq!((spared.failed, spared.by_version.get("v1")), (0, Some(&1000)), "{spared:?}");
 }
@@ -176,9 +186,8 @@ fn a_delay_ends_after_its_time() {
 }
 
 /// Resets hit the HTTP requests of the caller that was named, and end by themselves.
-#[test]
-fn a_reset_ends_after_its_time_without_a_control_plane_and_spares_other_callers() {
-    let (mut mesh, _reviews) = shop(User::Same);
+fn a_reset_ends_after_its_time_without_a_control_plane_and_spares_other_callers(user: User) {
+    let (mut mesh, _reviews) = shop(user);
     let args = ["--url", "http://reviews:9080/", "--rate", "50", "--connections", "4"];
     let [web, other] = ["web", "other"].map(|account| mesh.load(account, &args).unwrap());
     web.flowing().unwrap();

@@ -39,7 +39,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, ctx: Arc<Context>) {
     match (local, Downstream::redirected(&stream, peer, Direction::Inbound)) {
         (Ok(_), Ok(downstream)) if is_own(&downstream) => {
             let error = Error::because(Kind::Denied, "what goes to the application came back to the proxy");
-            tcp::refuse(stream, &downstream, "", Instant::now(), &error, &ctx);
+            tcp::refuse(stream, &downstream, tcp::To::default(), Instant::now(), &error, &ctx);
         }
         (Ok(local), Ok(downstream)) => take(stream, local, downstream, ctx).await,
         (Err(error), _) | (_, Err(error)) => {
@@ -61,12 +61,12 @@ async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, 
     let _active = ctx.telemetry.connection(Direction::Inbound);
     let chosen = match choose(&stream, local, &mut downstream, &ctx).await {
         Ok(chosen) => chosen,
-        Err(error) => return tcp::refuse(stream, &downstream, "", began, &error, &ctx),
+        Err(error) => return tcp::refuse(stream, &downstream, tcp::To::default(), began, &error, &ctx),
     };
     let limits = chosen.filter().limits().cloned();
     let mut place = match limits.as_deref().map_or(Ok(None), |limits| limit::connection(limits, &ctx)) {
         Ok(place) => place,
-        Err(error) => return tcp::refuse(stream, &downstream, "", began, &error, &ctx),
+        Err(error) => return tcp::refuse(stream, &downstream, tcp::To::default(), began, &error, &ctx),
     };
     let mut identified = |downstream: &Downstream| match (limits.as_deref(), &mut place) {
         (Some(limits), Some(place)) => limit::identified(place, limits, downstream.identity.as_deref(), &ctx),
@@ -74,7 +74,7 @@ async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, 
     };
     let Some(tls) = &chosen.tls else {
         if let Err(error) = identified(&downstream) {
-            return tcp::refuse(stream, &downstream, "", began, &error, &ctx);
+            return tcp::refuse(stream, &downstream, tcp::To::default(), began, &error, &ctx);
         }
         return dispatch(stream, downstream, chosen, arriving, ctx.clone()).await;
     };
@@ -85,14 +85,14 @@ async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, 
                 const WHY: &str = "the client's certificate has no identity of the mesh";
                 audit::record_refusal(&ctx, Event::Stream, &downstream, || None, WHY);
                 let error = Error::because(Kind::Denied, WHY);
-                return tcp::refuse(stream, &downstream, "", began, &error, &ctx);
+                return tcp::refuse(stream, &downstream, tcp::To::default(), began, &error, &ctx);
             }
             if let Err(error) = identified(&downstream) {
-                return tcp::refuse(stream, &downstream, "", began, &error, &ctx);
+                return tcp::refuse(stream, &downstream, tcp::To::default(), began, &error, &ctx);
             }
             dispatch(stream, downstream, chosen, arriving, ctx.clone()).await;
         }
-        Err(error) => tcp::record_failure(&downstream, "", began, &error, &ctx),
+        Err(error) => tcp::record_failure(&downstream, tcp::To::default(), began, &error, &ctx),
     }
 }
 

@@ -51,7 +51,7 @@ async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, 
         }
         Ok(Path::Tcp(filter)) => tcp::proxy(stream, &downstream, &filter, None, &ctx).await,
         Ok(Path::Passthrough) => tcp::passthrough(stream, &downstream, &ctx).await,
-        Err(error) => tcp::refuse(stream, &downstream, "", began, &error, &ctx),
+        Err(error) => tcp::refuse(stream, &downstream, tcp::To::default(), began, &error, &ctx),
     }
 }
 

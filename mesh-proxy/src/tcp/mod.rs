@@ -31,6 +31,14 @@ use copy::{Broken, Count, Paces};
 const PASSTHROUGH_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const PASSTHROUGH_IDLE: Duration = Duration::from_secs(3600);
 
+/// Where a connection goes, as far as that is known: what is not is empty.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct To<'a> {
+    /// The service's port that was called.
+    pub called: &'a str,
+    pub cluster: &'a str,
+}
+
 /// Carries the connection to one of the proxy's clusters until it ends.
 ///
 /// `chosen`, of a peer's connection, tells when it is not one that is taken any more.
@@ -42,15 +50,16 @@ pub(crate) async fn proxy<IO: DownstreamIo>(
     ctx: &Context,
 ) {
     let began = Instant::now();
+    let mut to = To { called: &filter.stat_prefix, cluster: "" };
     if let Some(scarce) = ctx.overload.scarce() {
-        return refuse(io, downstream, "", began, &Error::because(Kind::Overloaded, scarce.as_str()), ctx);
+        return refuse(io, downstream, to, began, &Error::because(Kind::Overloaded, scarce.as_str()), ctx);
     }
     // Without policies, who is called decides about what goes out.
     if downstream.direction == Direction::Inbound || !filter.authorization.gates.is_empty() {
         let verdict = verdict(downstream, filter);
         audit::record(ctx, Event::Stream, downstream, || None, &verdict);
         if let Err(error) = verdict.enforce(&ctx.telemetry) {
-            return refuse(io, downstream, "", began, &error, ctx);
+            return refuse(io, downstream, to, began, &error, ctx);
         }
     }
     let paced = |way| {
@@ -64,20 +73,21 @@ pub(crate) async fn proxy<IO: DownstreamIo>(
                 paces.fault = !throttles.is_empty();
                 fault::slow_down(&mut paces.back, &throttles, Instant::now());
             }
-            Err(error) => return refuse(io, downstream, "", began, &error, ctx),
+            Err(error) => return refuse(io, downstream, to, began, &error, ctx),
         }
     }
     let Some(choice) = filter.clusters.pick() else {
-        return refuse(io, downstream, "", began, &Kind::NoCluster.into(), ctx);
+        return refuse(io, downstream, to, began, &Kind::NoCluster.into(), ctx);
     };
+    to.cluster = &choice.cluster;
     let key = filter.hash_source.then(|| hash::of_source(downstream.peer.ip()));
     match ctx.upstreams.connect_tcp(&choice.cluster, downstream, key).await {
         Ok(upstream) => {
             let idle = (!filter.idle_timeout.is_zero()).then_some(filter.idle_timeout);
             let revoked = revoked(downstream, chosen, ctx);
-            carry(io, downstream, &choice.cluster, upstream, idle, paces, began, revoked, ctx).await;
+            carry(io, downstream, to, upstream, idle, paces, began, revoked, ctx).await;
         }
-        Err(error) => refuse(io, downstream, &choice.cluster, began, &error, ctx),
+        Err(error) => refuse(io, downstream, to, began, &error, ctx),
     }
 }
 
@@ -118,6 +128,7 @@ async fn revoked(downstream: &Downstream, chosen: Option<&Chosen>, ctx: &Context
 /// Carries the connection to where it was going anyway, as it came.
 pub async fn passthrough<IO: DownstreamIo>(io: IO, downstream: &Downstream, ctx: &Context) {
     let began = Instant::now();
+    let to = To { called: "", cluster: CLUSTER_PASSTHROUGH };
     let address = downstream.original_destination;
     match tokio::time::timeout(PASSTHROUGH_CONNECT_TIMEOUT, connect(address)).await {
         Ok(Ok(stream)) => {
@@ -130,15 +141,15 @@ pub async fn passthrough<IO: DownstreamIo>(io: IO, downstream: &Downstream, ctx:
             };
             let always = std::future::pending();
             let (idle, paces) = (Some(PASSTHROUGH_IDLE), Paces::default());
-            carry(io, downstream, CLUSTER_PASSTHROUGH, upstream, idle, paces, began, always, ctx).await;
+            carry(io, downstream, to, upstream, idle, paces, began, always, ctx).await;
         }
         Ok(Err(error)) => {
             let error = Error::because(Kind::UpstreamConnect, format_args!("{address}: {error}"));
-            refuse(io, downstream, CLUSTER_PASSTHROUGH, began, &error, ctx);
+            refuse(io, downstream, to, began, &error, ctx);
         }
         Err(_) => {
             let error = Error::because(Kind::UpstreamConnect, format_args!("{address}: no answer in time"));
-            refuse(io, downstream, CLUSTER_PASSTHROUGH, began, &error, ctx);
+            refuse(io, downstream, to, began, &error, ctx);
         }
     }
 }
@@ -147,18 +158,18 @@ pub async fn passthrough<IO: DownstreamIo>(io: IO, downstream: &Downstream, ctx:
 pub fn refuse<IO: DownstreamIo>(
     io: IO,
     downstream: &Downstream,
-    cluster: &str,
+    to: To<'_>,
     began: Instant,
     error: &Error,
     ctx: &Context,
 ) {
     io.reset_on_close();
     drop(io);
-    record_failure(downstream, cluster, began, error, ctx);
+    record_failure(downstream, to, began, error, ctx);
 }
 
 /// Records a connection that ended before it reached an upstream.
-pub fn record_failure(downstream: &Downstream, cluster: &str, began: Instant, error: &Error, ctx: &Context) {
+pub fn record_failure(downstream: &Downstream, to: To<'_>, began: Instant, error: &Error, ctx: &Context) {
     let security = match downstream.direction {
         Direction::Inbound => downstream.security(),
         Direction::Outbound => Security::None,
@@ -166,7 +177,8 @@ pub fn record_failure(downstream: &Downstream, cluster: &str, began: Instant, er
     let detail = error.to_string();
     let record = TcpRecord {
         downstream,
-        cluster,
+        called: to.called,
+        cluster: to.cluster,
         endpoint: None,
         security,
         flags: error.kind.flag(),
@@ -184,7 +196,7 @@ pub fn record_failure(downstream: &Downstream, cluster: &str, began: Instant, er
 async fn carry<IO: DownstreamIo>(
     mut io: IO,
     downstream: &Downstream,
-    cluster: &str,
+    to: To<'_>,
     mut upstream: TcpUpstream,
     idle: Option<Duration>,
     paces: Paces,
@@ -198,7 +210,8 @@ async fn carry<IO: DownstreamIo>(
     };
     let mut record = TcpRecord {
         downstream,
-        cluster,
+        called: to.called,
+        cluster: to.cluster,
         endpoint: Some(&upstream.endpoint),
         security,
         flags: "",
@@ -207,7 +220,7 @@ async fn carry<IO: DownstreamIo>(
         sent_bytes: 0,
         detail: None,
     };
-    let learns = downstream.direction == Direction::Outbound && cluster != CLUSTER_PASSTHROUGH;
+    let learns = downstream.direction == Direction::Outbound && to.cluster != CLUSTER_PASSTHROUGH;
     let mut counted = Counted {
         metrics: ctx.telemetry.tcp_opened(&record),
         received: 0,

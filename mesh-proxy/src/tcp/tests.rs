@@ -118,7 +118,7 @@ async fn a_reset_fault_comes_before_the_upstream() {
     let (mut client, io) = pair().await;
     let ctx = context();
     let filter = TcpProxy {
-        stat_prefix: "t".into(),
+        stat_prefix: "stock.default.svc.cluster.local:7070".into(),
         authorization: Authorization::default(),
         clusters: WeightedClusters::single("c"),
         idle_timeout: Duration::ZERO,
@@ -128,7 +128,11 @@ async fn a_reset_fault_comes_before_the_upstream() {
     };
     proxy(io, &downstream("240.240.0.1:1".parse().unwrap()), &filter, None, &ctx).await;
     assert_eq!(client.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-    assert!(has(&ctx, r#"response_flags="FI""#));
+    // It counts as one of the service that was called.
+    let failed = |line: &str| line.contains(r#"response_flags="FI""#);
+    let counted = ctx.telemetry.render();
+    let service = r#"destination_service="stock.default.svc.cluster.local""#;
+    assert!(counted.lines().any(|line| failed(line) && line.contains(service)), "{counted}");
     assert!(has(&ctx, r#"mesh_faults_injected_total{fault="reset"} 1"#));
 }
 

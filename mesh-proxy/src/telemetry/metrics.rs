@@ -197,12 +197,7 @@ impl Metrics {
             direction: record.downstream.direction,
             security: record.security,
             source: source(record.downstream),
-            // What a fault or a policy ended had no cluster yet.
-            destination: destination(
-                record.downstream,
-                record.endpoint,
-                if record.cluster.is_empty() { record.called } else { record.cluster },
-            ),
+            destination: destination(record.downstream, record.endpoint, record.cluster, record.called),
             route: record.route,
             status: record.status,
             grpc_status: record.grpc_status.map(|code| code.min(17)),
@@ -235,7 +230,7 @@ impl Metrics {
             direction: record.downstream.direction,
             security: record.security,
             source: source(record.downstream),
-            destination: destination(record.downstream, record.endpoint, record.cluster),
+            destination: destination(record.downstream, record.endpoint, record.cluster, record.called),
             route: "",
             status: 0,
             grpc_status: None,
@@ -497,10 +492,13 @@ pub(super) fn destination<'a>(
     downstream: &Downstream,
     endpoint: Option<&'a crate::config::Endpoint>,
     cluster: &'a str,
+    called: &'a str,
 ) -> Destination<'a> {
     match (downstream.direction, endpoint.and_then(|it| it.workload.as_ref())) {
         (Direction::Inbound, _) => Destination::Local,
         (Direction::Outbound, Some(workload)) => Destination::Workload(workload),
+        // What a fault or a policy ended had no cluster yet.
+        (Direction::Outbound, None) if cluster.is_empty() => Destination::Cluster(called),
         (Direction::Outbound, None) => Destination::Cluster(cluster),
     }
 }

@@ -79,6 +79,8 @@ pub struct RequestRecord<'a> {
 #[derive(Debug)]
 pub struct TcpRecord<'a> {
     pub downstream: &'a Downstream,
+    /// Name of the service's port that was called; empty when it is not known.
+    pub called: &'a str,
     /// Empty when none was chosen.
     pub cluster: &'a str,
     pub endpoint: Option<&'a Endpoint>,

@@ -63,6 +63,7 @@ fn request<'a>(downstream: &'a Downstream, endpoint: Option<&'a Endpoint>, path:
 
 fn stream<'a>(downstream: &'a Downstream, cluster: &'a str, flags: &'static str) -> TcpRecord<'a> {
     TcpRecord {
+        called: "",
         downstream,
         cluster,
         endpoint: None,

@@ -85,7 +85,7 @@ impl Metrics {
             direction: downstream.direction,
             security: Security::None,
             source: None,
-            destination: destination(downstream, Some(endpoint), cluster),
+            destination: destination(downstream, Some(endpoint), cluster, ""),
             route: "",
             status: 0,
             grpc_status: None,
