@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 
 use crate::client::{Control, Place};
-use crate::failure::{Failure, sentence};
+use crate::failure::{Exit, Failure, sentence};
 use crate::kubernetes::Cluster;
 use crate::kubernetes::forward::Target;
 
@@ -63,6 +63,12 @@ impl AdminProxy {
     /// Takes its workload out of the mesh, and returns when no peer calls it any more.
     pub async fn drain(&self) -> Result<(), Failure> {
         self.ask(Method::POST, "/drain").await.map(drop)
+    }
+
+    /// Why the control plane wants nothing of its workload. `None`: it does, or nobody knows.
+    pub async fn refusal(&self) -> Option<String> {
+        let refused = self.ask(Method::GET, "/registration").await.err()?;
+        (refused.exit == Exit::Refused).then_some(refused.message)
     }
 
     /// Sets its log filter, and gives its own words about it.
@@ -148,10 +154,13 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::failure::Exit;
 
     /// Answers one request, and gives its first line.
     async fn answered(reply: &'static str) -> (Result<String, Failure>, String) {
+        asked(reply, async |proxy| proxy.set_log_filter("info,a::b=trace").await).await
+    }
+
+    async fn asked<T>(reply: &'static str, ask: impl AsyncFnOnce(AdminProxy) -> T) -> (T, String) {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join(ADMIN_SOCKET);
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
@@ -163,7 +172,7 @@ mod tests {
             stream.write_all(reply.as_bytes()).await.unwrap();
             String::from_utf8_lossy(&request[..length]).lines().next().unwrap_or_default().to_owned()
         };
-        tokio::join!(proxy.set_log_filter("info,a::b=trace"), serve)
+        tokio::join!(ask(proxy), serve)
     }
 
     #[tokio::test]
@@ -171,6 +180,18 @@ mod tests {
         let (said, request) = answered("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n").await;
         assert_eq!(said.unwrap(), "ok");
         assert_eq!(request, "POST /logging?filter=info%2Ca%3A%3Ab%3Dtrace HTTP/1.1");
+    }
+
+    #[tokio::test]
+    async fn only_a_refusal_of_the_workload_is_told() {
+        for (reply, told) in [
+            ("HTTP/1.1 409 Conflict\r\ncontent-length: 9\r\n\r\nnot yours", Some("Not yours.".to_owned())),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nregistered", None),
+            ("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 9\r\n\r\nno answer", None),
+        ] {
+            let (refusal, request) = asked(reply, async |proxy| proxy.refusal().await).await;
+            assert_eq!((refusal, request.as_str()), (told, "GET /registration HTTP/1.1"));
+        }
     }
 
     #[tokio::test]

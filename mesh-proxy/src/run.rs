@@ -25,7 +25,7 @@ use mesh_proxy::listen::{
 use mesh_proxy::overload::{self, Overload};
 use mesh_proxy::probe::Prober;
 use mesh_proxy::registry::depart::{Departing, Departure, Patience};
-use mesh_proxy::registry::{self, Workload, health};
+use mesh_proxy::registry::{self, Standing, Workload, health};
 use mesh_proxy::reports::Reports;
 use mesh_proxy::snapshot::{Found, Store};
 use mesh_proxy::telemetry::{LocalWorkload, Telemetry, TelemetryOptions};
@@ -157,7 +157,12 @@ impl Proxy {
         let (departure, asks) = Departure::new();
         let readiness = Readiness::waiting_for("the configuration");
         // From here on the data runtime's sockets are opened.
-        serve_admin(&bootstrap, &ctx, readiness.clone(), log, departure.clone(), data)?;
+        let (standing, stands) = watch::channel(Standing::default());
+        let drain = Drain { departure: departure.clone(), callers: drain_callers(&bootstrap) };
+        let prober = Prober::new(bootstrap.probes.clone(), bootstrap.pod_ip);
+        let admin = Admin::new(ctx.clone(), readiness.clone(), Some(log), Some(drain)).probing(prober);
+        let registers = !bootstrap.addresses.is_empty();
+        serve_admin(&bootstrap, if registers { admin.registering(stands) } else { admin }, data)?;
         wait_for_configuration(&store).await;
         readiness.wait_for("the redirect");
         test_redirect(&bootstrap).await?;
@@ -165,7 +170,7 @@ impl Proxy {
         serve_traffic(&bootstrap, &ctx, &inbound, &outbound, data)?;
         readiness.ready();
 
-        let leaving = register(&bootstrap, &identity.namespace, &tls);
+        let leaving = register(&bootstrap, &identity.namespace, &tls, standing);
         let departing = Departing {
             workload: bootstrap.workload.clone(),
             dial: dialer(&bootstrap, &tls),
@@ -271,23 +276,17 @@ async fn guard_datagrams(bootstrap: &Bootstrap, ctx: &Arc<Context>) {
     }
 }
 
-fn serve_admin(
-    bootstrap: &Bootstrap,
-    ctx: &Arc<Context>,
-    readiness: Readiness,
-    log: LogFilter,
-    departure: Departure,
-    data: &Handle,
-) -> anyhow::Result<()> {
-    let _runtime = data.enter();
-    let callers = match (bootstrap.drain_endpoint, bootstrap.addresses.is_empty()) {
+fn drain_callers(bootstrap: &Bootstrap) -> DrainCallers {
+    match (bootstrap.drain_endpoint, bootstrap.addresses.is_empty()) {
         (false, _) => DrainCallers::Nobody,
         (true, false) => DrainCallers::Local,
         (true, true) => DrainCallers::Everybody,
-    };
-    let prober = Prober::new(bootstrap.probes.clone(), bootstrap.pod_ip);
-    let admin =
-        Arc::new(Admin::new(ctx.clone(), readiness, Some(log), Some(Drain { departure, callers })).probing(prober));
+    }
+}
+
+fn serve_admin(bootstrap: &Bootstrap, admin: Admin, data: &Handle) -> anyhow::Result<()> {
+    let _runtime = data.enter();
+    let admin = Arc::new(admin);
     let ready = tcp_listener(bootstrap.ready).with_context(|| format!("cannot listen at {}", bootstrap.ready))?;
     let metrics = tcp_listener(bootstrap.metrics).with_context(|| format!("cannot listen at {}", bootstrap.metrics))?;
     if let Some(local) = bootstrap.state_dir.as_deref().and_then(admin_socket) {
@@ -366,7 +365,12 @@ fn resolvers(bootstrap: &Bootstrap) -> anyhow::Result<Resolvers> {
 
 /// Tells of the workload, until the result turns true. Nothing to register where the application only calls others and nobody
 /// knows where it is, or where a platform knows all that.
-fn register(bootstrap: &Bootstrap, namespace: &str, tls: &Tls) -> Option<watch::Sender<bool>> {
+fn register(
+    bootstrap: &Bootstrap,
+    namespace: &str,
+    tls: &Tls,
+    standing: watch::Sender<Standing>,
+) -> Option<watch::Sender<bool>> {
     if bootstrap.addresses.is_empty() {
         return None;
     }
@@ -385,6 +389,6 @@ fn register(bootstrap: &Bootstrap, namespace: &str, tls: &Tls) -> Option<watch::
     let first_port = bootstrap.ports.iter().find(|it| it.protocol != "udp").map(|it| it.port);
     tokio::spawn(health::watch(bootstrap.health.clone(), bootstrap.addresses.clone(), first_port, healthy));
     let (leaving, leave) = watch::channel(false);
-    tokio::spawn(registry::run(workload, dialer(bootstrap, tls), health, leave));
+    tokio::spawn(registry::run(workload, dialer(bootstrap, tls), health, leave, standing));
     Some(leaving)
 }

@@ -143,7 +143,11 @@ pub async fn execute(context: &Context, args: Args) -> Result<(), Failure> {
     };
     let mut command = sidecar.application(program);
     command.args(arguments);
-    let ended = application::run(command.into(), &mut signals, &mut sidecar).await;
+    let refusals = sidecar.refusals(|reason| eprintln!("warning: the mesh does not take this workload. {reason}"));
+    let ended = tokio::select! {
+        ended = application::run(command.into(), &mut signals, &mut sidecar) => ended,
+        never = refusals => match never {},
+    };
     sidecar.stop().await;
     match ended? {
         0 => Ok(()),

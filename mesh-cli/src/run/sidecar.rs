@@ -1,5 +1,6 @@
 //! A workload's namespace with its proxy running in it.
 
+use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::future::Future;
@@ -28,6 +29,8 @@ const START: Duration = Duration::from_secs(20);
 const DRAIN: Duration = Duration::from_secs(15);
 /// How long the application waits at most for its peers, before it is told to end.
 const DEPART: Duration = Duration::from_secs(16);
+/// How often it is looked whether the control plane takes the workload.
+const LOOK: Duration = Duration::from_secs(1);
 /// How much of the proxy's log is shown when it fails.
 const LOG_LINES: usize = 12;
 
@@ -162,6 +165,22 @@ impl Sidecar {
         async move {
             if let Ok(Err(failure)) = tokio::time::timeout(DEPART, admin.drain()).await {
                 tracing::debug!(%failure, "the application ends without having been taken out of the mesh before");
+            }
+        }
+    }
+
+    /// Says each time when the control plane begins to refuse the workload. Runs until it is dropped.
+    pub fn refusals(&self, tell: fn(&str)) -> impl Future<Output = Infallible> + Send + use<> {
+        let admin = self.admin.clone();
+        async move {
+            let mut told = None;
+            loop {
+                let refusal = admin.refusal().await;
+                if let Some(reason) = refusal.as_deref().filter(|_| refusal != told) {
+                    tell(reason);
+                }
+                told = refusal;
+                tokio::time::sleep(LOOK).await;
             }
         }
     }

@@ -19,9 +19,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_common::telemetry::LogFilter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
 
 use crate::listen::{self, Connections, Context, Phase};
 use crate::probe::{self, Prober};
+use crate::registry::Standing;
 use crate::registry::depart::{Departure, Stays};
 
 const MAX_CONNECTIONS: usize = 256;
@@ -74,6 +76,7 @@ pub struct Admin {
     log: Option<LogFilter>,
     drain: Option<Drain>,
     prober: Prober,
+    standing: Option<watch::Receiver<Standing>>,
 }
 
 /// How the workload can be asked to depart.
@@ -99,7 +102,12 @@ type Reply = Response<Full<Bytes>>;
 impl Admin {
     /// Without `log`, the log levels cannot be changed.
     pub fn new(ctx: Arc<Context>, readiness: Readiness, log: Option<LogFilter>, drain: Option<Drain>) -> Self {
-        Self { ctx, readiness, log, drain, prober: Prober::default() }
+        Self { ctx, readiness, log, drain, prober: Prober::default(), standing: None }
+    }
+
+    /// Says as well what the control plane makes of the workload, where this proxy registers it.
+    pub fn registering(self, standing: watch::Receiver<Standing>) -> Self {
+        Self { standing: Some(standing), ..self }
     }
 
     /// Performs the application's probes as well.
@@ -185,11 +193,24 @@ impl Admin {
             }),
             "/logging" => self.logging(request),
             "/metrics" => only_get(request, || self.metrics()),
+            "/registration" => only_get(request, || self.registration()),
             _ => reply(
                 StatusCode::NOT_FOUND,
                 TEXT,
-                "there are /ready, /healthz, /config_dump, /logging, /metrics and /version\n",
+                "there are /ready, /healthz, /config_dump, /logging, /metrics, /registration and /version\n",
             ),
+        }
+    }
+
+    fn registration(&self) -> Reply {
+        let standing = self.standing.as_ref().map(|standing| standing.borrow().clone());
+        match standing {
+            None => reply(StatusCode::NOT_FOUND, TEXT, "this proxy registers no workload\n"),
+            Some(Standing::Registered) => reply(StatusCode::OK, TEXT, "registered\n"),
+            Some(Standing::Refused(reason)) => reply(StatusCode::CONFLICT, TEXT, format!("{reason}\n")),
+            Some(Standing::Unknown) => {
+                reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the control plane does not answer\n")
+            }
         }
     }
 

@@ -13,6 +13,7 @@ use mesh_common::proto::workload::{RegisterRequest, Registration, WorkloadPort};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use crate::control::{Backoff, explain_status};
 
@@ -70,10 +71,48 @@ impl Workload {
     }
 }
 
+/// What the control plane makes of the workload.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// It has not answered, or not lately.
+    #[default]
+    Unknown,
+    Registered,
+    /// It wants no such workload, for this reason.
+    Refused(String),
+}
+
+/// Why a stream ended or did not begin.
+#[derive(Debug, PartialEq, Eq)]
+enum Why {
+    Refused(String),
+    Failed(String),
+}
+
+impl Why {
+    fn of(status: &Status) -> Self {
+        let reason = explain_status(status);
+        match status.code() {
+            Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::PermissionDenied
+            | Code::AlreadyExists
+            | Code::ResourceExhausted => Self::Refused(reason),
+            _ => Self::Failed(reason),
+        }
+    }
+
+    fn reason(&self) -> &str {
+        match self {
+            Self::Refused(reason) | Self::Failed(reason) => reason,
+        }
+    }
+}
+
 /// How one stream ended.
 enum End {
     Left,
-    Broken { reason: String, worked: bool },
+    Broken { why: Why, worked: bool },
 }
 
 /// Registers the workload until `leaving` turns true (or its sender is gone), then removes it and returns.
@@ -82,24 +121,33 @@ pub async fn run<D, F>(
     dial: D,
     mut healthy: watch::Receiver<bool>,
     mut leaving: watch::Receiver<bool>,
+    standing: watch::Sender<Standing>,
 ) where
     D: Fn() -> F,
     F: Future<Output = Result<Channel, String>>,
 {
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-    let mut told = false;
+    let mut told = None;
     loop {
-        match stream(&workload, &dial, &mut healthy, &mut leaving).await {
+        match stream(&workload, &dial, &mut healthy, &mut leaving, &standing).await {
             End::Left => return,
-            End::Broken { reason, worked } => {
+            End::Broken { why, worked } => {
                 if worked {
                     backoff.reset();
                 }
-                // Once for each time that it is lost: an outage may be long.
-                if worked || !told {
-                    tracing::warn!(reason, "the workload is not registered; trying again");
+                // Not again and again: an outage may be long, and each attempt may fail at another place of it. A refusal
+                // is something else.
+                let refused = matches!(why, Why::Refused(_));
+                if worked || told.is_none() || refused && told.as_ref() != Some(&why) {
+                    tracing::warn!(reason = why.reason(), "the workload is not registered; trying again");
                 }
-                told = true;
+                standing.send_replace(match &why {
+                    Why::Refused(reason) => Standing::Refused(reason.clone()),
+                    Why::Failed(_) => Standing::Unknown,
+                });
+                if refused || worked || told.is_none() {
+                    told = Some(why);
+                }
             }
         }
         tokio::select! {
@@ -115,12 +163,14 @@ async fn stream<D, F>(
     dial: &D,
     healthy: &mut watch::Receiver<bool>,
     leaving: &mut watch::Receiver<bool>,
+    standing: &watch::Sender<Standing>,
 ) -> End
 where
     D: Fn() -> F,
     F: Future<Output = Result<Channel, String>>,
 {
-    let broken = |reason: String, worked: bool| End::Broken { reason, worked };
+    let broken = |why, worked| End::Broken { why, worked };
+    let failed = |reason: &str| Why::Failed(reason.to_owned());
     let (requests, receiver) = mpsc::unbounded_channel();
     let first = RegisterRequest {
         registration: Some(workload.registration()),
@@ -129,15 +179,15 @@ where
     };
     let _ = requests.send(first);
     let opening = async {
-        let channel = dial().await?;
+        let channel = dial().await.map_err(Why::Failed)?;
         let call = WorkloadRegistryClient::new(channel).register(UnboundedReceiverStream::new(receiver)).await;
-        call.map(tonic::Response::into_inner).map_err(|status| explain_status(&status))
+        call.map(tonic::Response::into_inner).map_err(|status| Why::of(&status))
     };
     let mut responses = tokio::select! {
         opened = tokio::time::timeout(OPEN_TIMEOUT, opening) => match opened {
             Ok(Ok(responses)) => responses,
-            Ok(Err(reason)) => return broken(reason, false),
-            Err(_) => return broken("the control plane did not answer in time".to_owned(), false),
+            Ok(Err(why)) => return broken(why, false),
+            Err(_) => return broken(failed("the control plane did not answer in time"), false),
         },
         _ = leaving.wait_for(|it| *it) => return End::Left,
     };
@@ -150,10 +200,11 @@ where
                         worked = true;
                         let addresses = response.virtual_addresses.join(", ");
                         tracing::info!(addresses, grace_seconds = response.grace_seconds, "the workload is registered");
+                        standing.send_replace(Standing::Registered);
                     }
                 }
-                Ok(None) => return broken("the control plane closed the stream".to_owned(), worked),
-                Err(status) => return broken(explain_status(&status), worked),
+                Ok(None) => return broken(failed("the control plane closed the stream"), worked),
+                Err(status) => return broken(Why::of(&status), worked),
             },
             Ok(()) = healthy.changed() => {
                 let healthy = *healthy.borrow_and_update();

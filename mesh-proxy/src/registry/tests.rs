@@ -72,6 +72,7 @@ struct Bench {
     streams: mpsc::UnboundedReceiver<Peer>,
     healthy: watch::Sender<bool>,
     leaving: watch::Sender<bool>,
+    standing: watch::Receiver<Standing>,
     running: tokio::task::JoinHandle<()>,
 }
 
@@ -100,8 +101,9 @@ impl Bench {
         };
         let (healthy, health) = watch::channel(false);
         let (leaving, leave) = watch::channel(false);
-        let running = tokio::spawn(run(workload, dial, health, leave));
-        Self { streams, healthy, leaving, running }
+        let (sender, standing) = watch::channel(Standing::Unknown);
+        let running = tokio::spawn(run(workload, dial, health, leave, sender));
+        Self { streams, healthy, leaving, standing, running }
     }
 
     async fn stream(&mut self) -> Peer {
@@ -141,6 +143,31 @@ async fn registers_again_when_the_stream_breaks() {
     drop(peer);
     let again = bench.stream().await.request().await;
     assert!(again.registration.is_some() && again.healthy);
+}
+
+#[tokio::test]
+async fn a_refusal_is_known_also_in_the_middle_of_an_outage() {
+    let mut bench = Bench::start().await;
+    let mut peer = bench.stream().await;
+    peer.request().await;
+    peer.confirm();
+    bench.standing.wait_for(|it| *it == Standing::Registered).await.unwrap();
+    drop(peer);
+    bench.standing.wait_for(|it| *it == Standing::Unknown).await.unwrap();
+    // A failure that is none, and then a refusal.
+    for (status, standing) in [
+        (Status::unavailable("starting"), Standing::Unknown),
+        (Status::permission_denied("not yours"), Standing::Refused("not yours".to_owned())),
+        (Status::unavailable("stopping"), Standing::Unknown),
+    ] {
+        bench.stream().await.responses.send(Err(status)).unwrap();
+        bench.standing.changed().await.unwrap();
+        assert_eq!(*bench.standing.borrow_and_update(), standing);
+    }
+    let mut peer = bench.stream().await;
+    peer.request().await;
+    peer.confirm();
+    bench.standing.wait_for(|it| *it == Standing::Registered).await.unwrap();
 }
 
 /// A workload that may depart, and a control plane that answers as the test does.
