@@ -93,8 +93,13 @@ impl Table {
     }
 }
 
+/// `None` where nobody knows: a terminal that nobody looks at may say 0.
 pub fn terminal_width() -> Option<u16> {
-    comfy_table::Table::new().width()
+    known(comfy_table::Table::new().width())
+}
+
+fn known(width: Option<u16>) -> Option<u16> {
+    width.filter(|width| *width > 0)
 }
 
 fn title(text: &str, color: bool) -> comfy_table::Cell {
@@ -137,6 +142,11 @@ mod tests {
     fn wide_shows_all_columns_and_a_dash_for_nothing() {
         let text = example().render(true, false, None);
         assert_eq!(text.lines().nth(2), Some("web      down   -"));
+    }
+
+    #[test]
+    fn a_terminal_without_columns_says_nothing_of_its_width() {
+        assert_eq!((known(Some(0)), known(Some(80)), known(None)), (None, Some(80), None));
     }
 
     #[test]
