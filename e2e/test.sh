@@ -60,6 +60,7 @@ P
 # An older one fetches the version that the modules name, which it does from 1.21 on, but not where that is forbidden.
 check_go() {
   local version
+  command -v go >/dev/null || install_packages <<<'go golang-go'
   command -v go >/dev/null || fail "Go 1.26 or later is missing: see https://go.dev/dl, then run this again"
   version=$(go env GOVERSION | sed -E 's/^go([0-9]+\.[0-9]+).*/\1/')
   [ "$(printf '%s\n' 1.24 "$version" | sort -V | head -n 1)" = 1.24 ] ||
@@ -138,6 +139,8 @@ for name in "${stages[@]}"; do
     system)
       stage install_python install_python
       stage install_h2spec install_h2spec
+      # As the README says it, building what is missing.
+      stage demo cargo run -q --locked --bin meshctl -- demo --once
       MESH_E2E_PYTHON=$tools/python/bin/python MESH_E2E_ENVOY=$tools/python/bin/envoy \
         MESH_E2E_H2SPEC=$tools/kubernetes/h2spec MESH_E2E_PROGRAMS=$programs \
         stage system cargo test -q --locked -p mesh-e2e -- --test-threads=1 --skip in_a_real_cluster
