@@ -9,7 +9,7 @@ use kube::{Client, Config};
 use tower::Layer;
 use tower::retry::RetryLayer;
 
-use super::Cluster;
+use super::{Cluster, webhooks};
 use crate::failure::{Exit, Failure, sentence};
 
 /// An API server that says that it cannot answer now is asked again after these pauses, or after the one that it names, and so
@@ -139,7 +139,7 @@ impl From<kube::Error> for Failure {
             429 | 503 | 504 => Self::with(Exit::Unreachable, format!("The API server does not answer now: {message}"))
                 .hint("Try again."),
             // The API server checks objects of the mesh and pods that get a proxy with the control plane, or not at all.
-            500 if status.message.contains("failed calling webhook") && status.message.contains(".meshctl.dev\"") => {
+            500 if webhooks::not_called(&status.message).is_some_and(webhooks::is_ours) => {
                 Self::with(Exit::Unreachable, message)
                     .hint("mesh-control does not answer the API server; `meshctl check` tells why.")
             }

@@ -15,6 +15,7 @@ mod replicas;
 pub mod resource;
 #[cfg(test)]
 mod tests;
+pub mod webhooks;
 
 use kube::api::{Api, DynamicObject};
 use kube::core::{ApiResource, NamespaceResourceScope};

@@ -3,6 +3,7 @@
 
 mod control;
 mod pods;
+mod trial;
 mod trust;
 
 use std::time::{Duration, Instant};

@@ -6,11 +6,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
 };
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
-use kube::api::{ListParams, PostParams};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use kube::api::ListParams;
 use mesh_common::names::kubernetes as names;
-use serde_json::json;
 
+use super::trial;
 use crate::failure::Failure;
 use crate::install::NAMESPACE;
 use crate::kubernetes::Cluster;
@@ -32,7 +32,7 @@ pub async fn webhooks(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
         found.extend(trusted(name, clients, roots.as_deref()));
     }
     if found.is_empty() {
-        found.push(answering(cluster).await);
+        found.push(trial::answering(cluster).await);
     }
     Ok(found)
 }
@@ -61,42 +61,6 @@ fn trusted(name: &str, clients: Option<Vec<WebhookClientConfig>>, roots: Option<
         }
     }
     None
-}
-
-/// Lets the API server call the injector, with a pod that is never made.
-async fn answering(cluster: &Cluster) -> Finding {
-    let pod = json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": "meshctl-check", "labels": {names::LABEL_INJECTION: "enabled"}},
-        "spec": {"containers": [{"name": "check", "image": "none"}]},
-    });
-    let pod: Pod = match serde_json::from_value(pod) {
-        Ok(pod) => pod,
-        Err(error) => return Finding::error("webhooks", error.to_string(), "report this"),
-    };
-    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
-    let made = cluster.namespaced::<Pod>("default").create(&dry_run, &pod).await;
-    let remedy = format!(
-        "the API server must reach the Service mesh-control in {NAMESPACE}: see `kubectl -n {NAMESPACE} get endpointslices`, \
-         and network policies or firewalls between them (port 15017 of the pods)"
-    );
-    match made {
-        Ok(pod) => {
-            let labels = pod.metadata.labels.unwrap_or_default();
-            match labels.get(names::LABEL_PROXY).map(String::as_str) {
-                Some("true") => Finding::ok("webhooks", "the API server reaches them, and pods get a proxy"),
-                _ => Finding::error("webhooks", "a pod that asks for a proxy got none", remedy),
-            }
-        }
-        // The injector has answered; what others say about the pod of the check is not of interest.
-        Err(kube::Error::Api(status)) if !status.message.contains("webhook") => Finding::warning(
-            "webhooks",
-            format!("they could not be tried: {}", status.message),
-            "try again with more rights",
-        ),
-        Err(kube::Error::Api(status)) => Finding::error("webhooks", status.message.clone(), remedy),
-        Err(error) => Finding::error("webhooks", Failure::from(error).message, remedy),
-    }
 }
 
 /// Every namespace has the roots, and they are not about to end.
