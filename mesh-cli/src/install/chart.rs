@@ -218,6 +218,14 @@ mod tests {
         }
     }
 
+    /// Which keeps one of two replicas, and lets the node of an only one be drained.
+    #[test]
+    fn a_drain_takes_one_replica_at_a_time_and_an_only_one_too() {
+        let budget = render(&defaults().unwrap()).unwrap().into_iter().find(|m| m.kind() == "PodDisruptionBudget");
+        let budget = &budget.unwrap().0["spec"];
+        assert_eq!((&budget["maxUnavailable"], budget.get("minAvailable")), (&json!(1), None));
+    }
+
     #[test]
     fn the_plugin_of_the_nodes_is_there_when_it_is_wanted() {
         let daemon_set = |manifests: Vec<Manifest>| manifests.into_iter().find(|m| m.kind() == "DaemonSet");
