@@ -80,7 +80,7 @@ pub enum Skipped {
 /// Injects the proxy. One that is in the pod already is replaced, so that the result depends on the original only.
 pub fn inject(pod: &Value, config: &InjectConfig) -> Result<Outcome, InjectError> {
     let mut pod = uninject(pod)?;
-    if let Some(reason) = skip(&pod)? {
+    if let Some(reason) = skipped(&pod)? {
         return Ok(Outcome::Skipped(reason));
     }
     let options = Options::read(&pod, config)?;
@@ -97,7 +97,8 @@ pub fn is_injected(pod: &Value) -> Result<bool, InjectError> {
     Ok(uninject(pod)? != *pod)
 }
 
-fn skip(pod: &Value) -> Result<Option<Skipped>, InjectError> {
+/// Why a pod without the proxy would stay without, if it would.
+pub fn skipped(pod: &Value) -> Result<Option<Skipped>, InjectError> {
     let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str);
     let windows =
         text("/spec/os/name") == Some("windows") || text("/spec/nodeSelector/kubernetes.io~1os") == Some("windows");

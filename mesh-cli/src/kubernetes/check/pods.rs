@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::ListParams;
+use mesh_common::inject;
 use mesh_common::names::kubernetes as names;
 
 use crate::failure::Failure;
@@ -54,23 +55,24 @@ fn has_proxy(pod: &Pod) -> bool {
     label(pod, names::LABEL_PROXY) == Some("true")
 }
 
-/// Whether the injector should have given it a proxy.
+/// Whether the injector should have given a proxy to a pod that has none.
 fn should_have(pod: &Pod, meshed: &BTreeSet<String>) -> bool {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let ended =
         pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| matches!(p, "Succeeded" | "Failed"));
-    let host = pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false);
-    let asked = match label(pod, names::LABEL_INJECTION) {
-        Some("disabled") => false,
-        Some("enabled") => true,
-        _ => meshed.contains(namespace),
-    };
-    asked && !ended && !host && !matches!(namespace, NAMESPACE | "kube-system")
+    let asked = label(pod, names::LABEL_INJECTION) == Some("enabled") || meshed.contains(namespace);
+    asked && !ended && !matches!(namespace, NAMESPACE | "kube-system") && !is_skipped(pod)
+}
+
+/// Whether the injector leaves it as it is, for the reasons that the injector has.
+fn is_skipped(pod: &Pod) -> bool {
+    let pod = serde_json::to_value(pod).unwrap_or_default();
+    matches!(inject::skipped(&pod), Ok(Some(_)))
 }
 
 fn slipped(pods: &[Pod], meshed: &BTreeSet<String>) -> Option<Finding> {
     let without: Vec<String> =
-        pods.iter().filter(|pod| should_have(pod, meshed) && !has_proxy(pod)).map(name).collect();
+        pods.iter().filter(|pod| !has_proxy(pod) && should_have(pod, meshed)).map(name).collect();
     let first = without.first()?;
     let namespace = first.split('/').next().unwrap_or_default();
     let message = format!("{} pods of the mesh have no proxy: {}", without.len(), some(&without));
@@ -134,6 +136,20 @@ mod tests {
         assert!(!without("other", json!({})));
         assert!(without("other", json!({"mesh-injection": "enabled"})));
         assert!(!without("mesh-system", json!({"mesh-injection": "enabled"})));
+    }
+
+    #[test]
+    fn what_the_injector_leaves_alone_has_not_slipped_through() {
+        let meshed = BTreeSet::from(["shop".to_owned()]);
+        let slips = |spec: Value| {
+            let pod = json!({"metadata": {"namespace": "shop", "name": "p"}, "spec": spec});
+            slipped(&[serde_json::from_value(pod).unwrap()], &meshed).is_some()
+        };
+        let containers = json!([{"name": "app"}]);
+        assert!(slips(json!({"containers": containers, "nodeSelector": {"kubernetes.io/os": "linux"}})));
+        assert!(!slips(json!({"containers": containers, "nodeSelector": {"kubernetes.io/os": "windows"}})));
+        assert!(!slips(json!({"containers": containers, "os": {"name": "windows"}})));
+        assert!(!slips(json!({"containers": containers, "hostNetwork": true})));
     }
 
     #[test]
