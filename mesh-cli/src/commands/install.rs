@@ -4,18 +4,21 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Namespace;
+use mesh_common::identity::check_trust_domain;
 use mesh_common::resource::json_to_yaml;
 
 use crate::commands::{Context, check};
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, sentence};
 use crate::install::manifest::{Manifest, Outcome};
 use crate::install::values::{Setting, Values};
 use crate::install::{ANNOTATION_VALUES, CONTROL, LABEL_VERSION, NAMESPACE, chart, gateway, prune, remove, rollout};
-use crate::kubernetes::Cluster;
+use crate::kubernetes::{Cluster, roots};
 use crate::output::time::{human_duration, parse_positive_duration};
 
 /// The oldest minor version of Kubernetes 1 whose API server takes our definitions.
 const OLDEST: u32 = 31;
+/// The setting that is fixed once the mesh is made.
+const TRUST_DOMAIN: &str = "trustDomain";
 
 /// Install the mesh in a Kubernetes cluster
 ///
@@ -87,7 +90,26 @@ async fn chosen(cluster: &Cluster, settings: &Settings) -> Result<Values, Failur
             Err(Failure::refused(format!("Version {installed} of the mesh is installed here, and this is {version}."))
                 .hint("`meshctl upgrade` changes the version, and says before what else it changes."))
         }
-        _ => Ok(values),
+        _ => {
+            keeps_trust_domain(cluster, &values).await?;
+            Ok(values)
+        }
+    }
+}
+
+/// Refuses values that name another trust domain than the mesh's roots are of: its certificate authority would not start.
+pub async fn keeps_trust_domain(cluster: &Cluster, values: &Values) -> Result<(), Failure> {
+    let made = roots::bundle(cluster, NAMESPACE).await?.and_then(|bundle| roots::trust_domain(&bundle));
+    let wanted = values.get(TRUST_DOMAIN).unwrap_or_default();
+    match made {
+        Some(made) if made != wanted => {
+            let message = format!("The mesh here is of the trust domain {made}, and {TRUST_DOMAIN} is {wanted}.");
+            Err(Failure::refused(message).hint(format!(
+                "`--set {TRUST_DOMAIN}={made}` keeps it. Another one is for another mesh: `meshctl uninstall` and \
+                 `meshctl install` make it, and all pods of the mesh have to be started again."
+            )))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -190,6 +212,8 @@ impl Settings {
             }
         }
         self.set.iter().try_for_each(|setting| values.set(setting))?;
+        let trust_domain = values.get(TRUST_DOMAIN).unwrap_or_default();
+        check_trust_domain(&trust_domain).map_err(|error| Failure::usage(sentence(&error.to_string())))?;
         Ok(values)
     }
 }

@@ -50,6 +50,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
             "Take a newer meshctl, or go back with --force; objects that only the newer one knows lose effect.",
         ));
     }
+    install::keeps_trust_domain(&cluster, &values).await?;
     context.out.line(&format!("The mesh is of version {installed}, and gets {version}."))?;
     let mut manifests = gateway::crds()?;
     manifests.extend(chart::crds()?);

@@ -13,6 +13,7 @@ mod objects;
 pub mod plane;
 mod replicas;
 pub mod resource;
+pub mod roots;
 #[cfg(test)]
 mod tests;
 pub mod webhooks;

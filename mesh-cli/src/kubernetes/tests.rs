@@ -11,6 +11,7 @@ use mesh_common::resource::Kind;
 use serde_json::{Value, json};
 
 use super::fake::{ApiServer, Behind};
+use super::roots;
 use crate::args::Cli;
 use crate::commands::dispatch;
 use crate::commands::fake::{self, Fake};
@@ -503,4 +504,31 @@ async fn what_an_installation_would_apply_has_the_settings_of_the_one_that_is_th
     server.stop();
     let first = printed(&meshctl(&server, "install --dry-run").await.unwrap());
     assert!(first[&control].to_string().contains("--trust-domain=mesh.local") && first.contains_key(&routes));
+}
+
+#[tokio::test]
+async fn the_trust_domain_is_checked_and_stays() {
+    let server = ApiServer::start().await;
+    let wrong = meshctl(&server, "install --dry-run --set trustDomain=Example_X").await.unwrap_err();
+    assert_eq!(wrong.exit, Exit::Usage);
+    assert!(wrong.message.contains("Example_X"), "{wrong}");
+
+    // Whoever installed it, the roots say what it is, and not what a setting says.
+    let roots = json!({"metadata": {"namespace": "mesh-system", "name": "mesh-trust-bundle"},
+        "data": {"root.pem": roots::OF_A_EXAMPLE}});
+    server.state().store.put_other("configmaps", roots);
+    for line in ["install --dry-run", "install --dry-run --set trustDomain=b.example"] {
+        let other = meshctl(&server, line).await.unwrap_err();
+        assert_eq!(other.exit, Exit::Refused, "{line}");
+        assert!(other.hint.unwrap().contains("--set trustDomain=a.example"), "{line}");
+    }
+    let same = printed(&meshctl(&server, "install --dry-run --set trustDomain=a.example").await.unwrap());
+    let control = same[&("Deployment".to_owned(), "mesh-control".to_owned())].clone();
+    assert!(control.to_string().contains("--trust-domain=a.example"), "{control}");
+
+    server.state().store.put_other("deployments", control);
+    asked(&server);
+    let other = meshctl(&server, "upgrade --set trustDomain=b.example").await.unwrap_err();
+    assert_eq!(other.exit, Exit::Refused, "{other}");
+    assert!(asked(&server).iter().all(|line| !line.starts_with("PATCH")), "it has written something");
 }

@@ -13,7 +13,7 @@ use mesh_common::names::kubernetes as names;
 use super::trial;
 use crate::failure::Failure;
 use crate::install::NAMESPACE;
-use crate::kubernetes::Cluster;
+use crate::kubernetes::{Cluster, roots};
 use crate::views::findings::Finding;
 
 const DAY: i64 = 24 * 60 * 60;
@@ -22,7 +22,7 @@ const NAMED: usize = 5;
 
 /// The webhooks are there, trust the mesh's root, and answer.
 pub async fn webhooks(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
-    let roots = bundle(cluster, NAMESPACE).await?;
+    let roots = roots::bundle(cluster, NAMESPACE).await?;
     let injector = cluster.all::<MutatingWebhookConfiguration>().get_opt(names::INJECTOR).await?;
     let validator = cluster.all::<ValidatingWebhookConfiguration>().get_opt(names::VALIDATOR).await?;
     let injector = injector.map(|w| w.webhooks.unwrap_or_default().into_iter().map(|w| w.client_config).collect());
@@ -65,7 +65,7 @@ fn trusted(name: &str, clients: Option<Vec<WebhookClientConfig>>, roots: Option<
 
 /// Every namespace has the roots, and they are not about to end.
 pub async fn bundles(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
-    let Some(roots) = bundle(cluster, NAMESPACE).await? else {
+    let Some(roots) = roots::bundle(cluster, NAMESPACE).await? else {
         let message =
             format!("the ConfigMap {} is not in {NAMESPACE} yet, so proxies cannot start", names::TRUST_BUNDLE);
         let remedy = format!("the control plane writes it; see `kubectl -n {NAMESPACE} logs deployment/mesh-control`");
@@ -88,11 +88,6 @@ pub async fn bundles(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
         found.push(Finding::error("trust bundle", message, remedy));
     }
     Ok(found)
-}
-
-async fn bundle(cluster: &Cluster, namespace: &str) -> Result<Option<String>, Failure> {
-    let map = cluster.namespaced::<ConfigMap>(namespace).get_opt(names::TRUST_BUNDLE).await?;
-    Ok(map.and_then(|map| map.data?.remove(names::TRUST_BUNDLE_KEY)))
 }
 
 fn lifetime(roots: &str, now: Timestamp) -> Finding {

@@ -172,6 +172,7 @@ async fn serve(state: Arc<Mutex<State>>, mut request: Request<Incoming>) -> Resu
     let mut state = state.lock().unwrap();
     Ok(answer(&match asked.plural.as_str() {
         "pods" => state.list_pods(),
+        "" if asked.api_version == "version" => version(),
         _ => state.store.answer(&asked, body),
     }))
 }
@@ -181,6 +182,15 @@ fn answer(value: &Value) -> Response<Full<Bytes>> {
     let body = Full::from(value.to_string());
     let response = Response::builder().status(StatusCode::from_u16(u16::try_from(code).unwrap()).unwrap());
     response.header("content-type", "application/json").body(body).unwrap()
+}
+
+/// Of Kubernetes.
+fn version() -> Value {
+    let mut version = json!({"major": "1", "minor": "34", "gitVersion": "v1.34.0"});
+    for field in ["gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform"] {
+        version[field] = "".into();
+    }
+    version
 }
 
 /// A refusal, as the API server words it.
