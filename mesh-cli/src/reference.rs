@@ -167,7 +167,11 @@ fn document(out: &mut String, command: &Command, name: &str) {
 fn argument(arg: &Arg) -> String {
     let values: Vec<String> = arg.get_value_names().unwrap_or_default().iter().map(ToString::to_string).collect();
     let takes_value = arg.get_action().takes_values();
-    let value = if takes_value && !values.is_empty() { format!(" {}", values.join(" ")) } else { String::new() };
+    let value = match takes_value && !values.is_empty() {
+        true if arg.is_require_equals_set() => format!("[={}]", values.join(" ")),
+        true => format!(" {}", values.join(" ")),
+        false => String::new(),
+    };
     let written = match (arg.get_short(), arg.get_long()) {
         (None, None) => values.join(" "),
         (Some(short), Some(long)) => format!("-{short}, --{long}{value}"),

@@ -1,26 +1,35 @@
-//! `meshctl inject` and `meshctl uninject`: manifests in, the same with the proxy in their pods or without it out. No
-//! cluster is needed.
+//! `meshctl inject` and `meshctl uninject`: manifests in, the same with the proxy in their pods or without it out. A cluster is
+//! asked how its mesh makes proxies; none is needed.
+
+use std::time::Duration;
 
 use mesh_common::inject::{self, InjectConfig, InjectError, Outcome, Template, check_log_filter, templates};
 use serde_json::{Value, json};
 
 use crate::commands::Context;
 use crate::commands::apply::Files;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
+use crate::install::proxies;
 use crate::manifests::{parse, to_yaml};
 use crate::output::Format;
+
+/// How long a cluster may take to say how its mesh makes proxies.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Put the proxy into manifests
 ///
 /// Reads Deployments, StatefulSets, DaemonSets, ReplicaSets, Jobs, CronJobs, Pods and lists of them, and writes them as YAML
 /// with the proxy in their pods; other objects pass through. What was done, and what was left alone and why, is said on
-/// standard error. Needs no cluster. Labels and annotations of the pods are described in docs/reference/injection.md.
+/// standard error. What no option says is as the mesh of the cluster has it, as its own injector would do it; where no
+/// cluster answers within 3 seconds, as in a mesh of this version that was installed without settings. Which of the two it
+/// was is said on standard error, too. Labels and annotations of the pods are described in docs/reference/injection.md.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   meshctl inject -f app.yaml | kubectl apply -f -
   kubectl get deployment web -o yaml | meshctl inject -f - | kubectl apply -f -
-  meshctl inject -f app/ --image registry.example/mesh-proxy:0.1.0")]
+  meshctl inject -f app/ --context kind-shop
+  meshctl inject -f app/ --offline --image registry.example/mesh-proxy:0.1.0")]
 pub struct Args {
     #[command(flatten)]
     files: Files,
@@ -42,36 +51,41 @@ pub struct UninjectArgs {
 
 #[derive(Clone, Debug, clap::Args)]
 struct Options {
+    /// Ask no cluster
+    #[arg(long)]
+    offline: bool,
     /// Image of the proxy
-    #[arg(long, value_name = "IMAGE", default_value_t = InjectConfig::default().image)]
-    image: String,
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
     /// When the image is pulled: IfNotPresent, Always or Never
-    #[arg(long, value_name = "POLICY", default_value_t = InjectConfig::default().pull_policy,
-          value_parser = ["IfNotPresent", "Always", "Never"], hide_possible_values = true)]
-    pull_policy: String,
+    #[arg(long, value_name = "POLICY", value_parser = ["IfNotPresent", "Always", "Never"], hide_possible_values = true)]
+    pull_policy: Option<String>,
     /// Where the proxies find the control plane
     #[arg(long, value_name = "URL", default_value_t = InjectConfig::default().control, value_parser = url)]
     control_plane: String,
     /// Processor time that is requested for the proxy
-    #[arg(long, value_name = "QUANTITY", default_value_t = InjectConfig::default().cpu)]
-    proxy_cpu: String,
+    #[arg(long, value_name = "QUANTITY")]
+    proxy_cpu: Option<String>,
     /// Memory that is requested for the proxy
-    #[arg(long, value_name = "QUANTITY", default_value_t = InjectConfig::default().memory)]
-    proxy_memory: String,
+    #[arg(long, value_name = "QUANTITY")]
+    proxy_memory: Option<String>,
     /// Log levels of the proxy
-    #[arg(long, value_name = "FILTER", default_value_t = InjectConfig::default().log, value_parser = filter)]
-    proxy_log: String,
+    #[arg(long, value_name = "FILTER", value_parser = filter)]
+    proxy_log: Option<String>,
     /// Access log of the proxy: off, text or json
     #[arg(long, value_name = "FORMAT", default_value_t = InjectConfig::default().access_log,
           value_parser = ["off", "text", "json"], hide_possible_values = true)]
     access_log: String,
-    /// The nodes have the mesh's CNI plugin: no init container for the interception
-    #[arg(long)]
-    cni: bool,
+    /// Whether the nodes have the mesh's CNI plugin, so that no init container is needed for the interception: true (also
+    /// without a value) or false
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          hide_possible_values = true)]
+    cni: Option<bool>,
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
-    let config = args.options.config();
+    let base = if args.options.offline { InjectConfig::default() } else { installed(context).await? };
+    let config = args.options.over(base);
     change(context, &args.files, |pod| inject::inject(pod, &config).map(Change::from))
 }
 
@@ -173,18 +187,53 @@ fn write(context: &Context, mut documents: Vec<Value>) -> Result<(), Failure> {
 }
 
 impl Options {
-    fn config(self) -> InjectConfig {
+    /// What is given goes before what there is.
+    fn over(self, base: InjectConfig) -> InjectConfig {
         InjectConfig {
-            image: self.image,
-            pull_policy: self.pull_policy,
+            image: self.image.unwrap_or(base.image),
+            pull_policy: self.pull_policy.unwrap_or(base.pull_policy),
             control: self.control_plane,
-            cpu: self.proxy_cpu,
-            memory: self.proxy_memory,
-            log: self.proxy_log,
+            cpu: self.proxy_cpu.unwrap_or(base.cpu),
+            memory: self.proxy_memory.unwrap_or(base.memory),
+            log: self.proxy_log.unwrap_or(base.log),
             access_log: self.access_log,
-            cni: self.cni,
+            cni: self.cni.unwrap_or(base.cni),
         }
     }
+}
+
+/// As the mesh of the cluster makes proxies. A cluster that the command line does not name need not be there.
+async fn installed(context: &Context) -> Result<InjectConfig, Failure> {
+    let asked = async {
+        let cluster = context.cluster().await?;
+        let config = proxies::injected(&cluster).await?;
+        Ok::<_, Failure>((cluster, config))
+    };
+    let answer = tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| {
+        Err(Failure::with(Exit::Unreachable, format!("The API server did not answer within {} s.", PATIENCE.as_secs())))
+    });
+    let why = match answer {
+        Ok((cluster, Some((version, config)))) => {
+            let own = env!("CARGO_PKG_VERSION");
+            if version != own {
+                context.out.note(&format!("meshctl is {own}, and the mesh {version}: use the same version of both."));
+            }
+            context.out.note(&format!(
+                "Proxies are as the mesh in the cluster of the context {} has them: {}{}.",
+                cluster.context,
+                config.image,
+                if config.cni { ", with the CNI plugin" } else { "" }
+            ));
+            return Ok(config);
+        }
+        Ok((cluster, None)) => format!("The mesh is not installed in the cluster of the context {}.", cluster.context),
+        Err(failure) if context.access.is_given() => {
+            return Err(failure.hint("--offline asks no cluster."));
+        }
+        Err(failure) => failure.message,
+    };
+    context.out.note(&format!("Proxies are as in a mesh that is installed without settings. {why}"));
+    Ok(InjectConfig::default())
 }
 
 fn url(text: &str) -> Result<String, String> {
@@ -215,7 +264,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("app.yaml");
         std::fs::write(&file, text).unwrap();
-        let Ok(cli) = Cli::try_parse_from(["meshctl", command, "-f", file.to_str().unwrap()]) else { panic!() };
+        let mut words = vec!["meshctl", command, "-f", file.to_str().unwrap()];
+        words.extend((command == "inject").then_some("--offline"));
+        let Ok(cli) = Cli::try_parse_from(words) else { panic!() };
         let (out, captured) = Output::captured(Format::Table);
         let (location, default_namespace) = (Location::Search(Vec::new()), "default".to_owned());
         let context = Context { location, access: Access::default(), namespace: None, default_namespace, out };

@@ -4,6 +4,7 @@
 pub mod chart;
 pub mod gateway;
 pub mod manifest;
+pub mod proxies;
 pub mod prune;
 pub mod remove;
 pub mod rollout;

@@ -532,3 +532,34 @@ async fn the_trust_domain_is_checked_and_stays() {
     assert_eq!(other.exit, Exit::Refused, "{other}");
     assert!(asked(&server).iter().all(|line| !line.starts_with("PATCH")), "it has written something");
 }
+
+#[tokio::test]
+async fn manifests_are_injected_as_the_mesh_of_the_cluster_has_it_unless_told_otherwise() {
+    let server = ApiServer::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pod.yaml");
+    std::fs::write(&file, "{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {containers: [{name: app}]}}")
+        .unwrap();
+    let line = |options: &str| format!("inject -f {} {options}", file.display());
+    let both = |text: String| (text.contains("registry.example/mesh-proxy:0.1.0"), text.contains("mesh-init"));
+
+    assert_eq!(both(meshctl(&server, &line("")).await.unwrap()), (false, true), "there is no mesh");
+    let installed = "install --dry-run --registry registry.example --set cni.enabled=true";
+    let control = printed(&meshctl(&server, installed).await.unwrap())
+        .remove(&("Deployment".to_owned(), "mesh-control".to_owned()))
+        .unwrap();
+    server.state().store.put_other("deployments", control);
+    assert_eq!(both(meshctl(&server, &line("")).await.unwrap()), (true, false));
+    assert_eq!(both(meshctl(&server, &line("--cni=false")).await.unwrap()), (true, true));
+    assert_eq!(both(meshctl(&server, &line("--image other:1 --cni")).await.unwrap()), (false, false));
+    asked(&server);
+    assert_eq!(both(meshctl(&server, &line("--offline")).await.unwrap()), (false, true));
+    assert_eq!(asked(&server), [""; 0]);
+
+    // It is named by the command line, and does not answer.
+    server.stop();
+    let failure = meshctl(&server, &line("")).await.unwrap_err();
+    assert_eq!(failure.exit, Exit::Unreachable);
+    assert!(failure.hint.unwrap().contains("--offline"));
+    assert_eq!(both(meshctl(&server, &line("--offline")).await.unwrap()), (false, true));
+}
