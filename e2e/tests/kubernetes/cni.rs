@@ -109,6 +109,10 @@ fn without_rules(namespace: &Namespace, mut pod: Value) -> anyhow::Result<()> {
     let (labels, annotations) = (pod["metadata"]["labels"].take(), pod["metadata"]["annotations"].take());
     pod["metadata"] = json!({"name": "without-rules", "labels": labels, "annotations": annotations});
     pod["metadata"]["labels"]["app"] = "without-rules".into();
+    // As if `meshctl inject` had made it: what was the webhook's own, it would make anew, with an init container.
+    let record = &mut pod["metadata"]["annotations"]["meshctl.dev/injected"];
+    let by_meshctl = record.as_str().context("no record of the injection")?.replace("\"webhook\":true,", "");
+    *record = by_meshctl.into();
     let fields = pod["spec"].as_object_mut().context("a pod without a spec")?;
     fields.remove("nodeName");
     pod["status"].take();

@@ -14,6 +14,9 @@ const VOLUME_TRUST: &str = "mesh-trust";
 const VOLUME_STATE: &str = "mesh-state";
 pub(super) const VOLUMES: [&str; 3] = [VOLUME_TOKEN, VOLUME_TRUST, VOLUME_STATE];
 
+/// The variable that tells the proxy what to do for the kubelet; there only if there is something.
+pub(super) const PROBES: &str = "MESH_PROBES";
+
 const TOKEN_FOLDER: &str = "/var/run/secrets/mesh/token";
 const TRUST_FOLDER: &str = "/var/run/secrets/mesh/trust";
 const STATE_FOLDER: &str = "/var/run/mesh";
@@ -165,7 +168,7 @@ fn proxy(config: &InjectConfig, options: &Options, probes: &Probes, grace: Optio
         let text =
             serde_json::to_string(probes).map_err(|error| InjectError::new("spec.containers", error.to_string()))?;
         // The kubelet would take $(X) for a variable.
-        env.push(json!({ "name": "MESH_PROBES", "value": text.replace('$', "\\u0024") }));
+        env.push(json!({ "name": PROBES, "value": text.replace('$', "\\u0024") }));
     }
     let mount = |name: &str, path: &str, read_only: bool| match read_only {
         true => json!({ "name": name, "mountPath": path, "readOnly": true }),

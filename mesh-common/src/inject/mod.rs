@@ -4,6 +4,7 @@
 //! as it is, or an error that names the field and says what to write. Everything that this module does not know stays as
 //! it was. What was changed is recorded in an annotation of the pod, from which [`uninject`] makes the original again.
 
+mod admission;
 mod containers;
 mod error;
 mod interception;
@@ -14,6 +15,7 @@ mod template;
 
 use serde_json::{Map, Value};
 
+pub use admission::{Admission, admit};
 pub use error::InjectError;
 pub use interception::{ANNOTATION_INTERCEPTION, Exclusions, by_cni};
 pub use options::{ANNOTATION_PREFIX, check_log_filter};
@@ -79,22 +81,19 @@ pub enum Skipped {
 
 /// Injects the proxy. One that is in the pod already is replaced, so that the result depends on the original only.
 pub fn inject(pod: &Value, config: &InjectConfig) -> Result<Outcome, InjectError> {
-    let mut pod = uninject(pod)?;
+    inject_into(uninject(pod)?, config, Record::default())
+}
+
+fn inject_into(mut pod: Value, config: &InjectConfig, mut record: Record) -> Result<Outcome, InjectError> {
     if let Some(reason) = skipped(&pod)? {
         return Ok(Outcome::Skipped(reason));
     }
     let options = Options::read(&pod, config)?;
     containers::check(&pod, config)?;
-    let mut record = Record::default();
     let probes = probes::take(&mut pod, &mut record)?;
     containers::add(&mut pod, config, &options, &probes, &mut record)?;
     record.write(&mut pod, &options, config)?;
     Ok(Outcome::Injected(pod))
-}
-
-/// Whether the proxy is in the pod, as far as the pod says. An error if it says so but nothing is there.
-pub fn is_injected(pod: &Value) -> Result<bool, InjectError> {
-    Ok(uninject(pod)? != *pod)
 }
 
 /// Why a pod without the proxy would stay without, if it would.

@@ -81,8 +81,12 @@ pub enum Action {
 
 /// Where the kubelet finds it.
 pub(super) fn path(container: &str, which: Which) -> String {
-    format!("/app-health/{container}/{which}")
+    format!("{PREFIX}{container}/{which}")
 }
+
+const PREFIX: &str = "/app-health/";
+/// Answered when nobody calls the application any more.
+const DRAIN: &str = "/drain";
 
 const PROBES: [(&str, Which); 3] =
     [("livenessProbe", Which::Livez), ("readinessProbe", Which::Readyz), ("startupProbe", Which::Startupz)];
@@ -147,7 +151,7 @@ fn take_from(
         lifecycle.insert(field.to_owned(), rewritten.into());
     }
     if application && lifecycle.get("preStop").is_none_or(Value::is_null) {
-        lifecycle.insert("preStop".to_owned(), json!({ "httpGet": { "path": "/drain", "port": port::READY } }));
+        lifecycle.insert("preStop".to_owned(), json!({ "httpGet": { "path": DRAIN, "port": port::READY } }));
     }
     let after = Value::Object(lifecycle);
     if before.as_ref() != Some(&after) && (before.is_some() || after != json!({})) {
@@ -157,10 +161,55 @@ fn take_from(
     Ok(taken)
 }
 
-fn point_at_proxy(handler: &mut Map<String, Value>, path: &str) {
-    for action in ["httpGet", "tcpSocket", "grpc"] {
-        handler.remove(action);
+/// What others have made of the probes and hooks of an injected container since, in the container as it was before.
+pub(super) fn keep_changes(container: &mut Map<String, Value>, injected: &Map<String, Value>) {
+    for (field, _) in PROBES {
+        let now = injected.get(field).cloned();
+        let changed = match (container.get(field), now) {
+            // All but what it does.
+            (Some(Value::Object(before)), Some(Value::Object(mut now))) if is_at_proxy(&now) => {
+                ACTIONS.iter().for_each(|action| drop(now.remove(*action)));
+                let actions = before.iter().filter(|(name, _)| ACTIONS.contains(&name.as_str()));
+                now.extend(actions.map(|(name, action)| (name.clone(), action.clone())));
+                Some(Value::Object(now))
+            }
+            (_, now) => now,
+        };
+        put(container, field, changed);
     }
+    let Some(Value::Object(now)) = injected.get("lifecycle") else { return };
+    let before = container.get("lifecycle").and_then(Value::as_object).cloned().unwrap_or_default();
+    let mut lifecycle = before.clone();
+    for (field, _) in HOOKS {
+        match now.get(field) {
+            Some(Value::Object(hook)) if is_at_proxy(hook) => {}
+            hook => put(&mut lifecycle, field, hook.cloned()),
+        }
+    }
+    if lifecycle != before {
+        container.insert("lifecycle".to_owned(), lifecycle.into());
+    }
+}
+
+fn put(fields: &mut Map<String, Value>, field: &str, value: Option<Value>) {
+    match value {
+        Some(value) => drop(fields.insert(field.to_owned(), value)),
+        None => drop(fields.remove(field)),
+    }
+}
+
+const ACTIONS: [&str; 3] = ["httpGet", "tcpSocket", "grpc"];
+
+/// Whether it is what [`take`] has made of a probe or a hook.
+fn is_at_proxy(handler: &Map<String, Value>) -> bool {
+    let http = handler.get("httpGet");
+    let path = http.and_then(|http| http.get("path")?.as_str()).unwrap_or_default();
+    let at_proxy = http.and_then(|http| http.get("port")?.as_u64()) == Some(port::READY.into());
+    at_proxy && (path == DRAIN || path.starts_with(PREFIX))
+}
+
+fn point_at_proxy(handler: &mut Map<String, Value>, path: &str) {
+    ACTIONS.iter().for_each(|action| drop(handler.remove(*action)));
     handler.insert("httpGet".to_owned(), json!({ "path": path, "port": port::READY }));
 }
 

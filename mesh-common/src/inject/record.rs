@@ -12,6 +12,7 @@ use crate::names::kubernetes::{CONTAINER_PROXY, LABEL_PROXY};
 use crate::names::port;
 
 pub const ANNOTATION_INJECTED: &str = "meshctl.dev/injected";
+const PATH: &str = "metadata.annotations[meshctl.dev/injected]";
 
 /// A value as it was: one, or none where there was none.
 type Before = Vec<Value>;
@@ -21,6 +22,9 @@ type Before = Vec<Value>;
 pub(super) struct Record {
     /// Version of who injected.
     version: String,
+    /// It was the webhook that injected, and not `meshctl inject`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    webhook: bool,
     /// By path, what was there instead of a list or an object with something in it.
     empty: BTreeMap<String, Before>,
     /// Annotations that were added besides this one.
@@ -30,6 +34,31 @@ pub(super) struct Record {
 }
 
 impl Record {
+    pub(super) fn by_webhook() -> Self {
+        Self { webhook: true, ..Self::default() }
+    }
+
+    pub(super) fn is_by_webhook(&self) -> bool {
+        self.webhook
+    }
+
+    /// Whether this version has injected.
+    pub(super) fn is_ours(&self) -> bool {
+        self.version == env!("CARGO_PKG_VERSION")
+    }
+
+    /// `None`: the pod is not injected.
+    pub(super) fn read(pod: &Value) -> Result<Option<Self>, InjectError> {
+        let annotation = object(pod, "metadata.annotations")?.and_then(|all| all.get(ANNOTATION_INJECTED));
+        let Some(text) = annotation else { return Ok(None) };
+        let record = text.as_str().and_then(|text| serde_json::from_str(text).ok());
+        record.map(Some).ok_or_else(|| {
+            let reason =
+                "this annotation is written by the injection, and was changed since: remove it, and what was injected";
+            InjectError::new(PATH, reason)
+        })
+    }
+
     pub(super) fn container(&mut self, name: &str, field: &str, before: Option<Value>) {
         let fields = self.containers.entry(name.to_owned()).or_default();
         fields.insert(field.to_owned(), before.into_iter().collect());
@@ -104,21 +133,14 @@ impl Record {
 
 /// Takes the proxy out of the pod. A pod without one is returned as it is.
 pub fn uninject(pod: &Value) -> Result<Value, InjectError> {
-    let path = format!("metadata.annotations[{ANNOTATION_INJECTED}]");
-    let annotation = object(pod, "metadata.annotations")?.and_then(|all| all.get(ANNOTATION_INJECTED));
-    let Some(text) = annotation else { return Ok(pod.clone()) };
-    let record: Record = text.as_str().and_then(|text| serde_json::from_str(text).ok()).ok_or_else(|| {
-        let reason =
-            "this annotation is written by the injection, and was changed since: remove it, and what was injected";
-        InjectError::new(&path, reason)
-    })?;
+    let Some(record) = Record::read(pod)? else { return Ok(pod.clone()) };
     let named =
         |item: &Value, names: &[&str]| item.get("name").and_then(Value::as_str).is_some_and(|it| names.contains(&it));
     if !list(pod, "spec.initContainers")?.iter().any(|container| named(container, &[CONTAINER_PROXY])) {
         let reason = format!(
             "this annotation says that the pod is injected, but there is no container {CONTAINER_PROXY}: remove the annotation"
         );
-        return Err(InjectError::new(path, reason));
+        return Err(InjectError::new(PATH, reason));
     }
 
     let mut pod = pod.clone();

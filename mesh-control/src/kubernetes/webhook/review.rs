@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use mesh_common::inject::{self, Outcome, Skipped};
+use mesh_common::inject::{self, Admission, Skipped};
 use mesh_common::names::kubernetes::LABEL_INJECTION;
 use mesh_common::resource::{GATEWAY_GROUP, MESH_GROUP, Object, parse_yaml, validate as problems};
 use serde_json::{Value, json};
@@ -48,7 +48,8 @@ pub(super) fn answer(body: &[u8], decide: impl FnOnce(&Value) -> Decision) -> Re
     Ok(json!({ "apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response }))
 }
 
-/// Puts the proxy into a pod that is to be created. Which namespaces are meshed is the API server's to know; the label of
+/// Puts the proxy into a pod that is to be created, and adapts it when the API server asks again, because others have changed
+/// the pod after us. Which namespaces are meshed is the API server's to know; the label of
 /// the pod holds in any case.
 pub(super) fn inject(request: &Value, config: &WebhookConfig) -> Decision {
     let is = |pointer: &str, text: &str| request.pointer(pointer).and_then(Value::as_str) == Some(text);
@@ -58,19 +59,14 @@ pub(super) fn inject(request: &Value, config: &WebhookConfig) -> Decision {
     let Some(pod) = request.get("object").filter(|pod| pod.is_object()) else {
         return Decision::Deny { reason: "the request has no pod".to_owned() };
     };
-    let outcome = match inject::is_injected(pod) {
-        // By `meshctl inject`, which may have been told something else than this control plane was.
-        Ok(true) => return ALLOW,
-        Ok(false) => inject::inject(pod, &config.inject),
-        Err(error) => Err(error),
-    };
-    match outcome {
-        Ok(Outcome::Injected(injected)) => {
-            Decision::Change { patch: patch::diff(pod, &injected), warnings: Vec::new() }
-        }
-        Ok(Outcome::Skipped(Skipped::OptedOut)) => ALLOW,
-        Ok(Outcome::Skipped(reason)) => {
-            Decision::Allow { warnings: vec![format!("the pod is not in the mesh: {reason}")] }
+    match inject::admit(pod, &config.inject) {
+        Ok(Admission { pod: wanted, skipped }) => {
+            let reason = skipped.filter(|reason| *reason != Skipped::OptedOut);
+            let warnings = reason.map(|reason| format!("the pod is not in the mesh: {reason}")).into_iter().collect();
+            match patch::diff(pod, &wanted) {
+                patch if patch.is_empty() => Decision::Allow { warnings },
+                patch => Decision::Change { patch, warnings },
+            }
         }
         Err(error) => {
             let out = format!("the label {LABEL_INJECTION}: disabled leaves the pod out of the mesh");

@@ -47,16 +47,31 @@ fn the_patch_makes_the_injected_pod() {
     assert_eq!((&response["allowed"], &response["patchType"]), (&json!(true), &json!("JSONPatch")));
     let patch = STANDARD.decode(response["patch"].as_str().unwrap()).unwrap();
     let patch: Vec<Value> = serde_json::from_slice(&patch).unwrap();
-    let expected = match mesh_common::inject::inject(&pod(), &InjectConfig::default()).unwrap() {
-        mesh_common::inject::Outcome::Injected(pod) => pod,
-        other => panic!("{other:?}"),
-    };
+    let expected = mesh_common::inject::admit(&pod(), &InjectConfig::default()).unwrap().pod;
     assert_eq!(patched(pod(), &patch), expected);
-    // Injected already, by meshctl.
-    let again = super::tests::response(&creation(expected.clone()), review::inject);
+    // Asked again, because others have changed something that is none of our business.
+    let mut changed = expected.clone();
+    changed["metadata"]["annotations"]["other"] = "x".into();
+    let again = super::tests::response(&creation(changed), review::inject);
     assert_eq!((&again["allowed"], again.get("patch")), (&json!(true), None));
     // And back.
     assert_eq!(patched(expected.clone(), &patch::diff(&expected, &pod())), pod());
+}
+
+#[test]
+fn a_container_that_others_add_after_us_has_its_probes_in_the_proxy() {
+    let mut pod = mesh_common::inject::admit(&pod(), &InjectConfig::default()).unwrap().pod;
+    let agent = json!({ "name": "agent", "livenessProbe": { "httpGet": { "path": "/agent", "port": 8200 } } });
+    pod["spec"]["containers"].as_array_mut().unwrap().push(agent);
+    let response = response(&creation(pod.clone()), review::inject);
+    let patch = STANDARD.decode(response["patch"].as_str().unwrap()).unwrap();
+    let patch: Vec<Value> = serde_json::from_slice(&patch).unwrap();
+    let again = patched(pod, &patch);
+    assert_eq!(
+        again["spec"]["containers"][1]["livenessProbe"]["httpGet"],
+        json!({ "path": "/app-health/agent/livez", "port": 15021 })
+    );
+    assert!(again["spec"]["initContainers"][1]["env"].to_string().contains("/agent"));
 }
 
 #[test]
