@@ -2,22 +2,23 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use mesh_e2e::cluster::{Cluster, apps};
 use mesh_e2e::process::eventually;
 use serde_json::{Value, json};
 
-/// Kind, object, the columns, and what of the object is in them.
+/// Kind, object, the columns, and what of the object is in them: its name first.
 type Case = (&'static str, Value, &'static str, &'static [&'static str]);
 
 pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     let namespace = cluster.meshed("columns")?;
     namespace.apply(&[apps::service("reviews")])?;
     for (kind, spec, columns, parts) in cases() {
+        let name = parts.first().context("no name")?;
         let object =
-            json!({"apiVersion": "meshctl.dev/v1alpha1", "kind": kind, "metadata": {"name": "shown"}, "spec": spec});
+            json!({"apiVersion": "meshctl.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
         namespace.apply(&[object])?;
-        let shown = || namespace.kubectl(&["get", kind, "shown"]);
+        let shown = || namespace.kubectl(&["get", kind, name]);
         eventually(Duration::from_secs(20), || {
             let text = shown()?;
             let lines: Vec<String> =
@@ -34,7 +35,7 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn cases() -> [Case; 7] {
+fn cases() -> [Case; 9] {
     let targets = json!([{"group": "", "kind": "Service", "name": "reviews"}]);
     [
         (
@@ -56,6 +57,13 @@ fn cases() -> [Case; 7] {
             &["shown", "reviews", "7", "True"],
         ),
         (
+            // There is none of another name, and outside mesh-system it has no effect.
+            "MeshConfig",
+            json!({"trustDomain": "mesh.local"}),
+            "NAME TRUST DOMAIN AGE",
+            &["default", "mesh.local"],
+        ),
+        (
             "PeerAuthentication",
             json!({"targetRefs": targets, "mode": "STRICT"}),
             "NAME TARGETS MODE ACCEPTED AGE",
@@ -66,6 +74,12 @@ fn cases() -> [Case; 7] {
             json!({"targetRefs": targets, "jwtRules": [{"issuer": "https://issuer.example", "jwksUri": "https://issuer.invalid/jwks"}]}),
             "NAME TARGETS ISSUERS ACCEPTED AGE",
             &["shown", "reviews", "https://issuer.example"],
+        ),
+        (
+            "Telemetry",
+            json!({"targetRefs": targets, "tracing": {"samplingPercent": 12.5, "backend": {"name": "reviews", "port": 9080}}}),
+            "NAME TARGETS TRACES SAMPLING ACCEPTED AGE",
+            &["shown", "reviews", "12.5", "True"],
         ),
         (
             "TrafficPolicy",
