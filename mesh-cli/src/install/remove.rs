@@ -10,7 +10,7 @@ use mesh_common::resource::Kind;
 use serde_json::{Value, json};
 
 use super::manifest::Manifest;
-use super::{FIELD_MANAGER, NAMESPACE, SELECTOR, chart, gateway};
+use super::{CONTROL, FIELD_MANAGER, NAMESPACE, chart, gateway};
 use crate::commands::Context;
 use crate::failure::{Exit, Failure};
 use crate::kubernetes::{Cluster, resource};
@@ -104,7 +104,7 @@ pub async fn remove(
         delete(context, cluster, manifest).await?;
     }
     // A control plane that still runs would write again what is removed next.
-    without_pods(cluster, deadline).await?;
+    without_pods(cluster, NAMESPACE, CONTROL, deadline).await?;
     for namespace in &found.bundles {
         let api = cluster.namespaced::<ConfigMap>(namespace);
         gone(api.delete(names::TRUST_BUNDLE, &DeleteParams::default()).await)?;
@@ -134,6 +134,10 @@ pub async fn remove(
     for manifest in &last {
         until_gone(cluster, manifest, deadline).await?;
     }
+    // What they have put on the nodes, they take away when they end.
+    for manifest in chart::everything(&chart::defaults()?)?.iter().filter(|m| m.kind() == "DaemonSet") {
+        without_pods(cluster, manifest.namespace().unwrap_or_default(), manifest.name(), deadline).await?;
+    }
     Ok(())
 }
 
@@ -155,13 +159,13 @@ fn gone<T>(result: Result<T, kube::Error>) -> Result<bool, Failure> {
     }
 }
 
-async fn without_pods(cluster: &Cluster, deadline: Instant) -> Result<(), Failure> {
-    let api = cluster.namespaced::<Pod>(NAMESPACE);
-    let ours = ListParams::default().labels(SELECTOR);
-    while !api.list_metadata(&ours).await?.items.is_empty() {
+async fn without_pods(cluster: &Cluster, namespace: &str, of: &str, deadline: Instant) -> Result<(), Failure> {
+    let api = cluster.namespaced::<Pod>(namespace);
+    let theirs = ListParams::default().labels(&format!("app.kubernetes.io/name={of}"));
+    while !api.list_metadata(&theirs).await?.items.is_empty() {
         if Instant::now() > deadline {
-            return Err(Failure::with(Exit::TimedOut, "Pods of mesh-control do not end.")
-                .hint(format!("See `kubectl -n {NAMESPACE} get pods`, and try again.")));
+            return Err(Failure::with(Exit::TimedOut, format!("Pods of {of} do not end."))
+                .hint(format!("See `kubectl -n {namespace} get pods`, and try again.")));
         }
         tokio::time::sleep(POLL).await;
     }

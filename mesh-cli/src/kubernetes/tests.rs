@@ -563,3 +563,32 @@ async fn manifests_are_injected_as_the_mesh_of_the_cluster_has_it_unless_told_ot
     assert!(failure.hint.unwrap().contains("--offline"));
     assert_eq!(both(meshctl(&server, &line("--offline")).await.unwrap()), (false, true));
 }
+
+#[tokio::test]
+async fn an_uninstallation_is_over_when_the_nodes_are_clean() {
+    let server = ApiServer::start().await;
+    let plugin = ("DaemonSet".to_owned(), "mesh-cni".to_owned());
+    let wanted = printed(&meshctl(&server, "install --dry-run --set cni.enabled=true").await.unwrap());
+    server.state().store.put_other("daemonsets", wanted[&plugin].clone());
+    server.state().add_pod("kube-system", "mesh-cni-x", Behind::Nothing("no port is forwarded"));
+    // It ends after it was seen once.
+    server.state().before("LIST pods kube-system", |state| {
+        state.before("LIST pods kube-system", |state| state.remove_pod("kube-system", "mesh-cni-x"));
+    });
+    asked(&server);
+    let text = meshctl(&server, "uninstall --yes").await.unwrap();
+    assert!(text.contains("DaemonSet kube-system/mesh-cni deleted"), "{text}");
+    let asked = asked(&server);
+    let at = |wanted: &str| -> Vec<usize> {
+        asked.iter().enumerate().filter(|(_, line)| *line == wanted).map(|(at, _)| at).collect()
+    };
+    assert_eq!(at("LIST pods kube-system").len(), 2, "{asked:?}");
+    assert!(at("DELETE daemonsets kube-system/mesh-cni") < at("LIST pods kube-system"), "{asked:?}");
+
+    // One that does not end is told.
+    server.state().store.put_other("daemonsets", wanted[&plugin].clone());
+    server.state().add_pod("kube-system", "mesh-cni-x", Behind::Nothing("no port is forwarded"));
+    let failure = meshctl(&server, "uninstall --yes --wait-timeout 10ms").await.unwrap_err();
+    assert_eq!(failure.exit, Exit::TimedOut);
+    assert!(failure.message.contains("mesh-cni"), "{failure}");
+}

@@ -107,17 +107,23 @@ impl State {
 
     /// It and all connections to it are gone.
     pub fn remove_replica(&mut self, name: &str) {
-        let place = (NAMESPACE.to_owned(), name.to_owned());
+        self.remove_pod(NAMESPACE, name);
+    }
+
+    pub fn remove_pod(&mut self, namespace: &str, name: &str) {
+        let place = (namespace.to_owned(), name.to_owned());
         self.pods.remove(&place);
         self.forwarded.remove(&place).into_iter().flatten().for_each(|task| task.abort());
     }
 
-    fn list_pods(&self) -> Value {
+    /// Those of the control plane, where no namespace is named.
+    fn list_pods(&self, namespace: &str) -> Value {
+        let wanted = if namespace.is_empty() { NAMESPACE } else { namespace };
         let pod = |(namespace, name): &(String, String)| {
             json!({"metadata": {"namespace": namespace, "name": name, "labels": {"app.kubernetes.io/name": "mesh-control"}},
                 "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
         };
-        json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": self.pods.keys().filter(|(namespace, _)| namespace == NAMESPACE).map(pod).collect::<Vec<_>>()})
+        json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": self.pods.keys().filter(|(namespace, _)| namespace == wanted).map(pod).collect::<Vec<_>>()})
     }
 }
 
@@ -171,7 +177,7 @@ async fn serve(state: Arc<Mutex<State>>, mut request: Request<Incoming>) -> Resu
     }
     let mut state = state.lock().unwrap();
     Ok(answer(&match asked.plural.as_str() {
-        "pods" => state.list_pods(),
+        "pods" => state.list_pods(&asked.namespace),
         "" if asked.api_version == "version" => version(),
         _ => state.store.answer(&asked, body),
     }))
