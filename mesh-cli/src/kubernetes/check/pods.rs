@@ -98,11 +98,12 @@ fn outdated(pods: &[Pod], version: &str) -> Option<Finding> {
     Some(Finding::warning("proxies", message, "start these pods again, and they get the new one"))
 }
 
-/// The tag of the proxy's image.
+/// The tag of the proxy's image; a digest beside it says the same, and one without a tag says nothing of the version.
 fn proxy_version(pod: &Pod) -> Option<&str> {
     let spec = pod.spec.as_ref()?;
     let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
     let image = containers.into_iter().find(|c| c.name == names::CONTAINER_PROXY)?.image.as_deref()?;
+    let (image, _) = image.split_once('@').unwrap_or((image, ""));
     let (_, tag) = image.rsplit('/').next()?.split_once(':')?;
     Some(tag)
 }
@@ -159,5 +160,10 @@ mod tests {
         assert_eq!(at("registry:5000/x/mesh-proxy:0.2.0"), None);
         assert!(at("registry:5000/x/mesh-proxy:0.1.0").unwrap().contains("0.1.0 in shop/p"));
         assert_eq!(at("registry:5000/x/mesh-proxy"), None, "nobody knows");
+        let digest = format!("@sha256:{}", "0".repeat(64));
+        assert_eq!(at(&format!("registry:5000/x/mesh-proxy:0.2.0{digest}")), None);
+        assert_eq!(at(&format!("registry:5000/x/mesh-proxy{digest}")), None, "nobody knows");
+        let told = at(&format!("registry:5000/x/mesh-proxy:0.1.0{digest}")).unwrap();
+        assert!(told.contains("): 0.1.0 in shop/p"), "{told}");
     }
 }
