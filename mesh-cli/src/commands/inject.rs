@@ -134,7 +134,7 @@ fn change(
         };
         for (number, mut document) in (1..).zip(documents) {
             for template in templates(&document) {
-                let name = name(document.pointer(&template.object));
+                let name = name(&template.kind, document.pointer(&template.object));
                 let pod = document.pointer(&template.pointer).unwrap_or(&Value::Null);
                 match apply(pod) {
                     Ok(Change::Made(done, pod)) => {
@@ -168,9 +168,8 @@ fn put(document: &mut Value, template: &Template, pod: Value) {
 }
 
 /// `Deployment shop/web`
-fn name(object: Option<&Value>) -> String {
+fn name(kind: &str, object: Option<&Value>) -> String {
     let text = |pointer: &str| object.and_then(|object| object.pointer(pointer)?.as_str());
-    let kind = text("/kind").unwrap_or_default();
     match (text("/metadata/namespace"), text("/metadata/name").or(text("/metadata/generateName"))) {
         (Some(namespace), Some(name)) => format!("{kind} {namespace}/{name}"),
         (None, Some(name)) => format!("{kind} {name}"),
@@ -390,7 +389,15 @@ mod tests {
             pod["spec"] = json!({"containers": [{"name": "app", "image": "app:1"}]});
             all.push(object);
         }
-        for documents in [all.clone(), vec![json!({"apiVersion": "v1", "kind": "List", "items": all})]] {
+        // As the API server lists them: the list says what its items are.
+        let typed = |object: &Value| {
+            let mut item = object.clone();
+            item.as_object_mut().unwrap().retain(|field, _| field != "kind" && field != "apiVersion");
+            let kind = format!("{}List", object["kind"].as_str().unwrap());
+            json!({"apiVersion": object["apiVersion"], "kind": kind, "items": [item]})
+        };
+        let lists = all.iter().map(typed).collect();
+        for documents in [all.clone(), vec![json!({"apiVersion": "v1", "kind": "List", "items": all})], lists] {
             let injected = through("inject", &to_yaml(&documents));
             assert_eq!(proxies(&injected), KINDS.len());
             assert_eq!(parse(&through("uninject", &injected)).unwrap(), documents);

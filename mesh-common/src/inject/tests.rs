@@ -269,6 +269,25 @@ fn a_new_configuration_replaces_the_old_one() {
     assert_eq!(upgraded, inject(&pod(), &newer).unwrap());
 }
 
+/// As the API server lists objects of one kind, and `kubectl get --raw` shows them.
+#[test]
+fn items_of_a_list_of_one_kind_need_not_say_which() {
+    let list = json!({"apiVersion": "apps/v1", "kind": "DeploymentList", "items": [
+        {"metadata": {"name": "a"}, "spec": {"template": pod()}},
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "b"}, "spec": {"template": pod()}},
+    ]});
+    let found: Vec<_> = templates(&list).into_iter().map(|it| (it.kind, it.pointer)).collect();
+    let expected = |index: u8| ("Deployment".to_owned(), format!("/items/{index}/spec/template"));
+    assert_eq!(found, [expected(0), expected(1)]);
+    let pods = json!({"apiVersion": "v1", "kind": "PodList", "items": [pod()]});
+    assert_eq!(templates(&pods)[0].pointer, "/items/0");
+    // A list of anything says nothing of its items, and what makes no pods still makes none.
+    for (version, kind) in [("v1", "List"), ("v1", "ServiceList"), ("apps/v1", "List")] {
+        let list = json!({"apiVersion": version, "kind": kind, "items": [{"spec": {"template": pod()}}]});
+        assert_eq!(templates(&list), []);
+    }
+}
+
 #[test]
 fn finds_templates_in_every_kind() {
     let of = |version: &str, kind: &str| {
