@@ -13,12 +13,8 @@ use crate::startup;
 const LOAD: [&str; 6] = ["--url", "http://reviews:9080/", "--connections", "2", "--requests", "200"];
 
 pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
-    let (bin, conf) = cluster.cni()?;
     let before = network(cluster)?;
-    let folders = [format!("cni.binDir={bin}"), format!("cni.confDir={conf}")];
-    let on = ["--set", "cni.enabled=true", "--set", &folders[0], "--set", &folders[1]];
-    let installed = cluster.meshctl(&[&["install"], &on[..]].concat())?;
-    ensure!(installed.contains("DaemonSet kube-system/mesh-cni created"), "{installed}");
+    enable(cluster)?;
     ensure!(cluster.meshctl(&["install"])?.contains("Nothing had to be changed"), "a second time");
 
     let namespace = cluster.meshed("cni")?;
@@ -52,6 +48,16 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     ensure!(after == before, "the node's network configuration is not what it was: {after:?}");
     intercepted(&namespace)?;
     without_rules(&namespace, injected)
+}
+
+/// In a mesh that is installed.
+pub fn enable(cluster: &Cluster) -> anyhow::Result<()> {
+    let (bin, conf) = cluster.cni()?;
+    let folders = [format!("cni.binDir={bin}"), format!("cni.confDir={conf}")];
+    let on = ["--set", "cni.enabled=true", "--set", &folders[0], "--set", &folders[1]];
+    let installed = cluster.meshctl(&[&["install"], &on[..]].concat())?;
+    ensure!(installed.contains("DaemonSet kube-system/mesh-cni created"), "{installed}");
+    Ok(())
 }
 
 fn shop(namespace: &Namespace) -> anyhow::Result<()> {
@@ -129,7 +135,7 @@ fn without_rules(namespace: &Namespace, mut pod: Value) -> anyhow::Result<()> {
 }
 
 /// A node's network configuration, which has to be again what it was. None where nobody can look.
-fn network(cluster: &Cluster) -> anyhow::Result<Option<Vec<(String, Value)>>> {
+pub fn network(cluster: &Cluster) -> anyhow::Result<Option<Vec<(String, Value)>>> {
     if !cluster.is_ours() {
         println!("   the nodes of a cluster that is not ours are not looked into");
         return Ok(None);

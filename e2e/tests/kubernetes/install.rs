@@ -4,6 +4,8 @@ use anyhow::{Context, ensure};
 use mesh_e2e::cluster::{Cluster, Namespace, apps};
 use serde_json::{Value, json};
 
+use crate::cni;
+
 /// In somebody's cluster the suite takes away nothing but what it has brought: it does not begin where it could not tell.
 pub fn may_come_and_go(cluster: &Cluster, before: &str) -> anyhow::Result<()> {
     if cluster.is_ours() {
@@ -31,8 +33,12 @@ pub fn remove(cluster: &Cluster, before: &str) -> anyhow::Result<()> {
     {
         let namespace = cluster.unmeshed("removal")?;
         judged(&namespace)?;
+        let network = cni::network(cluster)?;
+        cni::enable(cluster)?;
         // Kinds of Gateway API stay, with everybody's routes.
         cluster.meshctl(&["uninstall", "--yes"])?;
+        let left = cni::network(cluster)?;
+        ensure!(left == network, "the node's network configuration is not what it was: {left:?}");
         forgotten(&namespace)?;
     }
     cluster.without_namespaces()?;
