@@ -1,8 +1,9 @@
-//! Services whose pods are on their node's own network, and Services that are only another name for one.
+//! Services whose pods are on their node's own network, whose endpoints somebody wrote down, and that are only another name
+//! for one.
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use mesh_e2e::cluster::{Cluster, Namespace, apps};
 use mesh_e2e::process::eventually;
 use serde_json::json;
@@ -14,6 +15,7 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     let namespace = cluster.meshed("places")?;
     namespace.shop(&["web"])?;
     on_the_node(&namespace)?;
+    written_down(&namespace)?;
     another_name(&namespace)
 }
 
@@ -37,6 +39,36 @@ fn on_the_node(namespace: &Namespace) -> anyhow::Result<()> {
         ensure!(report.good() == 50 && report.by_version.get("v1") == Some(&50), "{report:?}");
         Ok(())
     })
+}
+
+/// A pod of the mesh is called over mutual TLS by a Service without a selector too, and still at its own address.
+fn written_down(namespace: &Namespace) -> anyhow::Result<()> {
+    let pods = namespace.get(&["pods", "-l", "app=reviews,version=v2"])?;
+    let address = pods["items"][0]["status"]["podIP"].as_str().context("reviews-v2 has no address")?;
+    let (family, host) = match address.contains(':') {
+        true => ("IPv6", format!("[{address}]")),
+        false => ("IPv4", address.to_owned()),
+    };
+    let mut service = apps::service("leader");
+    service["spec"] = json!({"ports": [{"name": "http", "port": apps::PORT}]});
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "leader", "labels": {"kubernetes.io/service-name": "leader"}},
+        "addressType": family, "endpoints": [{"addresses": [address]}],
+        "ports": [{"name": "http", "port": apps::PORT}],
+    });
+    namespace.apply(&[service, slice])?;
+    for url in ["http://leader:9080/", &format!("http://{host}:9080/")] {
+        let before = namespace.over_mtls("reviews", "inbound")?;
+        eventually(Duration::from_secs(10), || {
+            let report = namespace.load("web", &["--url", url, "--requests", "50"])?;
+            ensure!(report.by_version.get("v2") == Some(&50), "{url}: {report:?}");
+            Ok(())
+        })?;
+        let secured = namespace.over_mtls("reviews", "inbound")? - before;
+        ensure!(secured >= 50, "{url}: {secured} requests over mutual TLS");
+    }
+    Ok(())
 }
 
 /// What is called by an ExternalName is what it stands for, with its routes; no route leads to the name itself.

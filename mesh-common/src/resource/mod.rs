@@ -69,6 +69,9 @@ pub const LABEL_LOST: &str = "meshctl.dev/lost";
 pub const ANNOTATION_EXCLUDED_PORTS: &str = "meshctl.dev/exclude-inbound-ports";
 /// Label of a [`WorkloadEntry`] that stands for a workload of a platform which is ending it. Set by the source alone.
 pub const LABEL_TERMINATING: &str = "meshctl.dev/terminating";
+/// Annotation of a [`WorkloadEntry`] that is no workload of its own, but a place where a service calls another one: that
+/// one's `namespace/name`. Set by the source alone.
+pub const ANNOTATION_PLACE_OF: &str = "meshctl.dev/place-of";
 
 /// Annotation of a Service: the service accounts whose workloads may register for it, with commas. Without it, those of
 /// the first that did.

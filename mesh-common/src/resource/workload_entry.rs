@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ANNOTATION_EXCLUDED_PORTS, LABEL_REGISTERED, WorkloadEntry};
+use super::{ANNOTATION_EXCLUDED_PORTS, ANNOTATION_PLACE_OF, LABEL_REGISTERED, WorkloadEntry};
 use crate::names::kubernetes::LABEL_PROXY;
 
 /// What a port may speak, when it is told.
@@ -23,6 +23,11 @@ impl WorkloadEntry {
     pub fn excluded_ports(&self) -> Vec<u16> {
         let text = self.metadata.annotations.get(ANNOTATION_EXCLUDED_PORTS).map_or("", String::as_str);
         text.split(',').filter_map(|port| port.trim().parse().ok()).collect()
+    }
+
+    /// Namespace and name of the workload that this is only another place of.
+    pub fn place_of(&self) -> Option<(&str, &str)> {
+        self.metadata.annotations.get(ANNOTATION_PLACE_OF)?.split_once('/')
     }
 
     /// It has a proxy, so it is called over mutual TLS.

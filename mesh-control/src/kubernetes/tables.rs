@@ -1,13 +1,14 @@
 //! What the watches have brought so far, and the objects that follow from it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use mesh_common::resource::{Key, Kind, Object};
 use serde_json::Value;
 
-use super::convert::{Fact, Written};
+use super::convert::{self, Fact, Written};
 use crate::objects::Objects;
 
 /// A kind that is watched.
@@ -137,9 +138,42 @@ impl Tables {
         }
     }
 
+    /// The pods that have an address of their own, by address. Two do where one is new and the other's end is not known yet.
+    fn pods(&self) -> BTreeMap<IpAddr, Vec<(&str, &str)>> {
+        let mut pods: BTreeMap<IpAddr, Vec<(&str, &str)>> = BTreeMap::new();
+        for ((_, namespace, name), (_, fact)) in &self.facts {
+            if let Fact::Pod(pod) = fact
+                && !pod.on_node
+            {
+                let addresses = &pod.entry.spec.addresses;
+                addresses.iter().for_each(|address| pods.entry(*address).or_default().push((namespace, name)));
+            }
+        }
+        pods
+    }
+
+    /// The pod of this place, if it has an address of its own.
+    fn pod(&self, (namespace, name): &convert::Place) -> Option<(&str, &str)> {
+        let place = (Watched::Pod, namespace.clone(), name.clone());
+        match self.facts.get_key_value(&place) {
+            Some(((_, namespace, name), (_, Fact::Pod(pod)))) if !pod.on_node => Some((namespace, name)),
+            _ => None,
+        }
+    }
+
     /// The objects, at the next revision if they mean something else than before.
     pub fn objects(&mut self) -> Objects {
         let mut objects: BTreeMap<Key, Object> = BTreeMap::new();
+        let pods = self.pods();
+        // Who has the address answers there, whoever the endpoint says it is; but of several it knows which.
+        let called = |address: IpAddr, said: Option<&convert::Place>| {
+            let said = said.and_then(|place| self.pod(place));
+            match pods.get(&address).map(Vec::as_slice) {
+                Some([only]) => Some(*only),
+                Some(several) => said.filter(|said| several.contains(said)),
+                None => said,
+            }
+        };
         for ((_, namespace, name), (_, fact)) in &self.facts {
             match fact {
                 Fact::Object(Written { object, .. }) | Fact::Service(object) => {
@@ -149,7 +183,8 @@ impl Tables {
                     let service = (Watched::Kind(Kind::Service), slice.namespace.clone(), slice.service.clone());
                     let Some((_, Fact::Service(Object::Service(service)))) = self.facts.get(&service) else { continue };
                     if service.spec.selector.is_empty() {
-                        let entries = slice.entries(&service.spec.ports).into_iter().map(Object::WorkloadEntry);
+                        let entries = slice.entries(&service.spec.ports, called);
+                        let entries = entries.into_iter().map(Object::WorkloadEntry);
                         objects.extend(entries.map(|entry| (entry.key(), entry)));
                     }
                 }
@@ -240,44 +275,4 @@ fn same_meaning(a: &Object, b: &Object) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::super::convert;
-    use super::*;
-
-    fn policy(version: u64, status: Value, mode: &str) -> Seen {
-        let json = json!({
-            "metadata": {"name": "p", "namespace": "shop", "resourceVersion": version.to_string(), "generation": 1},
-            "spec": {"mode": mode}, "status": status
-        });
-        let object = serde_json::from_value(json).unwrap();
-        let fact = convert::object(Kind::PeerAuthentication, &object);
-        Seen { namespace: "shop".to_owned(), name: "p".to_owned(), resource_version: version, fact }
-    }
-
-    const KIND: Watched = Watched::Kind(Kind::PeerAuthentication);
-
-    #[test]
-    fn a_revision_is_new_when_something_means_something_else() {
-        let mut tables = Tables::default();
-        assert!(!tables.complete(&[KIND]));
-        tables.apply(KIND, Change::All(vec![policy(5, json!(null), "STRICT")]));
-        assert!(tables.complete(&[KIND]));
-        assert_eq!(tables.objects().revision, 1);
-        tables.apply(KIND, Change::Put(policy(6, json!({"conditions": []}), "STRICT")));
-        let objects = tables.objects();
-        assert_eq!((objects.revision, objects.seen[&Kind::PeerAuthentication]), (1, 6));
-        let key = Key::new(Kind::PeerAuthentication, "shop", "p");
-        assert_eq!(objects.objects[&key].metadata().resource_version.as_deref(), Some("6"));
-        tables.apply(KIND, Change::Put(policy(7, json!({"conditions": []}), "PERMISSIVE")));
-        assert_eq!(tables.objects().revision, 2);
-
-        // What is refused stays what it was, and it shows.
-        tables.apply(KIND, Change::Put(policy(8, json!(null), "MAYBE")));
-        assert_eq!(tables.objects().revision, 2);
-        assert!(tables.view().written[&key].refused[0].contains("MAYBE"));
-        tables.apply(KIND, Change::All(Vec::new()));
-        assert_eq!((tables.objects().revision, tables.view().written.len()), (3, 0));
-    }
-}
+mod tests;

@@ -116,13 +116,23 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
     let sorted = Sorted::new(objects);
     let mut statuses = BTreeMap::new();
     let mut workloads = BTreeMap::new();
+    let mut places = Vec::new();
     for entry in &sorted.workload_entries {
         let key = Key::new(Kind::WorkloadEntry, entry.metadata.namespace_or_default(), &entry.metadata.name);
         if let Some(workload) = Workload::new(entry, &settings.trust_domain, statuses.entry(key).or_default()) {
-            workloads.insert(workload.name.clone(), Arc::new(workload));
+            match entry.place_of() {
+                Some((namespace, name)) => places.push((Name::new(namespace, name), workload)),
+                None => drop(workloads.insert(workload.name.clone(), Arc::new(workload))),
+            }
         }
     }
-    let mut services = service::assemble(&sorted.services, &workloads, &mut statuses);
+    let place = |(of, place): (Name, Workload)| {
+        let service = Name::new(&place.name.namespace, &place.service);
+        // Of somebody who is not known, nobody can tell who would answer there.
+        Some((service, Arc::new(workloads.get(&of)?.called_at(place))))
+    };
+    let places: Vec<_> = places.into_iter().filter_map(place).collect();
+    let mut services = service::assemble(&sorted.services, &workloads, &places, &mut statuses);
     let addresses = give_addresses(&mut services, before, &mut statuses);
 
     let exists = |key: &Key, section: Option<&str>| sorted.has(&services, key, section);
@@ -260,11 +270,16 @@ fn udp_destinations(services: &BTreeMap<Name, Service>) -> BTreeMap<(IpAddr, u16
     services.values().flat_map(of_service).collect()
 }
 
+/// A service of another namespace that has written down a workload's address says nothing about the workload.
 fn served(services: &BTreeMap<Name, Service>) -> BTreeMap<Name, Vec<String>> {
     let mut served: BTreeMap<Name, Vec<String>> = BTreeMap::new();
     for service in services.values() {
-        for workload in &service.workloads {
-            served.entry(workload.name.clone()).or_default().push(service.name.name.clone());
+        for workload in service.workloads.iter().filter(|it| it.name.namespace == service.name.namespace) {
+            let names = served.entry(workload.name.clone()).or_default();
+            // One that is written down at two places serves once.
+            if names.last() != Some(&service.name.name) {
+                names.push(service.name.name.clone());
+            }
         }
     }
     served
@@ -280,12 +295,16 @@ fn destinations(services: &BTreeMap<Name, Service>) -> BTreeMap<(IpAddr, u16), D
             }
         }
     }
-    // The service that the workload says it serves speaks for it, then any other that selects it.
-    let own = |service: &Service, endpoint: &Endpoint| endpoint.workload.service == service.name.name;
-    for first in [true, false] {
+    // The service that the workload says it serves speaks for it, then any other of its namespace.
+    let rank = |service: &Service, endpoint: &Endpoint| {
+        let workload = &endpoint.workload;
+        let own = workload.service == service.name.name;
+        if workload.name.namespace != service.name.namespace { 2 } else { u8::from(!own) }
+    };
+    for at in 0..3 {
         for service in services.values().filter(|service| service.version_of.is_none()) {
             for port in service.ports.values() {
-                for endpoint in port.endpoints.iter().filter(|endpoint| own(service, endpoint) == first) {
+                for endpoint in port.endpoints.iter().filter(|endpoint| rank(service, endpoint) == at) {
                     for address in &endpoint.workload.addresses {
                         let destination = Destination::Workload {
                             workload: endpoint.workload.name.clone(),

@@ -174,9 +174,11 @@ pub(super) fn unnamed() -> (Service, Port) {
 
 type Services = BTreeMap<Name, Service>;
 
+/// `places` are workloads as services call them that have written down where.
 pub(super) fn assemble(
     declared: &[&mesh_common::resource::Service],
     workloads: &BTreeMap<Name, Arc<Workload>>,
+    places: &[(Name, Arc<Workload>)],
     statuses: &mut BTreeMap<Key, Status>,
 ) -> Services {
     let mut by_namespace: BTreeMap<&str, Vec<&Arc<Workload>>> = BTreeMap::new();
@@ -187,6 +189,9 @@ pub(super) fn assemble(
             let name = Name::new(&workload.name.namespace, &workload.service);
             by_service.entry(name).or_default().push(workload);
         }
+    }
+    for (service, workload) in places {
+        by_service.entry(service.clone()).or_default().push(workload);
     }
     let mut services = Services::new();
     for object in declared {

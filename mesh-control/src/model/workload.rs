@@ -11,7 +11,7 @@ use super::{Condition, Name, Protocol, Status};
 const PROXY_PORTS: [u16; 4] = [port::OUTBOUND, port::INBOUND, port::READY, port::PROXY_METRICS];
 
 /// A process that serves a service, calls others, or both.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     pub name: Name,
     /// "" if it only calls others.
@@ -83,6 +83,21 @@ impl Workload {
             locality: [part(), part(), part()],
             name: Name { namespace: key.namespace, name: key.name },
         })
+    }
+
+    /// The same workload as a service calls it that has written down where, and whether it is well there.
+    pub(super) fn called_at(&self, place: Self) -> Self {
+        let ending = self.is_terminating();
+        let nowhere = self.locality.iter().all(String::is_empty);
+        Self {
+            addresses: place.addresses,
+            ports: place.ports,
+            healthy: place.healthy && !ending,
+            lingers: place.healthy && ending,
+            weight: place.weight,
+            locality: if nowhere { place.locality } else { self.locality.clone() },
+            ..self.clone()
+        }
     }
 
     /// Who answers at this port over mutual TLS: nobody where the application does so itself.

@@ -15,7 +15,7 @@ pub(super) use service::service;
 pub(super) use slice::slice;
 
 pub(super) use pod::Pod;
-pub(super) use slice::Slice;
+pub(super) use slice::{Place, Slice};
 
 /// Annotation of what was made from something else, and has no status of its own in the API server.
 pub const ANNOTATION_SOURCE: &str = "meshctl.dev/source";

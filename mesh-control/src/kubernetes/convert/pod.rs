@@ -11,6 +11,8 @@ use super::{ANNOTATION_SOURCE, Fact};
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::kubernetes) struct Pod {
     pub node: String,
+    /// On its node's own network, so its addresses are not its own.
+    pub on_node: bool,
     pub entry: WorkloadEntry,
 }
 
@@ -48,7 +50,7 @@ pub(in crate::kubernetes) fn pod(pod: &core::Pod) -> Option<Fact> {
     let name = Metadata::new(metadata.namespace.as_deref()?, metadata.name.as_deref()?);
     let entry = WorkloadEntry { metadata: Metadata { labels, annotations, ..name }, spec };
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
-    Some(Fact::Pod(Pod { node, entry }))
+    Some(Fact::Pod(Pod { node, on_node, entry }))
 }
 
 fn addresses(status: Option<&core::PodStatus>) -> Vec<std::net::IpAddr> {
@@ -123,7 +125,8 @@ mod tests {
 
     #[test]
     fn a_pod_is_a_workload() {
-        let Pod { node, entry } = convert(reviews()).unwrap();
+        let Pod { node, on_node, entry } = convert(reviews()).unwrap();
+        assert!(!on_node);
         assert_eq!((node.as_str(), entry.metadata.name.as_str()), ("node1", "reviews-v1-7d8c-x2x4"));
         let addresses: Vec<String> = entry.spec.addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["10.244.0.7", "fd00:10::7"]);
@@ -154,7 +157,8 @@ mod tests {
     fn one_on_its_nodes_network_is_called_in_plaintext() {
         let mut pod = reviews();
         pod["spec"]["hostNetwork"] = json!(true);
-        let entry = convert(pod).unwrap().entry;
+        let Pod { on_node, entry, .. } = convert(pod).unwrap();
+        assert!(on_node);
         assert_eq!((entry.in_mesh(), entry.spec.addresses.len(), entry.spec.healthy), (false, 2, Some(true)));
     }
 
@@ -162,7 +166,7 @@ mod tests {
     fn what_is_not_there_yet_has_its_default() {
         let bare = json!({"metadata": {"name": "x", "namespace": "d", "labels": {"meshctl.dev/terminating": "true"}},
             "spec": {"containers": []}});
-        let Pod { node, entry } = convert(bare).unwrap();
+        let Pod { node, entry, .. } = convert(bare).unwrap();
         assert_eq!((node.as_str(), entry.spec.service_account.as_str()), ("", "default"));
         assert_eq!((entry.spec.healthy, entry.spec.mesh), (Some(false), Some(false)));
         assert!(entry.spec.addresses.is_empty() && entry.metadata.labels.is_empty());

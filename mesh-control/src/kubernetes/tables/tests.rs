@@ -1,0 +1,227 @@
+use serde_json::{Value, json};
+
+use super::super::convert;
+use super::*;
+use crate::model::{self, Endpoint, Model, Name};
+
+fn policy(version: u64, status: Value, mode: &str) -> Seen {
+    let json = json!({
+        "metadata": {"name": "p", "namespace": "shop", "resourceVersion": version.to_string(), "generation": 1},
+        "spec": {"mode": mode}, "status": status
+    });
+    let object = serde_json::from_value(json).unwrap();
+    let fact = convert::object(Kind::PeerAuthentication, &object);
+    Seen { namespace: "shop".to_owned(), name: "p".to_owned(), resource_version: version, fact }
+}
+
+const KIND: Watched = Watched::Kind(Kind::PeerAuthentication);
+
+#[test]
+fn a_revision_is_new_when_something_means_something_else() {
+    let mut tables = Tables::default();
+    assert!(!tables.complete(&[KIND]));
+    tables.apply(KIND, Change::All(vec![policy(5, json!(null), "STRICT")]));
+    assert!(tables.complete(&[KIND]));
+    assert_eq!(tables.objects().revision, 1);
+    tables.apply(KIND, Change::Put(policy(6, json!({"conditions": []}), "STRICT")));
+    let objects = tables.objects();
+    assert_eq!((objects.revision, objects.seen[&Kind::PeerAuthentication]), (1, 6));
+    let key = Key::new(Kind::PeerAuthentication, "shop", "p");
+    assert_eq!(objects.objects[&key].metadata().resource_version.as_deref(), Some("6"));
+    tables.apply(KIND, Change::Put(policy(7, json!({"conditions": []}), "PERMISSIVE")));
+    assert_eq!(tables.objects().revision, 2);
+
+    // What is refused stays what it was, and it shows.
+    tables.apply(KIND, Change::Put(policy(8, json!(null), "MAYBE")));
+    assert_eq!(tables.objects().revision, 2);
+    assert!(tables.view().written[&key].refused[0].contains("MAYBE"));
+    tables.apply(KIND, Change::All(Vec::new()));
+    assert_eq!((tables.objects().revision, tables.view().written.len()), (3, 0));
+}
+
+const POD: Watched = Watched::Pod;
+const SLICE: Watched = Watched::EndpointSlice;
+const SERVICE: Watched = Watched::Kind(Kind::Service);
+
+fn seen(namespace: &str, name: &str, fact: Option<Fact>) -> Change {
+    Change::Put(Seen { namespace: namespace.to_owned(), name: name.to_owned(), resource_version: 1, fact })
+}
+
+fn from<T: serde::de::DeserializeOwned>(json: Value) -> T {
+    serde_json::from_value(json).unwrap()
+}
+
+/// A pod that has a proxy, of the service account `db`.
+fn pod(namespace: &str, name: &str, address: &str, change: impl Fn(&mut Value)) -> Change {
+    let mut pod = json!({
+        "metadata": {
+            "name": name, "namespace": namespace,
+            "labels": {"app": "db", "version": "v1", "meshctl.dev/proxy": "true"},
+        },
+        "spec": {
+            "nodeName": "node1", "serviceAccountName": "db",
+            "containers": [{"name": "db", "ports": [{"containerPort": 5432, "name": "postgres"}]}],
+        },
+        "status": {
+            "phase": "Running", "podIPs": [{"ip": address}], "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    });
+    change(&mut pod);
+    seen(namespace, name, convert::pod(&from(pod)))
+}
+
+/// The Service `leader` without a selector.
+fn leader(namespace: &str) -> Change {
+    let service = json!({
+        "metadata": {"name": "leader", "namespace": namespace},
+        "spec": {"clusterIP": "None", "ports": [{"name": "postgres", "port": 5432}]},
+    });
+    seen(namespace, "leader", convert::service(&from(service)))
+}
+
+fn slice(namespace: &str, endpoints: Value) -> Change {
+    let slice = json!({
+        "metadata": {"name": "leader-1", "namespace": namespace, "labels": {"kubernetes.io/service-name": "leader"}},
+        "addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "postgres", "port": 5432}],
+    });
+    seen(namespace, "leader-1", convert::slice(&from(slice)))
+}
+
+fn tables(changes: Vec<(Watched, Change)>) -> Tables {
+    let mut tables = Tables::default();
+    changes.into_iter().for_each(|(watched, change)| tables.apply(watched, change));
+    tables
+}
+
+fn model(tables: &mut Tables) -> Model {
+    let settings = model::Settings { trust_domain: "mesh.local".to_owned() };
+    model::build(&tables.objects().objects, &settings, &model::Addresses::default())
+}
+
+fn endpoints(model: &Model, namespace: &str) -> Vec<Endpoint> {
+    model.service(namespace, "leader").unwrap().ports[&5432].endpoints.clone()
+}
+
+fn identity(endpoint: &Endpoint) -> Option<String> {
+    endpoint.identity().map(ToString::to_string)
+}
+
+const DB: &str = "spiffe://mesh.local/ns/shop/sa/db";
+
+#[test]
+fn an_endpoint_that_somebody_wrote_is_the_pod_that_has_its_address() {
+    let mut tables = tables(vec![
+        (POD, pod("shop", "db-0", "10.0.0.1", |_| ())),
+        (POD, pod("shop", "db-1", "10.0.0.2", |_| ())),
+        (SERVICE, leader("shop")),
+        (SLICE, slice("shop", json!([{"addresses": ["10.0.0.1"]}, {"addresses": ["192.0.2.1"], "zone": "a"}]))),
+    ]);
+    let model = model(&mut tables);
+    let endpoints = endpoints(&model, "shop");
+    let [foreign, own] = endpoints.as_slice() else { panic!("{endpoints:?}") };
+    assert_eq!((own.workload.name.clone(), identity(own)), (Name::new("shop", "db-0"), Some(DB.to_owned())));
+    assert_eq!((own.workload.version.as_str(), own.workload.healthy, own.port), ("v1", true, 5432));
+    assert_eq!((foreign.workload.name.name.as_str(), identity(foreign)), ("leader-1-192-0-2-1", None));
+    assert_eq!(foreign.workload.locality, ["", "a", ""]);
+
+    // What is said of the Service holds for the pod, and nobody else has the pod's address.
+    assert!(model.serves(&Name::new("shop", "db-0")) && !model.serves(&Name::new("shop", "db-1")));
+    assert_eq!(model.target_ports(&Name::new("shop", "db-0")).len(), 1);
+    let (at, ..) = model.unnamed("10.0.0.1".parse().unwrap(), 9999).unwrap();
+    assert_eq!(at.name.name, "db-0");
+    assert_eq!(model.workloads().count(), 3);
+    assert_eq!(model.service("shop", "leader-v1").unwrap().workloads.len(), 1);
+}
+
+#[test]
+fn whoever_writes_an_endpoint_says_whether_it_is_ready_and_the_pod_whether_it_ends() {
+    let ending = |pod: &mut Value| pod["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z".into();
+    let unready = |pod: &mut Value| pod["status"]["conditions"][0]["status"] = "False".into();
+    let mut tables = tables(vec![
+        (POD, pod("shop", "db-0", "10.0.0.1", unready)),
+        (POD, pod("shop", "db-1", "10.0.0.2", ending)),
+        (POD, pod("shop", "db-2", "10.0.0.3", |_| ())),
+        (SERVICE, leader("shop")),
+        (
+            SLICE,
+            slice(
+                "shop",
+                json!([
+                    {"addresses": ["10.0.0.1"], "conditions": {"ready": true}}, {"addresses": ["10.0.0.2"]},
+                    {"addresses": ["10.0.0.3"], "conditions": {"ready": false}},
+                ]),
+            ),
+        ),
+    ]);
+    let endpoints = endpoints(&model(&mut tables), "shop");
+    let standing: Vec<_> = endpoints.iter().map(|it| (it.workload.healthy, it.workload.lingers)).collect();
+    assert_eq!(standing, [(true, false), (false, true), (false, false)]);
+}
+
+#[test]
+fn a_pod_is_found_by_what_an_endpoint_says_it_is_where_the_address_does_not_tell() {
+    let said = |name: &str| json!({"kind": "Pod", "name": name, "namespace": "shop"});
+    let on_node = |pod: &mut Value| pod["spec"]["hostNetwork"] = true.into();
+    let found = |endpoint: Value| {
+        let mut tables = tables(vec![
+            (POD, pod("shop", "db-0", "10.0.0.1", |_| ())),
+            (POD, pod("shop", "db-1", "10.0.0.9", |_| ())),
+            (POD, pod("shop", "db-2", "10.0.0.9", |_| ())),
+            (POD, pod("shop", "agent", "172.16.0.2", on_node)),
+            (SERVICE, leader("shop")),
+            (SLICE, slice("shop", json!([endpoint]))),
+        ]);
+        let endpoints = endpoints(&model(&mut tables), "shop");
+        (endpoints[0].workload.name.name.clone(), identity(&endpoints[0]).is_some())
+    };
+    let of = |name: &str, secured: bool| (name.to_owned(), secured);
+    // A second network of the pod.
+    assert_eq!(found(json!({"addresses": ["10.9.0.1"], "targetRef": said("db-0")})), of("db-0", true));
+    // The one that answers there is meant, and no other.
+    assert_eq!(found(json!({"addresses": ["10.0.0.1"], "targetRef": said("db-1")})), of("db-0", true));
+    assert_eq!(found(json!({"addresses": ["10.0.0.9"], "targetRef": said("db-2")})), of("db-2", true));
+    assert_eq!(found(json!({"addresses": ["10.0.0.9"]})), of("leader-1-10-0-0-9", false));
+    // Those on their node's network have no proxy.
+    assert_eq!(
+        found(json!({"addresses": ["172.16.0.2"], "targetRef": said("agent")})),
+        of("leader-1-172-16-0-2", false)
+    );
+    assert_eq!(found(json!({"addresses": ["10.9.0.1"], "targetRef": said("gone")})), of("leader-1-10-9-0-1", false));
+}
+
+#[test]
+fn a_service_of_another_namespace_calls_the_pod_as_who_it_is_and_says_nothing_about_it() {
+    let mut tables = tables(vec![
+        (POD, pod("shop", "db-0", "10.0.0.1", |_| ())),
+        (SERVICE, leader("apps")),
+        (SLICE, slice("apps", json!([{"addresses": ["10.0.0.1"]}]))),
+    ]);
+    let model = model(&mut tables);
+    assert_eq!(identity(&endpoints(&model, "apps")[0]).as_deref(), Some(DB));
+    assert!(!model.serves(&Name::new("shop", "db-0")));
+
+    // And calls of the pod's own address are its own namespace's to route.
+    tables.apply(SERVICE, leader("shop"));
+    tables.apply(SLICE, slice("shop", json!([{"addresses": ["10.0.0.1"]}])));
+    let model = self::model(&mut tables);
+    let expected = model::Destination::Workload {
+        workload: Name::new("shop", "db-0"),
+        service: Name::new("shop", "leader"),
+        service_port: 5432,
+    };
+    assert_eq!(model.destination("10.0.0.1".parse().unwrap(), 5432), Some(&expected));
+}
+
+#[test]
+fn endpoints_come_and_go_with_their_service_and_its_selector() {
+    let mut tables = tables(vec![(SLICE, slice("shop", json!([{"addresses": ["192.0.2.1"]}])))]);
+    assert_eq!(tables.objects().objects.len(), 0);
+    tables.apply(SERVICE, leader("shop"));
+    assert_eq!(tables.objects().objects.len(), 2);
+    let chosen = json!({
+        "metadata": {"name": "leader", "namespace": "shop"},
+        "spec": {"selector": {"app": "db"}, "ports": [{"name": "postgres", "port": 5432}]},
+    });
+    tables.apply(SERVICE, seen("shop", "leader", convert::service(&from(chosen))));
+    assert_eq!(tables.objects().objects.len(), 1);
+}
