@@ -76,8 +76,10 @@ fn ports(spec: &core::PodSpec) -> Vec<WorkloadPort> {
         let Some(number) = u16::try_from(port.container_port).ok().filter(|number| *number > 0) else {
             continue;
         };
-        if !ports.iter().any(|known| known.port == number && known.protocol == protocol) {
-            ports.push(WorkloadPort { port: number, name: port.name.clone(), protocol, ..WorkloadPort::default() });
+        // A port may have several names, and a Service chooses it by any of them.
+        let name = port.name.clone().filter(|name| !name.is_empty());
+        if !ports.iter().any(|known| known.port == number && known.protocol == protocol && known.name == name) {
+            ports.push(WorkloadPort { port: number, name, protocol, ..WorkloadPort::default() });
         }
     }
     ports
@@ -140,6 +142,20 @@ mod tests {
         pod["metadata"]["annotations"] = json!({"meshctl.dev/exclude-inbound-ports": "22, 9000", "other": "x"});
         let entry = convert(pod).unwrap().entry;
         assert_eq!((entry.excluded_ports(), entry.metadata.annotations.len()), (vec![22, 9000], 2));
+    }
+
+    #[test]
+    fn a_port_has_all_of_its_names() {
+        let mut pod = reviews();
+        pod["spec"]["containers"][0]["ports"] = json!([
+            {"containerPort": 80, "name": "a"}, {"containerPort": 80, "name": "b"}, {"containerPort": 80, "name": "b"},
+            {"containerPort": 80, "name": "c", "protocol": "UDP"}, {"containerPort": 80}, {"containerPort": 80},
+        ]);
+        let ports = convert(pod).unwrap().entry.spec.ports;
+        let ports: Vec<_> = ports.iter().map(|p| (p.port, p.name.as_deref(), p.protocol.as_deref())).collect();
+        let tcp = [(80, Some("a"), None), (80, Some("b"), None), (80, None, None), (6379, None, None)];
+        assert_eq!(ports.iter().filter(|port| port.2.is_none()).copied().collect::<Vec<_>>(), tcp);
+        assert!(ports.contains(&(80, Some("c"), Some("udp"))));
     }
 
     #[test]

@@ -225,3 +225,24 @@ fn endpoints_come_and_go_with_their_service_and_its_selector() {
     tables.apply(SERVICE, seen("shop", "leader", convert::service(&from(chosen))));
     assert_eq!(tables.objects().objects.len(), 1);
 }
+
+#[test]
+fn a_port_is_found_by_any_of_its_names() {
+    let names = |pod: &mut Value| {
+        pod["spec"]["containers"][0]["ports"] =
+            json!([{"containerPort": 80, "name": "a"}, {"containerPort": 80, "name": "b"}]);
+    };
+    let ports = [(1, "a"), (2, "b"), (3, "c")];
+    let ports = ports.map(|(port, target)| json!({"name": format!("p{port}"), "port": port, "targetPort": target}));
+    let service = json!({
+        "metadata": {"name": "db", "namespace": "shop"},
+        "spec": {"clusterIP": "10.96.0.9", "selector": {"app": "db"}, "ports": ports},
+    });
+    let mut tables = tables(vec![
+        (POD, pod("shop", "db-0", "10.0.0.1", names)),
+        (SERVICE, seen("shop", "db", convert::service(&from(service)))),
+    ]);
+    let model = model(&mut tables);
+    let ports = model.service("shop", "db").unwrap().ports.values();
+    assert_eq!(ports.map(|p| p.endpoints.first().map(|e| e.port)).collect::<Vec<_>>(), [Some(80), Some(80), None]);
+}
