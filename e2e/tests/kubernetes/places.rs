@@ -1,5 +1,5 @@
 //! Services whose pods are on their node's own network, whose endpoints somebody wrote down, and that are only another name
-//! for one.
+//! for one; and one that keeps each caller at one of its pods.
 
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     namespace.shop(&["web"])?;
     on_the_node(&namespace)?;
     written_down(&namespace)?;
+    affinity(&namespace)?;
     another_name(&namespace)
 }
 
@@ -67,6 +68,22 @@ fn written_down(namespace: &Namespace) -> anyhow::Result<()> {
         })?;
         let secured = namespace.over_mtls("reviews", "inbound")? - before;
         ensure!(secured >= 50, "{url}: {secured} requests over mutual TLS");
+    }
+    Ok(())
+}
+
+/// With `sessionAffinity: ClientIP` a caller's requests go to one pod, and without it to both.
+fn affinity(namespace: &Namespace) -> anyhow::Result<()> {
+    for (name, affinity, versions) in [("spread", "None", 2), ("sticky", "ClientIP", 1)] {
+        let mut service = apps::service(name);
+        service["spec"]["selector"]["app"] = "reviews".into();
+        service["spec"]["sessionAffinity"] = affinity.into();
+        namespace.apply(&[service])?;
+        eventually(Duration::from_secs(10), || {
+            let report = namespace.load("web", &["--url", &format!("http://{name}:9080/"), "--requests", "50"])?;
+            ensure!((report.good(), report.by_version.len()) == (50, versions), "{name}: {report:?}");
+            Ok(())
+        })?;
     }
     Ok(())
 }

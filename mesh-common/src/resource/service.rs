@@ -21,8 +21,11 @@ pub struct ServiceSpec {
     /// With the type ExternalName: the DNS name that this one stands for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_name: Option<String>,
+    /// `None` (the default), or `ClientIP`: the calls of one address go to the same workload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_affinity: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_affinity_config: Option<SessionAffinityConfig>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip_family_policy: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -38,10 +41,32 @@ pub struct ServiceSpec {
 }
 
 impl ServiceSpec {
+    /// The calls of one address go to the same workload.
+    pub fn sticky(&self) -> bool {
+        self.session_affinity.as_deref() == Some(AFFINITY_CLIENT_IP)
+    }
+
     /// Whether the selector takes a workload with these labels. Without a selector it takes none.
     pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
         !self.selector.is_empty() && self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
     }
+}
+
+pub(super) const AFFINITY_CLIENT_IP: &str = "ClientIP";
+
+/// Without effect: who calls is told by the address alone, and no time passes for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct SessionAffinityConfig {
+    #[serde(default, rename = "clientIP", skip_serializing_if = "Option::is_none")]
+    pub client_ip: Option<ClientIpConfig>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ClientIpConfig {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]

@@ -147,6 +147,12 @@ impl Policy {
         self
     }
 
+    /// The requests of one address go to the same endpoint.
+    fn by_source(&mut self) {
+        let source = HashKey { source_address: Some(true), ..HashKey::default() };
+        self.load_balancer = Some((LoadBalancerPolicy::RingHash, vec![source]));
+    }
+
     /// What a narrower scope says comes before what is there.
     fn overlay(&mut self, spec: &TrafficPolicySpec) {
         let or = |new: Option<Duration>, old: &mut Option<Duration>| *old = new.or(*old);
@@ -276,18 +282,22 @@ impl<'a> Policies<'a> {
     /// For calls to a port of this service.
     pub fn for_port(&self, service: &Service, port_name: &str) -> Policy {
         let mut policy = self.defaults.clone();
-        let mut overlay = |scope: Scope| {
+        let overlay = |policy: &mut Policy, scope: Scope| {
             if let Some(spec) = self.by_scope.get(&scope) {
                 policy.overlay(spec);
             }
         };
-        overlay(Scope::Mesh);
-        overlay(Scope::Namespace(service.name.namespace.clone()));
+        overlay(&mut policy, Scope::Mesh);
+        overlay(&mut policy, Scope::Namespace(service.name.namespace.clone()));
+        // The Service says so itself: narrower than its namespace, and wider than what is attached to it.
+        if service.sticky {
+            policy.by_source();
+        }
         for name in service.version_of.iter().chain([&service.name.name]) {
             let key = Key::new(Kind::Service, &service.name.namespace, name);
-            overlay(Scope::Object(key.clone(), None));
+            overlay(&mut policy, Scope::Object(key.clone(), None));
             if !port_name.is_empty() {
-                overlay(Scope::Object(key, Some(port_name.to_owned())));
+                overlay(&mut policy, Scope::Object(key, Some(port_name.to_owned())));
             }
         }
         policy

@@ -21,6 +21,8 @@ pub struct Service {
     pub headless: bool,
     /// Its workloads are called even if they say that they are not ready.
     pub ready_or_not: bool,
+    /// The calls of one address go to the same workload, unless a policy for the service says otherwise.
+    pub sticky: bool,
     pub virtual_addresses: Vec<IpAddr>,
     pub ports: BTreeMap<u16, Port>,
     /// Ports for datagrams. Their numbers may be those of other ports too.
@@ -124,6 +126,7 @@ impl Service {
             version_of: None,
             headless: false,
             ready_or_not: false,
+            sticky: false,
             virtual_addresses: Vec::new(),
             ports: BTreeMap::new(),
             udp_ports: BTreeMap::new(),
@@ -232,6 +235,7 @@ fn from_object(
     service.wanted_addresses = given.filter_map(|ip| ip.parse().ok()).collect();
     service.wanted_addresses.dedup();
     service.ready_or_not = spec.publish_not_ready_addresses == Some(true);
+    service.sticky = spec.sticky();
     service.workloads = members.iter().map(|w| (*w).clone()).collect();
     for port in &spec.ports {
         let udp = match port.protocol.as_deref() {
@@ -317,6 +321,7 @@ fn versions(service: &Service) -> Vec<Service> {
         let mut made = Service::new(Name::new(&service.name.namespace, &name));
         made.version_of = Some(service.name.name.clone());
         made.ready_or_not = service.ready_or_not;
+        made.sticky = service.sticky;
         made.workloads = service.workloads.iter().filter(|w| w.version == version).cloned().collect();
         let copy = |port: &Port| {
             let mut copy = Port::new(port.number, &port.name, port.protocol);

@@ -101,6 +101,18 @@ fn a_route_for_a_gateway_is_refused_with_what_to_write() {
 }
 
 #[test]
+fn session_affinity_is_by_address_or_not_at_all() {
+    let service = |affinity: &str| {
+        format!("apiVersion: v1\nkind: Service\nmetadata: {{name: s}}\nspec: {{ports: [{{port: 80}}], {affinity}}}")
+    };
+    let config = "sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 10800}}";
+    for good in ["sessionAffinity: None", "sessionAffinity: ClientIP", config] {
+        assert!(paths(&service(good)).is_empty(), "{good}");
+    }
+    assert_eq!(paths(&service("sessionAffinity: Cookie")), ["spec.sessionAffinity"]);
+}
+
+#[test]
 fn policies() {
     let header = "apiVersion: meshctl.dev/v1alpha1\nmetadata: {name: p}\n";
     for (body, path) in [

@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use super::super::service::AFFINITY_CLIENT_IP;
 use super::super::{PROTOCOLS, ServiceSpec, ServiceType, TargetPort, WorkloadEntry};
 use super::Errors;
 use super::fields::{at_most, hostname, label};
@@ -45,8 +46,8 @@ pub(super) fn service(spec: &ServiceSpec, errors: &mut Errors) {
             label(errors, &format!("{path}.targetPort"), name);
         }
     }
-    let sticky = spec.session_affinity.as_deref().is_some_and(|affinity| affinity != "None");
-    errors.add_if(sticky, "spec.sessionAffinity", "session affinity is not supported yet; remove it or write None");
+    let known = matches!(spec.session_affinity.as_deref(), None | Some("None" | AFFINITY_CLIENT_IP));
+    errors.add_if(!known, "spec.sessionAffinity", "session affinity is None or ClientIP");
     let addresses = spec.cluster_ip.iter().map(|ip| ("spec.clusterIP".to_owned(), ip));
     let more = spec.cluster_ips.iter().enumerate().map(|(i, ip)| (format!("spec.clusterIPs[{i}]"), ip));
     for (path, text) in addresses.chain(more) {

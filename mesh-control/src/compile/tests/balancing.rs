@@ -4,7 +4,7 @@ use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::common_lb_config::LocalityConfigSpecifier;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{LbConfig, LbPolicy};
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
-use envoy_types::pb::envoy::config::route::v3::route_action::hash_policy::PolicySpecifier;
+use envoy_types::pb::envoy::config::route::v3::route_action::hash_policy::{ConnectionProperties, PolicySpecifier};
 use mesh_common::proto::extensions::PeakEwma;
 
 use super::*;
@@ -143,4 +143,26 @@ fn a_subset_by_label_is_a_service_with_a_selector() {
     };
     assert_eq!(addresses("api.default.svc.cluster.local:80"), 2);
     assert_eq!(addresses("api-gold.default.svc.cluster.local:80"), 1);
+}
+
+#[test]
+fn a_service_with_session_affinity_hashes_by_address() {
+    let sticky = "apiVersion: v1\nkind: Service\nmetadata: {name: reviews}\nspec: {sessionAffinity: ClientIP, ports: [{port: 9080, appProtocol: http}]}\n---\n";
+    let mesh_wide = "apiVersion: meshctl.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: all, namespace: mesh-system}\nspec: {loadBalancer: {policy: Random}}\n---\n";
+    let of = |text: &str| {
+        let model = shop(text);
+        let specifiers = forward(&reviews(&model, &mesh())[0]).hash_policy.clone().into_iter();
+        let cluster: Cluster = get(&model, &mesh(), ResourceType::Cluster, REVIEWS);
+        (cluster.lb_policy, specifiers.filter_map(|policy| policy.policy_specifier).collect::<Vec<_>>())
+    };
+    let by_source = vec![PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true })];
+    let ring = LbPolicy::RingHash as i32;
+    assert_eq!(of(sticky), (ring, by_source.clone()));
+    // What the mesh does in general is not about this Service, and what somebody says of this Service is.
+    assert_eq!(of(&format!("{sticky}{mesh_wide}")), (ring, by_source));
+    let own = policy("reviews", "policy: RoundRobin");
+    assert_eq!(of(&format!("{sticky}{own}")), (LbPolicy::RoundRobin as i32, Vec::new()));
+    let version: Cluster =
+        get(&shop(sticky), &mesh(), ResourceType::Cluster, "reviews-v1.default.svc.cluster.local:9080");
+    assert_eq!(version.lb_policy, ring);
 }

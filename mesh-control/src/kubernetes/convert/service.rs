@@ -30,6 +30,7 @@ pub(in crate::kubernetes) fn service(service: &core::Service) -> Option<Fact> {
         cluster_ip: spec.cluster_ip.clone().filter(|ip| !ip.is_empty()),
         cluster_ips: spec.cluster_ips.clone().unwrap_or_default(),
         publish_not_ready_addresses: spec.publish_not_ready_addresses,
+        session_affinity: spec.session_affinity.clone(),
         ..ServiceSpec::default()
     };
     Some(Fact::Service(Object::Service(Resource { metadata, spec })))
@@ -87,7 +88,9 @@ mod tests {
         let targets: Vec<_> = spec.ports.iter().map(|p| (p.port, p.target_port.clone().unwrap())).collect();
         let expected = [TargetPort::Number(53), TargetPort::Name("dns-tcp".into()), TargetPort::Number(9154)];
         assert_eq!(targets, [53, 53, 9153].into_iter().zip(expected).collect::<Vec<_>>());
-        assert_eq!(spec.cluster_ips.len(), 2);
+        assert_eq!((spec.cluster_ips.len(), spec.sticky()), (2, false));
+        let sticky = convert(json!({"clusterIP": "10.96.0.11", "selector": {"a": "b"}, "sessionAffinity": "ClientIP"}));
+        assert!(sticky.unwrap().sticky());
     }
 
     #[test]
