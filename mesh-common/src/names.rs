@@ -106,6 +106,18 @@ pub fn fqdn(service: &str, namespace: &str) -> String {
     format!("{service}.{namespace}.svc.{CLUSTER_DOMAIN}")
 }
 
+/// Name of the service that the workloads of one version of a service make: `reviews-v2`. It need not be one that a service
+/// can have: it may be too long.
+pub fn version_service(service: &str, version: &str) -> String {
+    format!("{service}-{}", version_label(version))
+}
+
+/// A version as it is in names. It is what a label's value may be, and names are DNS labels: `1.2.3` and `RC_1` are `1-2-3`
+/// and `rc-1` there.
+pub fn version_label(version: &str) -> String {
+    version.to_ascii_lowercase().replace(['.', '_'], "-")
+}
+
 /// The same of what a workload serves, which may be nothing: "" then.
 pub fn served_fqdn(service: &str, namespace: &str) -> String {
     if service.is_empty() { String::new() } else { fqdn(service, namespace) }
@@ -188,6 +200,19 @@ mod tests {
         }
         for text in ["240.241.0.1", "10.0.0.1", "fd00:6d65:7368:1::1", "::1"] {
             assert!(!is_virtual(text.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn versions_are_in_names_as_names_can_be() {
+        for (version, name) in [
+            ("v2", "reviews-v2"),
+            ("1.2.3", "reviews-1-2-3"),
+            ("1.2.3-RC_1", "reviews-1-2-3-rc-1"),
+            ("a--b", "reviews-a--b"),
+        ] {
+            assert_eq!(version_service("reviews", version), name);
+            crate::identity::check_label(name).unwrap();
         }
     }
 

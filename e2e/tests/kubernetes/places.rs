@@ -1,5 +1,5 @@
 //! Services whose pods are on their node's own network, whose endpoints somebody wrote down, and that are only another name
-//! for one; and one that keeps each caller at one of its pods.
+//! for one; one that keeps each caller at one of its pods; and versions that are no names.
 
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     on_the_node(&namespace)?;
     written_down(&namespace)?;
     affinity(&namespace)?;
+    versions(&namespace)?;
     another_name(&namespace)
 }
 
@@ -85,6 +86,24 @@ fn affinity(namespace: &Namespace) -> anyhow::Result<()> {
             Ok(())
         })?;
     }
+    Ok(())
+}
+
+/// Versions as Helm's charts write them are split by.
+fn versions(namespace: &Namespace) -> anyhow::Result<()> {
+    let mut objects = vec![apps::service("tools")];
+    for (name, version) in [("tools-old", "1.2.3"), ("tools-new", "1.2.4")] {
+        let mut server = apps::server("tools", version);
+        server["metadata"]["name"] = name.into();
+        objects.push(server);
+    }
+    namespace.apply(&objects)?;
+    ["tools-old", "tools-new"].iter().try_for_each(|name| namespace.rolled_out(name))?;
+    let split = ["-n", &namespace.name, "route", "set-weight", "tools", "1.2.3=90", "1.2.4=10", "--wait"];
+    namespace.cluster.meshctl(&split)?;
+    let report = namespace.load("web", &["--url", "http://tools:9080/", "--requests", "1000"])?;
+    let of = |version: &str| report.by_version.get(version).copied().unwrap_or_default();
+    ensure!((of("1.2.3"), of("1.2.4")) == (900, 100), "{report:?}");
     Ok(())
 }
 

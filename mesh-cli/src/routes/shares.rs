@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use mesh_common::names::version_label;
+
 /// Gateway API's bound for a weight.
 const MAX_WEIGHT: u32 = 1_000_000;
 
@@ -20,8 +22,8 @@ impl FromStr for Share {
             Some((version, weight)) => (version, weight),
             None => (text, "100"),
         };
-        mesh_common::identity::check_label(version).map_err(|_| {
-            format!("`{version}` is not a version: write lower-case letters, digits and '-', as in v1=90")
+        mesh_common::identity::check_label(&version_label(version)).map_err(|_| {
+            format!("`{version}` is not a version: write letters, digits, '-', '_' and '.', as in v1=90 or 1.2.3=90")
         })?;
         // People write percentages; the sign changes nothing.
         let weight = weight.strip_suffix('%').unwrap_or(weight);
@@ -35,8 +37,13 @@ impl FromStr for Share {
 /// Checks what can only be seen of all shares together.
 pub fn check(shares: &[Share]) -> Result<(), String> {
     for (index, share) in shares.iter().enumerate() {
-        if shares.iter().take(index).any(|s| s.version == share.version) {
-            return Err(format!("{} is there twice: give each version one weight", share.version));
+        let label = version_label(&share.version);
+        match shares.iter().take(index).find(|other| version_label(&other.version) == label) {
+            Some(other) if other.version == share.version => {
+                return Err(format!("{} is there twice: give each version one weight", share.version));
+            }
+            Some(other) => return Err(format!("{} and {} are the same backend", other.version, share.version)),
+            None => {}
         }
     }
     if shares.iter().all(|s| s.weight == 0) {
@@ -70,7 +77,8 @@ mod tests {
         assert_eq!("v1=90".parse(), Ok(Share { version: "v1".into(), weight: 90 }));
         assert_eq!("v2".parse(), Ok(Share { version: "v2".into(), weight: 100 }));
         assert_eq!("v2=10%".parse(), Ok(Share { version: "v2".into(), weight: 10 }));
-        for text in ["", "=5", "v1=", "v1=-1", "v1=1.5", "V1=1", "v1=1000001", "v1=1=2"] {
+        assert_eq!("1.2.3-RC_1=5".parse(), Ok(Share { version: "1.2.3-RC_1".into(), weight: 5 }));
+        for text in ["", "=5", "v1=", "v1=-1", "v1=1.5", "v 1=1", ".1=1", "1.=1", "v1=1000001", "v1=1=2"] {
             assert!(text.parse::<Share>().is_err(), "{text}");
         }
     }
@@ -79,6 +87,7 @@ mod tests {
     fn refuses_a_version_that_is_there_twice_and_a_split_of_nothing() {
         assert!(check(&shares(&["v1=90", "v2=10"])).is_ok());
         assert!(check(&shares(&["v1=90", "v1=10"])).is_err());
+        assert_eq!(check(&shares(&["1.2=90", "1-2=10"])).unwrap_err(), "1.2 and 1-2 are the same backend");
         assert!(check(&shares(&["v1=0", "v2=0"])).is_err());
     }
 

@@ -503,7 +503,7 @@ impl Model {
     fn serving<'a>(&'a self, namespace: &str, workload: &str, service: &'a str, version: &str) -> Vec<Cow<'a, str>> {
         match self.served.get(&Name::new(namespace, workload)) {
             Some(served) => served.iter().map(|name| Cow::Borrowed(name.as_str())).collect(),
-            None => vec![Cow::Borrowed(service), Cow::Owned(format!("{service}-{version}"))],
+            None => vec![Cow::Borrowed(service), Cow::Owned(names::version_service(service, version))],
         }
     }
 

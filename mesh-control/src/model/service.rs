@@ -215,8 +215,16 @@ pub(super) fn assemble(
             services.insert(name.clone(), from_workloads(name.clone(), members, statuses));
         }
     }
-    let versions: Vec<Service> = services.values().flat_map(versions).collect();
-    for version in versions {
+    let mut of_versions = Vec::new();
+    for service in services.values() {
+        let (made, problems) = versions(service);
+        of_versions.extend(made);
+        if !problems.is_empty() {
+            let key = Key::new(Kind::Service, &service.name.namespace, &service.name.name);
+            statuses.entry(key).or_default().conditions.extend(problems);
+        }
+    }
+    for version in of_versions {
         // A service of that name that somebody meant comes before one that is only a version.
         services.entry(version.name.clone()).or_insert(version);
     }
@@ -312,25 +320,45 @@ fn endpoint(workload: &Arc<Workload>, port: u16) -> Option<Endpoint> {
     (!workload.addresses.is_empty()).then_some(endpoint)
 }
 
-/// `reviews-v1` and `reviews-v2`, when `reviews` has workloads of versions v1 and v2.
-fn versions(service: &Service) -> Vec<Service> {
+/// `reviews-v1` and `reviews-v2`, when `reviews` has workloads of versions v1 and v2; and which versions make none.
+fn versions(service: &Service) -> (Vec<Service>, Vec<Condition>) {
     let versions: BTreeSet<&str> = service.workloads.iter().map(|w| w.version.as_str()).collect();
-    let made = versions.into_iter().filter(|version| !version.is_empty()).filter_map(|version| {
-        let name = format!("{}-{version}", service.name.name);
-        mesh_common::identity::check_label(&name).ok()?;
-        let mut made = Service::new(Name::new(&service.name.namespace, &name));
-        made.version_of = Some(service.name.name.clone());
-        made.ready_or_not = service.ready_or_not;
-        made.sticky = service.sticky;
-        made.workloads = service.workloads.iter().filter(|w| w.version == version).cloned().collect();
-        let copy = |port: &Port| {
-            let mut copy = Port::new(port.number, &port.name, port.protocol);
-            copy.endpoints = port.endpoints.iter().filter(|e| e.workload.version == version).cloned().collect();
-            (port.number, copy)
+    let mut versions: Vec<&str> = versions.into_iter().filter(|version| !version.is_empty()).collect();
+    // Of two that make the same name, the one goes first that is in it as it is.
+    versions.sort_by_key(|version| names::version_label(version) != *version);
+    let mut made: BTreeMap<String, (&str, Service)> = BTreeMap::new();
+    let mut problems = Vec::new();
+    for version in versions {
+        let name = names::version_service(&service.name.name, version);
+        let problem = match made.get(&name) {
+            Some((other, _)) => Some(format!(
+                "the versions {other} and {version} make the same backend {name}, which has those of {other}"
+            )),
+            None if mesh_common::identity::check_label(&name).is_err() => {
+                Some(format!("the version {version} makes no backend: {name} is no DNS label of at most 63 characters"))
+            }
+            None => None,
         };
-        made.ports = service.ports.values().map(copy).collect();
-        made.udp_ports = service.udp_ports.values().map(copy).collect();
-        Some(made)
-    });
-    made.collect()
+        match problem {
+            Some(message) => problems.push(Condition::ignored("NoVersionBackend", message)),
+            None => drop(made.insert(name.clone(), (version, of_version(service, version, &name)))),
+        }
+    }
+    (made.into_values().map(|(_, service)| service).collect(), problems)
+}
+
+fn of_version(service: &Service, version: &str, name: &str) -> Service {
+    let mut made = Service::new(Name::new(&service.name.namespace, name));
+    made.version_of = Some(service.name.name.clone());
+    made.ready_or_not = service.ready_or_not;
+    made.sticky = service.sticky;
+    made.workloads = service.workloads.iter().filter(|w| w.version == version).cloned().collect();
+    let copy = |port: &Port| {
+        let mut copy = Port::new(port.number, &port.name, port.protocol);
+        copy.endpoints = port.endpoints.iter().filter(|e| e.workload.version == version).cloned().collect();
+        (port.number, copy)
+    };
+    made.ports = service.ports.values().map(copy).collect();
+    made.udp_ports = service.udp_ports.values().map(copy).collect();
+    made
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_common::identity::Identity;
+use mesh_common::names;
 use mesh_common::resource::{ANNOTATION_SERVICE_ACCOUNTS, Key, Kind, Object, Service, WorkloadEntry};
 use tonic::Status;
 
@@ -90,7 +91,7 @@ impl Joined<'_> {
             || match self.declared {
                 Some(declared) => declared.spec.selects(&selectable_labels(entry)),
                 // `reviews-v2` has the workloads of version v2 of `reviews`, unless somebody meant a service of that name.
-                None => !spec.version.is_empty() && self.name == format!("{}-{}", spec.service, spec.version),
+                None => !spec.version.is_empty() && self.name == names::version_service(&spec.service, &spec.version),
             }
     }
 }

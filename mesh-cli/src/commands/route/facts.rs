@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use mesh_common::names::version_label;
 use mesh_common::proto::control::ServiceView;
 use mesh_common::resource::{Kind, Object};
 
@@ -83,7 +84,9 @@ fn known_versions(service: &ServiceView, declared: &[Object], shares: &[Share]) 
     let of_services =
         of_services.filter_map(|o| edit::version_of(&service.name, &o.metadata().name)).filter(|v| !v.is_empty());
     let known: BTreeSet<&str> = of_workloads.chain(of_services).collect();
-    let unknown: Vec<&str> = shares.iter().map(|s| s.version.as_str()).filter(|v| !known.contains(v)).collect();
+    let labels: BTreeSet<String> = known.iter().map(|version| version_label(version)).collect();
+    let unknown = shares.iter().map(|s| s.version.as_str()).filter(|v| !labels.contains(&version_label(v)));
+    let unknown: Vec<&str> = unknown.collect();
     if unknown.is_empty() {
         return Ok(());
     }
@@ -166,6 +169,11 @@ mod tests {
         assert_eq!(failure.exit, Exit::NotFound);
         assert_eq!(failure.message, "reviews has no version v3.");
         assert!(failure.hint.unwrap().contains("It has v1, v2"));
+
+        let mut dotted = reviews();
+        dotted.workloads[0].version = "1.2.3".into();
+        assert!(known_versions(&dotted, &[], &[share("1.2.3=1"), share("1-2-3=1")]).is_ok());
+        assert!(known_versions(&dotted, &[], &[share("1.2.4=1")]).unwrap_err().hint.unwrap().contains("1.2.3, v2"));
     }
 
     #[test]

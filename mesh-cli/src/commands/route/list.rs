@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use mesh_common::names::version_service;
 use mesh_common::proto::control::ServiceView;
 use mesh_common::resource::Object;
 use serde::Serialize;
@@ -128,9 +129,10 @@ fn gather(services: &[ServiceView], routes: &[Object], namespace: &str) -> Vec<S
 }
 
 fn is_version_of(services: &[ServiceView], namespace: &str, service: &str, name: &str) -> bool {
-    let Some(version) = version_of(service, name).filter(|v| !v.is_empty()) else { return false };
     let whole = services.iter().find(|s| s.namespace == namespace && s.name == service);
-    whole.is_some_and(|s| s.workloads.iter().any(|w| w.version == version))
+    whole.is_some_and(|s| {
+        s.workloads.iter().any(|w| !w.version.is_empty() && version_service(service, &w.version) == name)
+    })
 }
 
 fn table(listed: &[ServiceRoutes], namespaces: bool) -> Table {

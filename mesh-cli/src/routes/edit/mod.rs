@@ -1,6 +1,7 @@
 //! Edits the rules of a route: which versions of a service get which share. Everything that is not asked for stays as it
 //! is: other rules, filters of a backend that stays, timeouts, retries, names.
 
+use mesh_common::names;
 use mesh_common::resource::{
     BackendRef, GrpcRouteFilter, GrpcRouteMatch, GrpcRouteRule, GrpcRouteSpec, HttpRouteFilter, HttpRouteMatch,
     HttpRouteRule, HttpRouteSpec, Metadata, NoFilter, Object, ParentReference, Resource, TcpRouteRule, TcpRouteSpec,
@@ -182,7 +183,7 @@ pub fn reset(object: &mut Object, service: &str, matches: Option<&Matches>) -> R
     }
 }
 
-/// The version that a backend name means: `reviews-v1` is `v1` of `reviews`, and `reviews` is all of them (`""`).
+/// The version that a backend name means, as it is in names: `reviews-v1` is `v1` of `reviews`, and `reviews` is all of them (`""`).
 pub fn version_of<'a>(service: &str, backend: &'a str) -> Option<&'a str> {
     match backend.strip_prefix(service)? {
         "" => Some(""),
@@ -304,7 +305,7 @@ fn whole<R: Rule>(service: &str, port: u16) -> R {
 fn respread<R: Rule>(rule: &mut R, split: &Split) -> Vec<String> {
     let old = std::mem::take(rule.backends_mut());
     let port = old.iter().find_map(|b| b.port).or(split.port);
-    let name_of = |share: &Share| format!("{}-{}", split.service, share.version);
+    let name_of = |share: &Share| names::version_service(&split.service, &share.version);
     let backend = |share: &Share| {
         let name = name_of(share);
         let kept = old.iter().find(|b| b.name == name).cloned();

@@ -1,7 +1,9 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::discovery::v1 as discovery;
-use mesh_common::resource::{ANNOTATION_PLACE_OF, Metadata, ServicePort, WorkloadEntry, WorkloadEntrySpec, WorkloadPort};
+use mesh_common::resource::{
+    ANNOTATION_PLACE_OF, Metadata, ServicePort, WorkloadEntry, WorkloadEntrySpec, WorkloadPort,
+};
 
 use super::{ANNOTATION_SOURCE, Fact};
 

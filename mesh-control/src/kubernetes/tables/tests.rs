@@ -246,3 +246,47 @@ fn a_port_is_found_by_any_of_its_names() {
     let ports = model.service("shop", "db").unwrap().ports.values();
     assert_eq!(ports.map(|p| p.endpoints.first().map(|e| e.port)).collect::<Vec<_>>(), [Some(80), Some(80), None]);
 }
+
+/// What becomes of a Service whose pods have these versions: its services with their workloads' versions, and what is said.
+fn of_versions(versions: &[&str]) -> (Vec<(String, Vec<String>)>, Vec<String>) {
+    let service = json!({
+        "metadata": {"name": "db", "namespace": "shop"},
+        "spec": {"clusterIP": "10.96.0.9", "selector": {"app": "db"}, "ports": [{"port": 5432}]},
+    });
+    let mut tables = tables(vec![(SERVICE, seen("shop", "db", convert::service(&from(service))))]);
+    for (index, version) in versions.iter().enumerate() {
+        let labelled = |pod: &mut Value| {
+            pod["metadata"]["labels"] = json!({"app": "db", "app.kubernetes.io/version": version});
+        };
+        tables.apply(POD, pod("shop", &format!("db-{index}"), &format!("10.0.0.{index}"), labelled));
+    }
+    let model = model(&mut tables);
+    let versions = |of: &model::Service| of.workloads.iter().map(|w| w.version.clone()).collect();
+    let services = model.services().map(|service| (service.name.name.clone(), versions(service))).collect();
+    (services, model.warnings(&Key::new(Kind::Service, "shop", "db")))
+}
+
+#[test]
+fn a_version_is_in_a_name_as_names_can_be() {
+    let services = |given: &[(&str, &[&str])]| -> Vec<(String, Vec<String>)> {
+        let owned = |(name, versions): &(&str, &[&str])| {
+            ((*name).to_owned(), versions.iter().map(|version| (*version).to_owned()).collect())
+        };
+        given.iter().map(owned).collect()
+    };
+    let (clear, said) = of_versions(&["1.2.3", "1.2.4-RC_1"]);
+    let expected: &[(&str, &[&str])] =
+        &[("db", &["1.2.3", "1.2.4-RC_1"]), ("db-1-2-3", &["1.2.3"]), ("db-1-2-4-rc-1", &["1.2.4-RC_1"])];
+    assert_eq!((clear, said), (services(expected), Vec::new()));
+
+    // Of those that make the same name, the one that is spelled like it has it; and a name may be too long.
+    let long = "x".repeat(63);
+    let (unclear, said) = of_versions(&["V1", "v1", &long]);
+    assert_eq!(unclear, services(&[("db", &["V1", "v1", &long]), ("db-v1", &["v1"])]));
+    assert!(said.iter().any(|text| text.contains("v1 and V1 make the same backend db-v1")), "{said:?}");
+    assert!(said.len() == 2 && said.iter().any(|text| text.contains(&format!("{long} makes no backend"))), "{said:?}");
+    // And otherwise the first.
+    let (unclear, said) = of_versions(&["1_2", "1.2"]);
+    assert_eq!(unclear, services(&[("db", &["1_2", "1.2"]), ("db-1-2", &["1.2"])]));
+    assert_eq!(said.len(), 1);
+}
