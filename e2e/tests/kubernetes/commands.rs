@@ -160,6 +160,13 @@ fn proxies(namespace: &Namespace) -> anyhow::Result<()> {
     ensure!(ids.len() == 3, "{ids:?}");
     let routes = meshctl(namespace, &["proxy", "config", "routes", web])?;
     ensure!(routes.contains("reviews"), "{routes}");
+    // A pod is where its node is.
+    let node = &namespace.cluster.get(&["nodes"])?["items"][0]["metadata"]["labels"];
+    let label = |name: &str| node[format!("topology.kubernetes.io/{name}")].as_str().unwrap_or_default();
+    let locality = format!("{}/{}", label("region"), label("zone"));
+    ensure!(locality.len() > 1, "the node has no locality: {node}");
+    let endpoints = meshctl(namespace, &["proxy", "config", "endpoints", web, "--name", "reviews", "-o", "wide"])?;
+    ensure!(endpoints.contains(&locality), "{locality}: {endpoints}");
     let secrets = meshctl(namespace, &["proxy", "config", "secrets", web])?;
     ensure!(secrets.contains(&format!("ns/{}/sa/web", namespace.name)), "{secrets}");
     // A proxy may report to another replica than the one that configures it.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mesh_common::resource::{Key, Kind, Object};
+use mesh_common::resource::{Key, Kind, Object, WorkloadEntry};
 use serde_json::Value;
 
 use super::convert::{self, Fact, Written};
@@ -161,6 +161,16 @@ impl Tables {
         }
     }
 
+    /// The pod as a workload, which is where its node is.
+    fn workload(&self, pod: &convert::Pod) -> WorkloadEntry {
+        let mut entry = pod.entry.clone();
+        let node = (Watched::Node, String::new(), pod.node.clone());
+        if let Some((_, Fact::Node(locality))) = self.facts.get(&node) {
+            entry.spec.locality = Some(locality.clone()).filter(|locality| !locality.is_empty());
+        }
+        entry
+    }
+
     /// The objects, at the next revision if they mean something else than before.
     pub fn objects(&mut self) -> Objects {
         let mut objects: BTreeMap<Key, Object> = BTreeMap::new();
@@ -189,18 +199,14 @@ impl Tables {
                     }
                 }
                 Fact::Pod(pod) => {
-                    let mut entry = pod.entry.clone();
-                    let node = (Watched::Node, String::new(), pod.node.clone());
-                    if let Some((_, Fact::Node(locality))) = self.facts.get(&node) {
-                        entry.spec.locality = Some(locality.clone()).filter(|locality| !locality.is_empty());
-                    }
-                    // It goes before an entry that somebody wrote under its name: its proxy speaks for it.
-                    objects.insert(Key::new(Kind::WorkloadEntry, namespace, name), Object::WorkloadEntry(entry));
+                    let key = Key::new(Kind::WorkloadEntry, namespace, name);
+                    objects.insert(key, Object::WorkloadEntry(self.workload(pod)));
                 }
                 Fact::Node(_) | Fact::Refused { .. } => {}
             }
         }
-        // Pods come before written entries in the order of facts, so those are put last.
+        // A pod goes before an entry that somebody wrote under its name: its proxy speaks for it. The order of facts has pods
+        // before what is written, so it is put there again.
         for ((watched, namespace, name), (_, fact)) in &self.facts {
             if let (Watched::Pod, Fact::Pod(pod)) = (watched, fact) {
                 let key = Key::new(Kind::WorkloadEntry, namespace, name);
@@ -208,7 +214,7 @@ impl Tables {
                     && entry.metadata.annotations != pod.entry.metadata.annotations
                 {
                     tracing::warn!(workload = %key, "a WorkloadEntry has the name of a pod and is left out");
-                    objects.insert(key, Object::WorkloadEntry(pod.entry.clone()));
+                    objects.insert(key, Object::WorkloadEntry(self.workload(pod)));
                 }
             }
         }

@@ -58,3 +58,27 @@ pub(super) fn node(node: &Node) -> Option<Fact> {
     };
     Some(Fact::Node(locality))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_node_is_in_a_region_and_a_zone_as_far_as_its_labels_say() {
+        let [region, zone] = ["topology.kubernetes.io/region", "topology.kubernetes.io/zone"];
+        for (labels, locality) in [
+            (json!({region: "eu", zone: "eu-a", "kubernetes.io/os": "linux"}), "eu/eu-a"),
+            (json!({zone: "eu-a"}), "/eu-a"),
+            (json!({region: "eu"}), "eu"),
+            (json!({}), ""),
+        ] {
+            let json = json!({"metadata": {"name": "node1", "labels": labels}});
+            let made = node(&serde_json::from_value(json).unwrap());
+            assert_eq!(made, Some(Fact::Node(locality.to_owned())), "{labels}");
+        }
+        let bare = serde_json::from_value(json!({"metadata": {"name": "node1"}})).unwrap();
+        assert_eq!(node(&bare), Some(Fact::Node(String::new())));
+    }
+}

@@ -290,3 +290,43 @@ fn a_version_is_in_a_name_as_names_can_be() {
     assert_eq!(unclear, services(&[("db", &["1_2", "1.2"]), ("db-1-2", &["1.2"])]));
     assert_eq!(said.len(), 1);
 }
+
+fn node(name: &str, labels: Value) -> Change {
+    seen("", name, convert::node(&from(json!({"metadata": {"name": name, "labels": labels}}))))
+}
+
+fn locality(tables: &mut Tables, name: &str) -> [String; 3] {
+    model(tables).workload("shop", name).unwrap().locality.clone()
+}
+
+#[test]
+fn a_pod_is_where_its_node_is() {
+    const NODE: Watched = Watched::Node;
+    let zone = json!({"topology.kubernetes.io/region": "eu", "topology.kubernetes.io/zone": "eu-a"});
+    let mut tables = tables(vec![(POD, pod("shop", "db-0", "10.0.0.1", |_| ()))]);
+    assert_eq!(locality(&mut tables, "db-0"), ["", "", ""]);
+    let before = tables.objects().revision;
+    tables.apply(NODE, node("node2", zone.clone()));
+    assert_eq!(tables.objects().revision, before);
+    tables.apply(NODE, node("node1", zone));
+    assert_eq!(locality(&mut tables, "db-0"), ["eu", "eu-a", ""]);
+    assert_eq!(tables.objects().revision, before + 1);
+
+    // An endpoint that is this pod is there as well, whatever zone was written down.
+    tables.apply(SERVICE, leader("shop"));
+    tables.apply(SLICE, slice("shop", json!([{"addresses": ["10.0.0.1"], "zone": "x"}])));
+    assert_eq!(endpoints(&model(&mut tables), "shop")[0].workload.locality, ["eu", "eu-a", ""]);
+
+    // The same of a pod whose name somebody has given to an entry.
+    let written = json!({
+        "metadata": {"name": "db-0", "namespace": "shop"},
+        "spec": {"addresses": ["192.0.2.1"], "service": "leader", "locality": "us"},
+    });
+    let fact = convert::object(Kind::WorkloadEntry, &from(written));
+    tables.apply(Watched::Kind(Kind::WorkloadEntry), seen("shop", "db-0", fact));
+    assert_eq!(locality(&mut tables, "db-0"), ["eu", "eu-a", ""]);
+    assert_eq!(model(&mut tables).workload("shop", "db-0").unwrap().addresses[0].to_string(), "10.0.0.1");
+
+    tables.apply(NODE, node("node1", json!({})));
+    assert_eq!(locality(&mut tables, "db-0"), ["", "", ""]);
+}
