@@ -329,3 +329,31 @@ fn who_is_lost_is_called_while_most_are() {
     assert_eq!(called([true, true, true, false]), [true; 4]);
     assert_eq!(called([true; 4]), [true; 4]);
 }
+
+/// Those that are not ready are called and named all the same, where the Service says so.
+#[test]
+fn who_is_not_ready_is_called_if_the_service_says_so() {
+    let called = |publish: &str| {
+        let entry = |name: &str, address: u8, healthy: bool| {
+            format!(
+                "apiVersion: meshctl.dev/v1alpha1\nkind: WorkloadEntry\nmetadata: {{name: {name}}}\nspec: {{service: store, version: v1, addresses: [10.1.0.{address}], healthy: {healthy}, ports: [{{port: 80}}]}}\n---\n"
+            )
+        };
+        let service = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: store}}\nspec: {{clusterIP: None, ports: [{{port: 80}}]{publish}}}\n---\n"
+        );
+        let model = shop(&(service + &entry("store-0", 1, true) + &entry("store-1", 2, false)));
+        let healthy = |cluster: &str| {
+            let found: ClusterLoadAssignment = get(&model, &mesh(), ResourceType::Endpoints, cluster);
+            let all = found.endpoints.into_iter().flat_map(|locality| locality.lb_endpoints);
+            all.filter(|it| it.health_status == HealthStatus::Healthy as i32).count()
+        };
+        let name: Name = get(&model, &mesh(), ResourceType::Name, "store");
+        let (whole, version) = ("store.default.svc.cluster.local:80", "store-v1.default.svc.cluster.local:80");
+        (healthy(whole), healthy(version), name.addresses)
+    };
+    assert_eq!(called(""), (1, 1, vec!["10.1.0.1".to_owned()]));
+    assert_eq!(called(", publishNotReadyAddresses: false"), (1, 1, vec!["10.1.0.1".to_owned()]));
+    let both = vec!["10.1.0.1".to_owned(), "10.1.0.2".to_owned()];
+    assert_eq!(called(", publishNotReadyAddresses: true"), (2, 2, both));
+}
