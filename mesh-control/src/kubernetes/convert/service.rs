@@ -4,7 +4,6 @@ use mesh_common::resource::{Metadata, Object, Resource, ServicePort, ServiceSpec
 
 use super::Fact;
 
-/// Ports of SCTP are left alone.
 pub(in crate::kubernetes) fn service(service: &core::Service) -> Option<Fact> {
     let (from, spec) = (&service.metadata, service.spec.as_ref()?);
     let selector = spec.selector.clone().unwrap_or_default();
@@ -39,8 +38,8 @@ pub(in crate::kubernetes) fn service(service: &core::Service) -> Option<Fact> {
 fn port(port: &core::ServicePort, selected: bool) -> Option<ServicePort> {
     let protocol = match port.protocol.as_deref() {
         None | Some("TCP") => None,
-        Some("UDP") => Some("UDP".to_owned()),
-        Some(_) => return None,
+        // What cannot be served is said of the Service.
+        Some(other) => Some(other.to_owned()),
     };
     let target = match &port.target_port {
         Some(IntOrString::Int(number)) => u16::try_from(*number).ok().filter(|n| *n > 0).map(TargetPort::Number),
@@ -74,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_those_of_streams_and_datagrams() {
+    fn ports_are_taken_with_their_targets() {
         let spec = convert(json!({
             "type": "ClusterIP", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10", "fd00:96::a"], "ipFamilyPolicy": "PreferDualStack",
             "selector": {"k8s-app": "kube-dns"}, "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
@@ -91,6 +90,23 @@ mod tests {
         assert_eq!((spec.cluster_ips.len(), spec.sticky()), (2, false));
         let sticky = convert(json!({"clusterIP": "10.96.0.11", "selector": {"a": "b"}, "sessionAffinity": "ClientIP"}));
         assert!(sticky.unwrap().sticky());
+    }
+
+    #[test]
+    fn a_port_of_sctp_is_told_of_and_not_served() {
+        let json = json!({
+            "metadata": {"name": "s", "namespace": "shop"},
+            "spec": {"clusterIP": "10.96.0.12", "selector": {"a": "b"}, "ports": [
+                {"name": "a", "port": 9, "protocol": "SCTP"}, {"name": "b", "port": 9, "protocol": "TCP"}]}
+        });
+        let Some(Fact::Service(service)) = service(&serde_json::from_value(json).unwrap()) else { panic!() };
+        let key = service.key();
+        let objects = [(key.clone(), std::sync::Arc::new(service))].into();
+        let settings = crate::model::Settings { trust_domain: "mesh.local".to_owned() };
+        let model = crate::model::build(&objects, &settings, &crate::model::Addresses::default());
+        assert_eq!(model.service("shop", "s").unwrap().all_ports().map(|p| &*p.name).collect::<Vec<_>>(), ["b"]);
+        let said = model.warnings(&key);
+        assert!(said.iter().any(|text| text.contains("port 9 is SCTP")), "{said:?}");
     }
 
     #[test]

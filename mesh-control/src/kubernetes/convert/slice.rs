@@ -80,8 +80,9 @@ impl Slice {
         pod: impl Fn(IpAddr, Option<&Place>) -> Option<(&'p str, &'p str)>,
     ) -> Vec<WorkloadEntry> {
         let port = |(name, number, udp): &(String, u16, bool)| {
-            let is_udp = |port: &ServicePort| port.protocol.as_deref() == Some("UDP");
-            let of_service = service_ports.iter().find(|port| port.name == *name && is_udp(port) == *udp)?;
+            let protocol = if *udp { "UDP" } else { "TCP" };
+            let spoken = |port: &ServicePort| port.protocol.as_deref().unwrap_or("TCP") == protocol;
+            let of_service = service_ports.iter().find(|port| port.name == *name && spoken(port))?;
             let name = Some(name.clone()).filter(|name| !name.is_empty());
             let protocol = udp.then(|| "udp".to_owned());
             Some(WorkloadPort { port: *number, service_port: Some(of_service.port), name, protocol })
