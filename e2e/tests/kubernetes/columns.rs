@@ -47,8 +47,8 @@ fn cases() -> [Case; 9] {
         (
             "DirectResponse",
             json!({"status": 503, "body": "closed", "contentType": "text/plain"}),
-            "NAME STATUS CONTENT TYPE AGE",
-            &["shown", "503", "text/plain"],
+            "NAME STATUS CONTENT TYPE ACCEPTED AGE",
+            &["shown", "503", "text/plain", "True"],
         ),
         (
             "FaultInjection",

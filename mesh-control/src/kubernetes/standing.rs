@@ -12,7 +12,7 @@ pub(super) fn wanted(kind: Kind, standing: &Standing, model: &Value, now: Timest
     let now = Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
     let (field, fresh) = match kind {
         // Neither has a status that is ours.
-        Kind::Service | Kind::ReferenceGrant | Kind::DirectResponse => return None,
+        Kind::Service | Kind::ReferenceGrant => return None,
         _ if kind.group() == GATEWAY_GROUP => ("parents", parents(standing, model, &now)),
         _ => {
             let given = list(model, "conditions");
