@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -97,10 +98,19 @@ impl fmt::Display for LogFormat {
     }
 }
 
+/// Where the client of the API server writes an error for each attempt that fails. Whoever makes the attempts says once what
+/// is wrong.
+const EACH_ATTEMPT: &str = "kube_client::client::builder";
+
+/// Without the lines of [`EACH_ATTEMPT`], unless the filter speaks of them.
 fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
-    EnvFilter::builder()
-        .parse(filter)
-        .map_err(|error| TelemetryError::Filter { filter: filter.to_owned(), reason: error.to_string() })
+    let wrong = |reason: String| TelemetryError::Filter { filter: filter.to_owned(), reason };
+    let made = EnvFilter::builder().parse(filter).map_err(|error| wrong(error.to_string()))?;
+    if filter.contains("kube_client") {
+        return Ok(made);
+    }
+    let off = format!("{EACH_ATTEMPT}=off").parse().map_err(|error: ParseError| wrong(error.to_string()))?;
+    Ok(made.add_directive(off))
 }
 
 /// A part of the filter that is one word and no level, or the empty filter.
@@ -112,6 +122,14 @@ fn neither_level_nor_module(filter: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn single_attempts_are_written_only_where_the_filter_speaks_of_them() {
+        let said = |filter: &str| parse(filter).unwrap().to_string();
+        assert!(said("info").contains("kube_client::client::builder=off"));
+        assert!(!said("info,kube_client=debug").contains("off"));
+        assert!(said("debug,mesh_control=trace").contains("mesh_control=trace"));
+    }
 
     #[test]
     fn levels_change_while_running() {

@@ -15,10 +15,12 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     namespace.apply(&[apps::service("reviews")])?;
     for (kind, spec, columns, parts) in cases() {
         let name = parts.first().context("no name")?;
-        let object =
-            json!({"apiVersion": "meshctl.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
-        namespace.apply(&[object])?;
-        let shown = || namespace.kubectl(&["get", kind, name]);
+        // The settings of the mesh are nowhere else.
+        let place = if kind == "MeshConfig" { "mesh-system" } else { &namespace.name };
+        let metadata = json!({"name": name, "namespace": place});
+        let object = json!({"apiVersion": "meshctl.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec});
+        cluster.apply(&object.to_string())?;
+        let shown = || cluster.kubectl(&["-n", place, "get", kind, name]);
         eventually(Duration::from_secs(20), || {
             let text = shown()?;
             let lines: Vec<String> =
@@ -29,6 +31,7 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
             Ok(())
         })?;
     }
+    cluster.kubectl(&["-n", "mesh-system", "delete", "meshconfig/default"])?;
     // Why, where there is room.
     let wide = namespace.kubectl(&["get", "FaultInjection", "shown", "-o", "wide"])?;
     ensure!(wide.contains("REASON") && wide.contains("Accepted"), "{wide}");
@@ -56,13 +59,7 @@ fn cases() -> [Case; 9] {
             "NAME TARGETS PERCENT ENDS ACCEPTED AGE",
             &["shown", "reviews", "7", "True"],
         ),
-        (
-            // There is none of another name, and outside mesh-system it has no effect.
-            "MeshConfig",
-            json!({"trustDomain": "mesh.local"}),
-            "NAME TRUST DOMAIN AGE",
-            &["default", "mesh.local"],
-        ),
+        ("MeshConfig", json!({"trustDomain": "mesh.local"}), "NAME TRUST DOMAIN AGE", &["default", "mesh.local"]),
         (
             "PeerAuthentication",
             json!({"targetRefs": targets, "mode": "STRICT"}),
