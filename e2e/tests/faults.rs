@@ -99,7 +99,7 @@ fn reset_breaks_http_and_tcp_connections(user: User) {
     assert!(tcp.errors.iter().all(|e| e.contains("reset")), "{tcp:?}");
     // It was stock that was called, though no connection has reached it.
     eventually(Duration::from_secs(10), || {
-        let args = ["top", "callers", "--from", "web", "--service", "stock", "--window", "5m", "-o", "json"];
+        let args = ["top", "callers", "--from", "web", "--service", "stock", "--window", "1m", "-o", "json"];
         let rows: serde_json::Value = serde_json::from_str(&mesh.meshctl(&args)?)?;
         let failed = &rows[0]["connectionsFailed"];
         anyhow::ensure!(*failed == 500 && rows[0]["flags"]["FI"] == 500, "{rows:#}");
