@@ -4,6 +4,7 @@
 //! In: text (YAML, tokens, certificates). Out: validated values without any platform's types. No I/O beyond logging, the files of `rotating`, and what `process` reads of
 //! the process itself.
 
+pub mod certificate;
 #[cfg(test)]
 mod fuzzing;
 pub mod identity;

@@ -1,9 +1,9 @@
 //! What certificates say of themselves, for people.
 
 use jiff::Timestamp;
+use mesh_common::certificate;
 use mesh_common::proto::control::{AuthorityCertificate, Certificate, authority_certificate::Role};
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::GeneralName;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer;
 
@@ -12,13 +12,8 @@ use crate::ca::{Ca, ServerTls};
 /// `None`: it is none.
 pub fn facts(der: &[u8]) -> Option<Certificate> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    let names = certificate.subject_alternative_name().ok().flatten();
-    let uri = names.iter().flat_map(|names| &names.value.general_names).find_map(|name| match name {
-        GeneralName::URI(uri) => Some((*uri).to_owned()),
-        _ => None,
-    });
     Some(Certificate {
-        subject: uri.unwrap_or_else(|| certificate.subject().to_string()),
+        subject: certificate::subject(&certificate),
         serial: certificate.raw_serial_as_string(),
         issuer: certificate.issuer().to_string(),
         not_before_unix: certificate.validity().not_before.timestamp(),

@@ -3,8 +3,8 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
+use mesh_common::certificate;
 use serde_json::Value;
-use x509_parser::extensions::GeneralName;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::X509Certificate;
 
@@ -66,16 +66,10 @@ fn certificates(pem: &[u8]) -> Vec<Certificate> {
     blocks.filter_map(|block| block.parse_x509().ok().map(|certificate| describe(&certificate))).collect()
 }
 
-/// The SPIFFE ID where there is one, else the subject.
 fn describe(certificate: &X509Certificate<'_>) -> Certificate {
-    let names = certificate.subject_alternative_name().ok().flatten();
-    let uri = names.iter().flat_map(|names| &names.value.general_names).find_map(|name| match name {
-        GeneralName::URI(uri) => Some((*uri).to_owned()),
-        _ => None,
-    });
     let time = |seconds: i64| Timestamp::from_second(seconds).map(|t| t.to_string()).unwrap_or_default();
     Certificate {
-        subject: uri.unwrap_or_else(|| certificate.subject().to_string()),
+        subject: certificate::subject(certificate),
         from: time(certificate.validity().not_before.timestamp()),
         until: time(certificate.validity().not_after.timestamp()),
         serial: certificate.raw_serial_as_string(),

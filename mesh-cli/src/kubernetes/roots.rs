@@ -1,8 +1,8 @@
 //! The root certificates of a cluster's mesh, as its namespaces have them.
 
 use k8s_openapi::api::core::v1::ConfigMap;
+use mesh_common::certificate;
 use mesh_common::names::kubernetes as names;
-use x509_parser::extensions::GeneralName;
 use x509_parser::pem::Pem;
 
 use super::Cluster;
@@ -17,14 +17,7 @@ pub async fn bundle(cluster: &Cluster, namespace: &str) -> Result<Option<String>
 /// Of the first root that names one (SPIFFE X.509-SVID, section 3.2).
 pub fn trust_domain(bundle: &str) -> Option<String> {
     let mut blocks = Pem::iter_from_buffer(bundle.as_bytes()).filter_map(Result::ok);
-    blocks.find_map(|pem| {
-        let certificate = pem.parse_x509().ok()?;
-        let names = certificate.subject_alternative_name().ok()??;
-        names.value.general_names.iter().find_map(|name| match name {
-            GeneralName::URI(uri) => uri.strip_prefix("spiffe://").map(str::to_owned),
-            _ => None,
-        })
-    })
+    blocks.find_map(|pem| certificate::trust_domain(&pem.parse_x509().ok()?))
 }
 
 /// A root of the trust domain `a.example`, valid for a hundred years.

@@ -9,11 +9,11 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
+use mesh_common::certificate;
 use rcgen::{BasicConstraints, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
 use super::{BACKDATE, CaError, csr, leaf};
@@ -137,12 +137,7 @@ impl Authority {
     }
 
     fn trust_domain(&self) -> Option<String> {
-        let parsed = parse(&self.certificate)?;
-        let names = parsed.subject_alternative_name().ok()??;
-        names.value.general_names.iter().find_map(|name| match name {
-            GeneralName::URI(uri) => uri.strip_prefix("spiffe://").map(str::to_owned),
-            _ => None,
-        })
+        certificate::trust_domain(&parse(&self.certificate)?)
     }
 }
 
