@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use mesh_common::names::kubernetes::CONTAINER_PROXY;
-use mesh_common::names::{ADMIN_SOCKET, port};
+use mesh_common::names::{ADMIN_SOCKET, path, port};
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
@@ -62,12 +62,12 @@ impl AdminProxy {
 
     /// Takes its workload out of the mesh, and returns when no peer calls it any more.
     pub async fn drain(&self) -> Result<(), Failure> {
-        self.ask(Method::POST, "/drain").await.map(drop)
+        self.ask(Method::POST, path::DRAIN).await.map(drop)
     }
 
     /// Why the control plane wants nothing of its workload. `None`: it does, or nobody knows.
     pub async fn refusal(&self) -> Option<String> {
-        let refused = self.ask(Method::GET, "/registration").await.err()?;
+        let refused = self.ask(Method::GET, path::REGISTRATION).await.err()?;
         (refused.exit == Exit::Refused).then_some(refused.message)
     }
 

@@ -67,6 +67,16 @@ pub mod port {
     pub const PROXY_METRICS: u16 = 15090;
 }
 
+/// Paths at a proxy's ready port and at its admin socket that other parts of the mesh ask for.
+pub mod path {
+    /// Before a container and one of its probes or hooks.
+    pub const APP_HEALTH: &str = "/app-health/";
+    /// Answered when nobody calls the application any more.
+    pub const DRAIN: &str = "/drain";
+    /// What the control plane makes of the workload.
+    pub const REGISTRATION: &str = "/registration";
+}
+
 /// For whom the tokens of service accounts are made that proxies show.
 pub const TOKEN_AUDIENCE: &str = "mesh-control";
 
@@ -106,6 +116,11 @@ pub fn fqdn(service: &str, namespace: &str) -> String {
     format!("{service}.{namespace}.svc.{CLUSTER_DOMAIN}")
 }
 
+/// The same of what a workload serves, which may be nothing: "" then.
+pub fn served_fqdn(service: &str, namespace: &str) -> String {
+    if service.is_empty() { String::new() } else { fqdn(service, namespace) }
+}
+
 /// Name of the service that the workloads of one version of a service make: `reviews-v2`. It need not be one that a service
 /// can have: it may be too long.
 pub fn version_service(service: &str, version: &str) -> String {
@@ -116,11 +131,6 @@ pub fn version_service(service: &str, version: &str) -> String {
 /// and `rc-1` there.
 pub fn version_label(version: &str) -> String {
     version.to_ascii_lowercase().replace(['.', '_'], "-")
-}
-
-/// The same of what a workload serves, which may be nothing: "" then.
-pub fn served_fqdn(service: &str, namespace: &str) -> String {
-    if service.is_empty() { String::new() } else { fqdn(service, namespace) }
 }
 
 /// In place of a service, where there were more than can be told apart.

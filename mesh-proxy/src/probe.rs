@@ -13,6 +13,7 @@ use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use mesh_common::inject::{Action, Probe, Probes, Which};
+use mesh_common::names::path::APP_HEALTH;
 use mesh_common::tls::provider;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
@@ -24,8 +25,6 @@ use tonic::transport::Endpoint;
 
 use crate::application;
 use crate::control::explain;
-
-pub const PREFIX: &str = "/app-health/";
 
 /// As many as the kubelet follows.
 const MAX_REDIRECTS: usize = 10;
@@ -70,7 +69,7 @@ impl Prober {
     }
 
     fn find(&self, path: &str) -> Option<(Which, &Probe)> {
-        let (container, which) = path.strip_prefix(PREFIX)?.split_once('/')?;
+        let (container, which) = path.strip_prefix(APP_HEALTH)?.split_once('/')?;
         let which = Which::ALL.into_iter().find(|it| it.as_str() == which)?;
         Some((which, self.probes.get(container)?.get(&which)?))
     }

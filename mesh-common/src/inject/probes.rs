@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::record::Record;
 use super::{InjectError, list};
+use crate::names::path::{APP_HEALTH, DRAIN};
 use crate::names::port;
 
 /// By container, all that the proxy may be asked to perform.
@@ -81,12 +82,8 @@ pub enum Action {
 
 /// Where the kubelet finds it.
 pub(super) fn path(container: &str, which: Which) -> String {
-    format!("{PREFIX}{container}/{which}")
+    format!("{APP_HEALTH}{container}/{which}")
 }
-
-const PREFIX: &str = "/app-health/";
-/// Answered when nobody calls the application any more.
-const DRAIN: &str = "/drain";
 
 const PROBES: [(&str, Which); 3] =
     [("livenessProbe", Which::Livez), ("readinessProbe", Which::Readyz), ("startupProbe", Which::Startupz)];
@@ -205,7 +202,7 @@ fn is_at_proxy(handler: &Map<String, Value>) -> bool {
     let http = handler.get("httpGet");
     let path = http.and_then(|http| http.get("path")?.as_str()).unwrap_or_default();
     let at_proxy = http.and_then(|http| http.get("port")?.as_u64()) == Some(port::READY.into());
-    at_proxy && (path == DRAIN || path.starts_with(PREFIX))
+    at_proxy && (path == DRAIN || path.starts_with(APP_HEALTH))
 }
 
 fn point_at_proxy(handler: &mut Map<String, Value>, path: &str) {

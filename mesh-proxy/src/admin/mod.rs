@@ -16,13 +16,14 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_common::names::path;
 use mesh_common::telemetry::LogFilter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
 use crate::listen::{self, Connections, Context, Phase};
-use crate::probe::{self, Prober};
+use crate::probe::Prober;
 use crate::registry::Standing;
 use crate::registry::depart::{Departure, Stays};
 
@@ -156,7 +157,7 @@ impl Admin {
                 Ok::<_, Infallible>(match (admin.drain_for(peer, &request), request.uri().path()) {
                     (Some(departure), _) => drained(departure.drain().await),
                     (None, "/started") => admin.started().await,
-                    (None, path) if path.starts_with(probe::PREFIX) => admin.probed(&request).await,
+                    (None, path) if path.starts_with(path::APP_HEALTH) => admin.probed(&request).await,
                     (None, _) => answer(admin, peer, &request),
                 })
             }
@@ -193,7 +194,7 @@ impl Admin {
             }),
             "/logging" => self.logging(request),
             "/metrics" => only_get(request, || self.metrics()),
-            "/registration" => only_get(request, || self.registration()),
+            path::REGISTRATION => only_get(request, || self.registration()),
             _ => reply(
                 StatusCode::NOT_FOUND,
                 TEXT,
@@ -224,7 +225,7 @@ impl Admin {
     /// `GET /drain`, as a kubelet asks before it ends an application, or `POST`, from somebody who may.
     fn drain_for<B>(&self, peer: SocketAddr, request: &Request<B>) -> Option<&Departure> {
         let drain = self.drain.as_ref()?;
-        let asks = request.uri().path() == "/drain" && matches!(*request.method(), Method::GET | Method::POST);
+        let asks = request.uri().path() == path::DRAIN && matches!(*request.method(), Method::GET | Method::POST);
         let may = peer == LOCAL
             || match drain.callers {
                 DrainCallers::Nobody => false,
