@@ -184,7 +184,7 @@ impl Tables {
                 None => said,
             }
         };
-        for ((_, namespace, name), (_, fact)) in &self.facts {
+        for (_, fact) in self.facts.values() {
             match fact {
                 Fact::Object(Written { object, .. }) | Fact::Service(object) => {
                     objects.insert(object.key(), object.clone());
@@ -198,23 +198,16 @@ impl Tables {
                         objects.extend(entries.map(|entry| (entry.key(), entry)));
                     }
                 }
-                Fact::Pod(pod) => {
-                    let key = Key::new(Kind::WorkloadEntry, namespace, name);
-                    objects.insert(key, Object::WorkloadEntry(self.workload(pod)));
-                }
-                Fact::Node(_) | Fact::Refused { .. } => {}
+                // Below, or none.
+                Fact::Pod(_) | Fact::Node(_) | Fact::Refused { .. } => {}
             }
         }
-        // A pod goes before an entry that somebody wrote under its name: its proxy speaks for it. The order of facts has pods
-        // before what is written, so it is put there again.
-        for ((watched, namespace, name), (_, fact)) in &self.facts {
-            if let (Watched::Pod, Fact::Pod(pod)) = (watched, fact) {
+        // A pod goes before an entry that somebody wrote under its name: its proxy speaks for it.
+        for ((_, namespace, name), (_, fact)) in &self.facts {
+            if let Fact::Pod(pod) = fact {
                 let key = Key::new(Kind::WorkloadEntry, namespace, name);
-                if let Some(Object::WorkloadEntry(entry)) = objects.get(&key)
-                    && entry.metadata.annotations != pod.entry.metadata.annotations
-                {
+                if objects.insert(key.clone(), Object::WorkloadEntry(self.workload(pod))).is_some() {
                     tracing::warn!(workload = %key, "a WorkloadEntry has the name of a pod and is left out");
-                    objects.insert(key, Object::WorkloadEntry(self.workload(pod)));
                 }
             }
         }

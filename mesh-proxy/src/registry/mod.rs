@@ -84,28 +84,27 @@ pub enum Standing {
 
 /// Why a stream ended or did not begin.
 #[derive(Debug, PartialEq, Eq)]
-enum Why {
-    Refused(String),
-    Failed(String),
+struct Why {
+    reason: String,
+    /// The control plane wants no such workload; else nobody knows.
+    refused: bool,
 }
 
 impl Why {
-    fn of(status: &Status) -> Self {
-        let reason = explain_status(status);
-        match status.code() {
-            Code::InvalidArgument
-            | Code::FailedPrecondition
-            | Code::PermissionDenied
-            | Code::AlreadyExists
-            | Code::ResourceExhausted => Self::Refused(reason),
-            _ => Self::Failed(reason),
-        }
+    fn failed(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), refused: false }
     }
 
-    fn reason(&self) -> &str {
-        match self {
-            Self::Refused(reason) | Self::Failed(reason) => reason,
-        }
+    fn of(status: &Status) -> Self {
+        let refused = matches!(
+            status.code(),
+            Code::InvalidArgument
+                | Code::FailedPrecondition
+                | Code::PermissionDenied
+                | Code::AlreadyExists
+                | Code::ResourceExhausted
+        );
+        Self { reason: explain_status(status), refused }
     }
 }
 
@@ -137,15 +136,10 @@ pub async fn run<D, F>(
                 }
                 // Not again and again: an outage may be long, and each attempt may fail at another place of it. A refusal
                 // is something else.
-                let refused = matches!(why, Why::Refused(_));
-                if worked || told.is_none() || refused && told.as_ref() != Some(&why) {
-                    tracing::warn!(reason = why.reason(), "the workload is not registered; trying again");
-                }
-                standing.send_replace(match &why {
-                    Why::Refused(reason) => Standing::Refused(reason.clone()),
-                    Why::Failed(_) => Standing::Unknown,
-                });
-                if refused || worked || told.is_none() {
+                let reason = why.reason.clone();
+                standing.send_replace(if why.refused { Standing::Refused(reason) } else { Standing::Unknown });
+                if worked || told.is_none() || why.refused && told.as_ref() != Some(&why) {
+                    tracing::warn!(reason = why.reason, "the workload is not registered; trying again");
                     told = Some(why);
                 }
             }
@@ -170,7 +164,6 @@ where
     F: Future<Output = Result<Channel, String>>,
 {
     let broken = |why, worked| End::Broken { why, worked };
-    let failed = |reason: &str| Why::Failed(reason.to_owned());
     let (requests, receiver) = mpsc::unbounded_channel();
     let first = RegisterRequest {
         registration: Some(workload.registration()),
@@ -179,7 +172,7 @@ where
     };
     let _ = requests.send(first);
     let opening = async {
-        let channel = dial().await.map_err(Why::Failed)?;
+        let channel = dial().await.map_err(Why::failed)?;
         let call = WorkloadRegistryClient::new(channel).register(UnboundedReceiverStream::new(receiver)).await;
         call.map(tonic::Response::into_inner).map_err(|status| Why::of(&status))
     };
@@ -187,7 +180,7 @@ where
         opened = tokio::time::timeout(OPEN_TIMEOUT, opening) => match opened {
             Ok(Ok(responses)) => responses,
             Ok(Err(why)) => return broken(why, false),
-            Err(_) => return broken(failed("the control plane did not answer in time"), false),
+            Err(_) => return broken(Why::failed("the control plane did not answer in time"), false),
         },
         _ = leaving.wait_for(|it| *it) => return End::Left,
     };
@@ -203,7 +196,7 @@ where
                         standing.send_replace(Standing::Registered);
                     }
                 }
-                Ok(None) => return broken(failed("the control plane closed the stream"), worked),
+                Ok(None) => return broken(Why::failed("the control plane closed the stream"), worked),
                 Err(status) => return broken(Why::of(&status), worked),
             },
             Ok(()) = healthy.changed() => {

@@ -106,6 +106,14 @@ impl Bench {
         Self { streams, healthy, leaving, standing, running }
     }
 
+    /// A stream that the control plane has confirmed.
+    async fn registered(&mut self) -> Peer {
+        let mut peer = self.stream().await;
+        peer.request().await;
+        peer.confirm();
+        peer
+    }
+
     async fn stream(&mut self) -> Peer {
         tokio::time::timeout(Duration::from_secs(20), self.streams.recv()).await.expect("no stream").unwrap()
     }
@@ -135,9 +143,7 @@ async fn registers_tells_of_health_and_leaves() {
 #[tokio::test]
 async fn registers_again_when_the_stream_breaks() {
     let mut bench = Bench::start().await;
-    let mut peer = bench.stream().await;
-    peer.request().await;
-    peer.confirm();
+    let mut peer = bench.registered().await;
     bench.healthy.send(true).unwrap();
     peer.request().await;
     drop(peer);
@@ -148,9 +154,7 @@ async fn registers_again_when_the_stream_breaks() {
 #[tokio::test]
 async fn a_refusal_is_known_also_in_the_middle_of_an_outage() {
     let mut bench = Bench::start().await;
-    let mut peer = bench.stream().await;
-    peer.request().await;
-    peer.confirm();
+    let peer = bench.registered().await;
     bench.standing.wait_for(|it| *it == Standing::Registered).await.unwrap();
     drop(peer);
     bench.standing.wait_for(|it| *it == Standing::Unknown).await.unwrap();
@@ -164,9 +168,7 @@ async fn a_refusal_is_known_also_in_the_middle_of_an_outage() {
         bench.standing.changed().await.unwrap();
         assert_eq!(*bench.standing.borrow_and_update(), standing);
     }
-    let mut peer = bench.stream().await;
-    peer.request().await;
-    peer.confirm();
+    let _peer = bench.registered().await;
     bench.standing.wait_for(|it| *it == Standing::Registered).await.unwrap();
 }
 
