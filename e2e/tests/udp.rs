@@ -115,9 +115,16 @@ fn an_endpoint_that_goes_is_left(mesh: &Mesh, script: &str, first: Process) {
     assert!(sent >= 1.0 && back >= 1.0, "{sent} there, {back} back");
     assert!(value("mesh_udp_bytes_total", &v1) > sent + back);
 
-    // The service itself has both; the session stays with the first for as long as that is there.
+    // The service itself has both; the session stays with the first for as long as that is there, however much it sends.
     mesh.meshctl(&["delete", "udproute", "echo"]).unwrap();
     mesh.wait().unwrap();
+    let all = || value("mesh_udp_datagrams_total", &["direction=\"to_upstream\""]);
+    let until_then = all();
+    eventually(Duration::from_secs(20), || {
+        ensure!(all() > until_then + 10.0, "{} datagrams after {until_then}", all());
+        Ok(())
+    })
+    .unwrap();
     let answered = client.stdout();
     drop(first);
     says("v2");

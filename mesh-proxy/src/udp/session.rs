@@ -95,9 +95,10 @@ impl Session {
         let proxy = self.proxy().await?;
         self.life.set_idle(proxy.idle_timeout);
         if !self.upstream.as_ref().is_some_and(|it| self.may_go_on(&proxy, &it.upstream)) {
-            // The old one's share of the cluster's limit is free before the new one needs its own.
-            self.upstream = None;
-            self.upstream = Some(self.connect(&proxy).await?);
+            self.upstream = match self.stay(&proxy).await {
+                Some(connected) => Some(connected),
+                None => Some(self.connect(&proxy).await?),
+            };
         }
         let Some(connected) = &self.upstream else { return Ok(()) };
         match connected.socket.try_send(payload) {
@@ -141,6 +142,20 @@ impl Session {
     fn may_go_on(&self, proxy: &UdpProxy, upstream: &UdpUpstream) -> bool {
         let routed = proxy.clusters.choices().iter().any(|choice| choice.cluster == *upstream.cluster());
         routed && self.shared.ctx.upstreams.still_serves(upstream)
+    }
+
+    /// The same endpoint over the same socket, as one of a cluster that the route leads to now. Otherwise the session has no
+    /// upstream any more, and its share of the cluster's limit is free before another one is asked for.
+    async fn stay(&mut self, proxy: &UdpProxy) -> Option<Connected> {
+        let before = self.upstream.take()?;
+        let ctx = &self.shared.ctx;
+        for choice in proxy.clusters.choices() {
+            if let Some(upstream) = ctx.upstreams.udp_at(&choice.cluster, before.upstream.endpoint().address).await {
+                let metrics = ctx.telemetry.udp_upstream(&self.downstream, upstream.endpoint(), upstream.cluster());
+                return Some(Connected { upstream, metrics, ..before });
+            }
+        }
+        None
     }
 
     async fn connect(&self, proxy: &UdpProxy) -> Result<Connected, Error> {

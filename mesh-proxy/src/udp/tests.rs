@@ -10,6 +10,7 @@ use crate::config::{
     Balancer, Cluster, Discovery, Endpoint, EndpointHealth, Endpoints, HeaderMutation, Limits, Listener, Spread,
     UdpProxy, UpstreamHttp, WeightedCluster, WeightedClusters,
 };
+use crate::http::tests::put;
 use crate::intercept::{self, Rules};
 use crate::limit::RateLimits;
 use crate::listen::{InFlight, Settings};
@@ -19,7 +20,11 @@ use crate::tls::Tls;
 use crate::upstream::Upstreams;
 
 fn context(resources: Vec<Resource>, max_udp_sessions: usize) -> Arc<Context> {
-    let (store, tls) = (Store::of(resources), Tls::default());
+    with_store(Store::of(resources), max_udp_sessions)
+}
+
+fn with_store(store: Store, max_udp_sessions: usize) -> Arc<Context> {
+    let tls = Tls::default();
     let (phase, phases) = watch::channel(Phase::Serving);
     // Without anybody who could say so, the proxy is at its end.
     std::mem::forget(phase);
@@ -197,6 +202,37 @@ fn sessions_are_spread_by_weight_and_stay() {
             assert_eq!(ask(client, "x").await.as_ref(), Some(first));
         }
         metric(&ctx, "mesh_udp_sessions_active 20").await;
+    });
+}
+
+#[test]
+fn a_session_stays_when_its_route_leads_to_its_endpoint_by_another_cluster() {
+    inside("a_session_stays_when_its_route_leads_to_its_endpoint_by_another_cluster", || async {
+        let (one, two) = (echo("127.0.0.1:0", "one").await, echo("127.0.0.1:0", "two").await);
+        let at = "240.240.0.5:9000";
+        let store = Store::new(Instant::now());
+        put(&store, cluster("one", &[one], 1000)).await;
+        put(&store, cluster("two", &[two], 1000)).await;
+        put(&store, cluster("both", &[two, one], 1000)).await;
+        let routed = async |to: &str| put(&store, listener(at, &[(to, 1)], MINUTE)).await;
+        routed("one").await;
+        let ctx = with_store(store.clone(), 100);
+        serve_here(&ctx);
+        let mut clients = Vec::new();
+        for _ in 0..4 {
+            let client = client(at).await;
+            assert_eq!(ask(&client, "x").await.as_deref(), Some("one x"));
+            clients.push(client);
+        }
+        routed("both").await;
+        for client in &clients {
+            assert_eq!(ask(client, "x").await.as_deref(), Some("one x"));
+        }
+        routed("two").await;
+        for client in &clients {
+            assert_eq!(ask(client, "x").await.as_deref(), Some("two x"));
+        }
+        metric(&ctx, "mesh_udp_sessions_active 4").await;
     });
 }
 

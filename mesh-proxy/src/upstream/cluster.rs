@@ -196,6 +196,12 @@ impl View {
         Some(Target { endpoint, view: self.clone(), load: Load::new(host.clone()) })
     }
 
+    /// The endpoint at the address, if it would be given something now.
+    pub(super) fn target_at(self: &Arc<Self>, address: SocketAddr) -> Option<Target> {
+        let host = self.hosts.iter().find(|it| it.address == address)?;
+        self.target(host).filter(|it| self.serves(it))
+    }
+
     /// Whether a target chosen before is an endpoint still that would be given something now.
     pub(super) fn serves(&self, target: &Target) -> bool {
         let host = &target.load.0;

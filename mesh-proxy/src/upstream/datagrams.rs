@@ -29,16 +29,28 @@ impl Upstreams {
         avoid: &[SocketAddr],
     ) -> Result<UdpUpstream, Error> {
         let view: Arc<View> = self.view(cluster).await?;
-        let refused = || Error::because(Kind::Overflow, "the cluster's limit of connections is reached");
-        let in_use = view.usage.connection(&view.cluster.limits).ok_or_else(refused)?;
+        let in_use = session_of(&view)?;
         let target = view.choose(downstream, avoid, key)?;
         Ok(UdpUpstream { cluster: cluster.clone(), target, _in_use: in_use })
+    }
+
+    /// The endpoint at the address as one of the cluster's. `None`: it is none, or takes no new sessions.
+    pub(crate) async fn udp_at(&self, cluster: &Arc<str>, address: SocketAddr) -> Option<UdpUpstream> {
+        let view: Arc<View> = self.view(cluster).await.ok()?;
+        let target = view.target_at(address)?;
+        Some(UdpUpstream { cluster: cluster.clone(), target, _in_use: session_of(&view).ok()? })
     }
 
     /// Whether a session may go on with its endpoint: it is one of the cluster's, and nothing speaks against it.
     pub(crate) fn still_serves(&self, upstream: &UdpUpstream) -> bool {
         self.known(&upstream.cluster).is_some_and(|view| view.serves(&upstream.target))
     }
+}
+
+/// A session's share of what the cluster may have.
+fn session_of(view: &View) -> Result<InUse, Error> {
+    let refused = || Error::because(Kind::Overflow, "the cluster's limit of connections is reached");
+    view.usage.connection(&view.cluster.limits).ok_or_else(refused)
 }
 
 impl UdpUpstream {
