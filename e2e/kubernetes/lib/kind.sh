@@ -43,14 +43,16 @@ cluster_sign_token() { sign_with <(on_node cat /etc/kubernetes/pki/sa.key); }
 
 cluster_audit() { on_node cat /var/log/kubernetes/audit.log; }
 
-cluster_restart_apiserver() {
-  local container
+# Its kubelet starts it again for as long as it has its manifest, and would end it gently without.
+cluster_kill_apiserver() {
+  local container manifest=/etc/kubernetes/manifests/kube-apiserver.yaml
   container=$(on_node crictl ps -q --name kube-apiserver)
   [ -n "$container" ] || fail "no API server runs on the node"
-  cluster_kill "$container"
-  # Its kubelet starts it again; until it has gone, it would still answer.
+  on_node sh -c "mv $manifest /etc/kubernetes/ && ctr -n k8s.io tasks kill -s SIGKILL $container"
   await 30 "the API server is gone" gone "$container"
-  await 120 "the API server is ready" kube get --raw /readyz
+  sleep "$1"
+  on_node mv /etc/kubernetes/kube-apiserver.yaml "$manifest"
+  await 180 "the API server is ready" kube get --raw /readyz
 }
 
 gone() { [ -z "$(on_node crictl ps -q --id "$1")" ]; }

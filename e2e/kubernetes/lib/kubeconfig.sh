@@ -29,4 +29,4 @@ cluster_sign_token() { fail "not on a cluster that is not ours"; }
 
 cluster_audit() { fail "not on a cluster that is not ours"; }
 
-cluster_restart_apiserver() { fail "not on a cluster that is not ours"; }
+cluster_kill_apiserver() { fail "not on a cluster that is not ours"; }

@@ -63,11 +63,18 @@ cluster_import() {
   for archive in "$@"; do ctr_run images import --digests=false "$archive" >&2; done
 }
 
-cluster_restart_apiserver() {
-  end_process kube-apiserver
+cluster_kill_apiserver() {
+  local pid
+  pid=$(cat "$run/pid/kube-apiserver")
+  names_run "$pid" || fail "no API server runs"
+  kill -9 "$pid"
+  await 10 "the API server is gone" not names_run "$pid"
+  sleep "$1"
   start_apiserver
   await 60 "the API server is ready" kube get --raw /readyz
 }
+
+not() { ! "$@"; }
 
 cluster_cni() { echo "$run/cni-bin $run/cni"; }
 

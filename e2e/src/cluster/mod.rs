@@ -6,6 +6,7 @@ mod namespace;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
@@ -123,9 +124,9 @@ impl Cluster {
         Ok(found)
     }
 
-    /// Kills the API server and starts it again. Not possible in a cluster that was there before.
-    pub fn restart_apiserver(&self) -> anyhow::Result<()> {
-        run(script("cluster").arg("restart-apiserver"), None).map(drop)
+    /// Ends the API server with SIGKILL, and starts it again so much later. Not possible in a cluster that was there before.
+    pub fn kill_apiserver(&self, away: Duration) -> anyhow::Result<()> {
+        run(script("cluster").arg("kill-apiserver").arg(away.as_secs().to_string()), None).map(drop)
     }
 
     /// The nodes' folder of CNI plugins, and that of their configuration.

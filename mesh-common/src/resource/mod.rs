@@ -63,7 +63,8 @@ pub const DEFAULT_NAMESPACE: &str = "default";
 pub const MESH_NAMESPACE: &str = "mesh-system";
 /// Label of a [`WorkloadEntry`] that a proxy registered and that goes when the proxy goes.
 pub const LABEL_REGISTERED: &str = "meshctl.dev/registered";
-/// Label of a [`WorkloadEntry`] whose proxy has not been heard of for some time. Set by the registry alone.
+/// Label of a [`WorkloadEntry`] whose proxy has not been heard of for some time, or whose node has not. Set by the registry and
+/// by the source alone.
 pub const LABEL_LOST: &str = "meshctl.dev/lost";
 /// Annotation of a workload whose proxy leaves these ports to the application, such as `22,9000`.
 pub const ANNOTATION_EXCLUDED_PORTS: &str = "meshctl.dev/exclude-inbound-ports";

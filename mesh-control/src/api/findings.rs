@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use mesh_common::proto::control::{Finding, Proxy, finding::Level};
 use mesh_common::tls::ROOT_ENDS_SOON;
 
-use crate::model::{Model, Service};
+use crate::model::{Called, Model, Service};
 use crate::objects::Objects;
 
 /// Errors first. A subject that was looked at and has nothing wrong says so.
@@ -70,7 +70,8 @@ fn conditions(model: &Model, objects: &Objects) -> Vec<Finding> {
 
 fn unserved(model: &Model) -> Vec<Finding> {
     let is_unserved = |service: &&Service| {
-        service.version_of.is_none() && !service.workloads.iter().any(|workload| workload.healthy || workload.lost)
+        let called = Called::of(service.workloads.iter().map(|workload| &**workload));
+        service.version_of.is_none() && !service.workloads.iter().any(|workload| called.includes(workload))
     };
     let found: Vec<Finding> = model
         .services()

@@ -15,20 +15,18 @@ use super::build::{address, one, own_any, uint32};
 use super::cluster::mesh_mode;
 use super::locality::{self, Locality, Place};
 use super::target::Upstream;
-use crate::model::{Endpoint, lost_are_called};
+use crate::model::{Called, Endpoint};
 
 /// As a caller that is at `own` prefers them.
 pub(super) fn endpoints(name: &str, upstream: &Upstream, own: &Locality) -> ClusterLoadAssignment {
     let mut localities: BTreeMap<[String; 3], Vec<LbEndpoint>> = BTreeMap::new();
     let endpoints = upstream.endpoints();
-    let somebody = endpoints.iter().any(|endpoint| endpoint.workload.healthy);
-    let lost_too = lost_are_called(endpoints.iter().map(|endpoint| &*endpoint.workload));
+    let called = Called::of(endpoints.iter().map(|endpoint| &*endpoint.workload));
     for endpoint in endpoints {
         let workload = &endpoint.workload;
         // Who calls one workload wants that one, well or not.
         let called_anyway = upstream.only.is_some() || upstream.service.ready_or_not;
-        let healthy = called_anyway || workload.healthy || workload.lost && lost_too || workload.lingers && !somebody;
-        let made = of_workload(&endpoint, upstream, healthy);
+        let made = of_workload(&endpoint, upstream, called_anyway || called.includes(workload));
         localities.entry(endpoint.workload.locality.clone()).or_default().extend(made);
     }
     let sum = |all: &[LbEndpoint]| {

@@ -3,7 +3,7 @@
 use mesh_common::proto::workload::Name;
 
 use super::Scope;
-use crate::model::{Model, Service, Workload, lost_are_called};
+use crate::model::{Called, Model, Service};
 
 /// A virtual address stays, so its name may be kept for a while.
 const TTL_SECONDS: u32 = 30;
@@ -27,9 +27,9 @@ pub(super) fn name(model: &Model, scope: &Scope, question: &str) -> Option<Name>
 }
 
 fn of_workloads(service: &Service) -> Vec<std::net::IpAddr> {
-    let lost_too = lost_are_called(service.workloads.iter().map(|workload| &**workload));
-    let called = |it: &&std::sync::Arc<Workload>| it.healthy || it.lost && lost_too || service.ready_or_not;
-    service.workloads.iter().filter(called).flat_map(|workload| workload.addresses.iter().copied()).collect()
+    let called = Called::of(service.workloads.iter().map(|workload| &**workload));
+    let called = service.workloads.iter().filter(|it| service.ready_or_not || called.includes(it));
+    called.flat_map(|workload| workload.addresses.iter().copied()).collect()
 }
 
 /// Every name under which each service is known.

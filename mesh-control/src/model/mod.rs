@@ -38,7 +38,7 @@ pub use service::{Endpoint, Port, Protocol, Service};
 pub use span::Reach;
 pub use tracing::Tracing;
 pub(crate) use workload::selectable_labels;
-pub use workload::{Workload, WorkloadPort, lost_are_called};
+pub use workload::{Called, Workload, WorkloadPort};
 
 use attach::{Attached, Attacher};
 use authorization::Authorizations;

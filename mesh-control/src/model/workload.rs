@@ -28,9 +28,9 @@ pub struct Workload {
     pub excluded_ports: Vec<u16>,
     /// It is ready, is not going to end, and its proxy is heard of.
     pub healthy: bool,
-    /// It was healthy when its proxy was last heard of, which is some time ago: see [`lost_are_called`].
+    /// It was healthy when its proxy was last heard of, which is some time ago.
     pub lost: bool,
-    /// It is ready, and is going to end: it is called only while a service has nobody else.
+    /// It is ready, but is going to end, or its platform has not heard of its node for some time.
     pub lingers: bool,
     pub registered: bool,
     pub weight: u32,
@@ -63,7 +63,7 @@ impl Workload {
         };
         let ready = spec.healthy.unwrap_or(true);
         let terminating = entry.metadata.labels.get(LABEL_TERMINATING).is_some_and(|value| value == "true");
-        let lost = entry.registered() && entry.metadata.labels.get(LABEL_LOST).is_some_and(|value| value == "true");
+        let silent = entry.metadata.labels.get(LABEL_LOST).is_some_and(|value| value == "true");
         let mut locality = spec.locality.as_deref().unwrap_or_default().split('/').map(str::to_owned);
         let mut part = || locality.next().unwrap_or_default();
         Some(Self {
@@ -75,9 +75,9 @@ impl Workload {
             intercepted: identity.is_some() && entry.intercepted(),
             excluded_ports: entry.excluded_ports(),
             identity,
-            healthy: ready && !terminating && !lost,
-            lost: ready && !terminating && lost,
-            lingers: ready && terminating,
+            healthy: ready && !terminating && !silent,
+            lost: ready && !terminating && silent && entry.registered(),
+            lingers: ready && (terminating || silent && !entry.registered()),
             registered: entry.registered(),
             weight: spec.weight.unwrap_or(1).max(1),
             locality: [part(), part(), part()],
@@ -93,6 +93,7 @@ impl Workload {
             addresses: place.addresses,
             ports: place.ports,
             healthy: place.healthy && !ending,
+            lost: false,
             lingers: place.healthy && ending,
             weight: place.weight,
             locality: if nowhere { place.locality } else { self.locality.clone() },
@@ -142,15 +143,28 @@ impl Workload {
     }
 }
 
-/// Whether those are called too whose proxies are not heard of. When most of a service's workloads are not, the way to the
-/// control plane is the more likely reason; and what the others then get is at most twice what they had.
-pub fn lost_are_called<'a>(workloads: impl Iterator<Item = &'a Workload>) -> bool {
-    let (mut healthy, mut lost) = (0_usize, 0_usize);
-    for workload in workloads {
-        healthy += usize::from(workload.healthy);
-        lost += usize::from(workload.lost);
+/// Which of a service's workloads are called, beside those that are healthy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Called {
+    lost: bool,
+    lingering: bool,
+}
+
+impl Called {
+    /// When the proxies of most workloads are not heard of, the way to the control plane is the more likely reason, and what
+    /// the others then get is at most twice what they had. Those that linger are better than nobody.
+    pub fn of<'a>(workloads: impl Iterator<Item = &'a Workload>) -> Self {
+        let (mut healthy, mut lost) = (0_usize, 0_usize);
+        for workload in workloads {
+            healthy += usize::from(workload.healthy);
+            lost += usize::from(workload.lost);
+        }
+        Self { lost: lost > healthy, lingering: healthy == 0 }
     }
-    lost > healthy
+
+    pub fn includes(self, workload: &Workload) -> bool {
+        workload.healthy || workload.lost && self.lost || workload.lingers && self.lingering
+    }
 }
 
 impl WorkloadPort {

@@ -1,8 +1,8 @@
 use k8s_openapi::api::core::v1 as core;
 use mesh_common::names::kubernetes::{CONTAINER_PROXY, LABEL_PROXY};
 use mesh_common::resource::{
-    ANNOTATION_EXCLUDED_PORTS, LABEL_REGISTERED, LABEL_TERMINATING, Metadata, WorkloadEntry, WorkloadEntrySpec,
-    WorkloadPort,
+    ANNOTATION_EXCLUDED_PORTS, LABEL_LOST, LABEL_REGISTERED, LABEL_TERMINATING, Metadata, WorkloadEntry,
+    WorkloadEntrySpec, WorkloadPort,
 };
 
 use super::{ANNOTATION_SOURCE, Fact};
@@ -25,13 +25,14 @@ pub(in crate::kubernetes) fn pod(pod: &core::Pod) -> Option<Fact> {
         return None;
     }
     let mut labels = metadata.labels.clone().unwrap_or_default();
-    labels.remove(LABEL_REGISTERED);
-    labels.remove(LABEL_TERMINATING);
+    labels.retain(|name, _| ![LABEL_REGISTERED, LABEL_TERMINATING, LABEL_LOST].contains(&name.as_str()));
     if metadata.deletion_timestamp.is_some() {
         labels.insert(LABEL_TERMINATING.to_owned(), "true".to_owned());
     }
-    let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    let ready = conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let readiness = readiness(spec, status);
+    if readiness == Readiness::Lost {
+        labels.insert(LABEL_LOST.to_owned(), "true".to_owned());
+    }
     let version = labels.get("version").or_else(|| labels.get("app.kubernetes.io/version"));
     let account = spec.service_account_name.clone().filter(|name| !name.is_empty());
     let spec = WorkloadEntrySpec {
@@ -40,7 +41,7 @@ pub(in crate::kubernetes) fn pod(pod: &core::Pod) -> Option<Fact> {
         addresses: addresses(status),
         ports: ports(spec),
         service_account: account.unwrap_or_else(|| "default".to_owned()),
-        healthy: Some(ready),
+        healthy: Some(readiness != Readiness::No),
         mesh: Some(!on_node && labels.get(LABEL_PROXY).is_some_and(|value| value == "true")),
         ..WorkloadEntrySpec::default()
     };
@@ -51,6 +52,27 @@ pub(in crate::kubernetes) fn pod(pod: &core::Pod) -> Option<Fact> {
     let entry = WorkloadEntry { metadata: Metadata { labels, annotations, ..name }, spec };
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
     Some(Fact::Pod(Pod { node, on_node, entry }))
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Readiness {
+    Yes,
+    No,
+    /// It was ready when its node was last heard of.
+    Lost,
+}
+
+/// A kubelet says that a pod is ready if its containers are and its gates hold, so whoever takes that back alone is not the
+/// kubelet but the node controller, which has not heard of the node for some time.
+fn readiness(spec: &core::PodSpec, status: Option<&core::PodStatus>) -> Readiness {
+    let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let holds = |wanted: &str| conditions.iter().any(|it| it.type_ == wanted && it.status == "True");
+    let gates = || spec.readiness_gates.iter().flatten().all(|gate| holds(&gate.condition_type));
+    match holds("Ready") {
+        true => Readiness::Yes,
+        false if holds("ContainersReady") && gates() => Readiness::Lost,
+        false => Readiness::No,
+    }
 }
 
 fn addresses(status: Option<&core::PodStatus>) -> Vec<std::net::IpAddr> {
@@ -167,6 +189,27 @@ mod tests {
         let mut pod = reviews();
         pod["status"]["phase"] = json!("Succeeded");
         assert_eq!(convert(pod), None);
+    }
+
+    #[test]
+    fn one_is_lost_whose_node_is_not_heard_of() {
+        let of = |ready: &str, containers: &str, gate: Option<&str>| {
+            let mut pod = reviews();
+            pod["metadata"]["labels"]["meshctl.dev/lost"] = json!("true");
+            pod["spec"]["readinessGates"] = json!([{"conditionType": "example.com/ok"}]);
+            let mut conditions = vec![("Ready", ready), ("ContainersReady", containers)];
+            conditions.extend(gate.map(|status| ("example.com/ok", status)));
+            let condition = |(name, status): (&str, &str)| json!({"type": name, "status": status});
+            pod["status"]["conditions"] = conditions.into_iter().map(condition).collect();
+            let entry = convert(pod).unwrap().entry;
+            (entry.spec.healthy.unwrap(), entry.metadata.labels.contains_key(LABEL_LOST))
+        };
+        assert_eq!(of("False", "True", Some("True")), (true, true));
+        assert_eq!(of("Unknown", "True", Some("True")), (true, true));
+        assert_eq!(of("True", "True", Some("True")), (true, false));
+        assert_eq!(of("False", "False", Some("True")), (false, false));
+        assert_eq!(of("False", "True", Some("False")), (false, false));
+        assert_eq!(of("False", "True", None), (false, false));
     }
 
     #[test]

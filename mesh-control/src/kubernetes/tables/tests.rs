@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::super::convert;
 use super::*;
-use crate::model::{self, Endpoint, Model, Name};
+use crate::model::{self, Called, Endpoint, Model, Name};
 
 fn policy(version: u64, status: Value, mode: &str) -> Seen {
     let json = json!({
@@ -156,6 +156,33 @@ fn whoever_writes_an_endpoint_says_whether_it_is_ready_and_the_pod_whether_it_en
     let endpoints = endpoints(&model(&mut tables), "shop");
     let standing: Vec<_> = endpoints.iter().map(|it| (it.workload.healthy, it.workload.lingers)).collect();
     assert_eq!(standing, [(true, false), (false, true), (false, false)]);
+}
+
+#[test]
+fn pods_whose_nodes_are_not_heard_of_are_called_while_there_is_nobody_else() {
+    let silent = |pod: &mut Value| {
+        pod["status"]["conditions"] =
+            json!([{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]);
+    };
+    let broken = |pod: &mut Value| pod["status"]["conditions"][0]["status"] = "False".into();
+    let service = json!({
+        "metadata": {"name": "leader", "namespace": "shop"},
+        "spec": {"selector": {"app": "db"}, "ports": [{"name": "postgres", "port": 5432}]},
+    });
+    let mut tables = tables(vec![
+        (POD, pod("shop", "db-0", "10.0.0.1", silent)),
+        (POD, pod("shop", "db-1", "10.0.0.2", silent)),
+        (POD, pod("shop", "db-2", "10.0.0.3", broken)),
+        (SERVICE, seen("shop", "leader", convert::service(&from(service)))),
+    ]);
+    let called = |tables: &mut Tables| {
+        let endpoints = endpoints(&model(tables), "shop");
+        let called = Called::of(endpoints.iter().map(|it| &*it.workload));
+        endpoints.iter().map(|it| called.includes(&it.workload)).collect::<Vec<_>>()
+    };
+    assert_eq!(called(&mut tables), [true, true, false]);
+    tables.apply(POD, pod("shop", "db-2", "10.0.0.3", |_| ()));
+    assert_eq!(called(&mut tables), [false, false, true]);
 }
 
 #[test]
