@@ -6,3 +6,4 @@ pub mod garbage;
 pub mod load;
 pub mod peer;
 pub mod sign;
+pub mod tls;

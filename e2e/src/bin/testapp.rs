@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::{Parser, Subcommand};
-use mesh_e2e::app::{collector, echo, garbage, load, peer, sign};
+use mesh_e2e::app::{collector, echo, garbage, load, peer, sign, tls};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,6 +26,10 @@ enum Command {
     },
     /// A TCP server that answers line by line.
     Tcp(Server),
+    /// A server with TLS of its own.
+    Tls(Server),
+    /// Calls one of these by server names.
+    AskTls(tls::Ask),
     /// An HTTP server that always answers with the same bytes.
     Fixed {
         #[arg(long, default_value = "0.0.0.0:9080")]
@@ -74,6 +78,10 @@ async fn main() -> anyhow::Result<()> {
         Command::Tcp(server) => {
             tokio::select! { done = echo::tcp(server.listen, server.version) => done, () = told => Ok(()) }
         }
+        Command::Tls(server) => {
+            tokio::select! { done = tls::serve(server.listen, server.version) => done, () = told => Ok(()) }
+        }
+        Command::AskTls(args) => tls::ask(args).await,
         Command::Fixed { listen, bytes } => {
             tokio::select! { done = echo::fixed(listen, bytes) => done, () = told => Ok(()) }
         }

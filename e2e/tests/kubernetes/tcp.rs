@@ -1,4 +1,5 @@
-//! Bytes that are no HTTP go where a TCPRoute says, in exact shares, over mutual TLS.
+//! Bytes that are no HTTP go where a TCPRoute says, in exact shares, over mutual TLS; TLS of the applications' own goes by its
+//! server name, where TLSRoutes say.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     let namespace = cluster.meshed("tcp")?;
     let mut service = apps::service("lines");
     service["spec"]["ports"][0]["name"] = "tcp".into();
-    let servers = ["v1", "v2"].map(server);
+    let servers = ["v1", "v2"].map(|version| server("lines", "tcp", version));
     namespace.apply(&[service, apps::service_account("web"), apps::client("web")])?;
     namespace.apply(&servers)?;
     ["lines-v1", "lines-v2", "web"].iter().try_for_each(|deployment| namespace.rolled_out(deployment))?;
@@ -35,14 +36,38 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     let count = |line: &str| line.rsplit(' ').next()?.parse::<u64>().ok();
     let opened: u64 = metrics.lines().filter(over_mtls).filter_map(count).sum();
     ensure!(opened >= 400, "{opened} connections came over mutual TLS: {metrics}");
-    Ok(())
+    by_server_name(&namespace)
 }
 
-/// Answers line by line.
-fn server(version: &str) -> Value {
-    let mut server = apps::server("lines", version);
+fn by_server_name(namespace: &Namespace) -> anyhow::Result<()> {
+    let mut service = apps::service("secrets");
+    service["spec"]["ports"][0]["name"] = "tls".into();
+    namespace.apply(&[service])?;
+    namespace.apply(&["v1", "v2"].map(|version| server("secrets", "tls", version)))?;
+    ["secrets-v1", "secrets-v2"].iter().try_for_each(|deployment| namespace.rolled_out(deployment))?;
+    namespace.apply(&[tls_route("one", "one.example.com", "v1"), tls_route("others", "*.example.com", "v2")])?;
+    for route in ["tlsroute/one", "tlsroute/others"] {
+        namespace.condition(route, "Accepted", "True")?;
+        namespace.condition(route, "ResolvedRefs", "True")?;
+    }
+    let expected = [
+        "one.example.com: v1 one.example.com",
+        "two.example.com: v2 two.example.com",
+        "a.b.example.com: v2 a.b.example.com",
+        "example.net: refused",
+    ];
+    eventually(Duration::from_secs(10), || {
+        let names = ["one.example.com", "two.example.com", "a.b.example.com", "example.net"];
+        let said = namespace.exec("web", &[&["ask-tls", "secrets:9080"], &names[..]].concat())?;
+        ensure!(said.lines().eq(expected), "{said}, not {expected:?}");
+        Ok(())
+    })
+}
+
+fn server(name: &str, command: &str, version: &str) -> Value {
+    let mut server = apps::server(name, version);
     let container = &mut server["spec"]["template"]["spec"]["containers"][0];
-    container["args"] = json!(["tcp", "--version", version]);
+    container["args"] = json!([command, "--version", version]);
     container["readinessProbe"] = json!({"tcpSocket": {"port": apps::PORT}, "periodSeconds": 1});
     server
 }
@@ -51,6 +76,14 @@ fn route(v1: u32, v2: u32) -> Value {
     let mut route =
         apps::http_route("lines", json!([{"backendRefs": apps::backends(&[("lines-v1", v1), ("lines-v2", v2)])}]));
     route["kind"] = "TCPRoute".into();
+    route
+}
+
+fn tls_route(name: &str, host: &str, version: &str) -> Value {
+    let backends = apps::backends(&[(&format!("secrets-{version}"), 1)]);
+    let mut route = apps::http_route("secrets", json!([{"backendRefs": backends}]));
+    (route["kind"], route["metadata"]["name"], route["spec"]["hostnames"]) =
+        ("TLSRoute".into(), name.into(), json!([host]));
     route
 }
 

@@ -1,0 +1,108 @@
+//! TLS that is the applications' own: a server that says under which name it was called, and a client that calls it by several.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use mesh_common::tls::provider;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct Ask {
+    /// Host and port.
+    to: String,
+    /// What to call the server.
+    names: Vec<String>,
+}
+
+/// With a certificate that nobody has signed.
+pub async fn serve(address: SocketAddr, version: String) -> anyhow::Result<()> {
+    let own = rcgen::generate_simple_self_signed(vec!["own.example.com".to_owned()])?;
+    let key = own.signing_key.serialize_der().try_into().map_err(anyhow::Error::msg)?;
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![own.cert.der().clone()], key)?;
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let (acceptor, version) = (acceptor.clone(), version.clone());
+        tokio::spawn(async move { answer(stream, acceptor, &version).await });
+    }
+}
+
+async fn answer(stream: TcpStream, acceptor: TlsAcceptor, version: &str) -> std::io::Result<()> {
+    let mut stream = acceptor.accept(stream).await?;
+    let name = stream.get_ref().1.server_name().unwrap_or("-").to_owned();
+    stream.write_all(format!("{version} {name}").as_bytes()).await?;
+    stream.shutdown().await
+}
+
+/// Prints a line for each name: who answered, and by which name it was called there.
+pub async fn ask(args: Ask) -> anyhow::Result<()> {
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody))
+        .with_no_client_auth();
+    let connector = TlsConnector::from(Arc::new(config));
+    for name in args.names {
+        let answer = call(&args.to, &connector, name.clone()).await;
+        println!("{name}: {}", answer.unwrap_or_else(|_| "refused".to_owned()));
+    }
+    Ok(())
+}
+
+async fn call(to: &str, connector: &TlsConnector, name: String) -> anyhow::Result<String> {
+    let stream = TcpStream::connect(to).await?;
+    let mut stream = connector.connect(ServerName::try_from(name)?, stream).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+/// Whoever answers is right: who it is, it says.
+#[derive(Debug)]
+struct Anybody;
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
