@@ -68,6 +68,11 @@ impl Prober {
         }
     }
 
+    /// Whether this is what a container wants to be asked before it is told to end.
+    pub fn is_pre_stop(&self, path: &str) -> bool {
+        self.find(path).is_some_and(|(which, _)| which == Which::PreStop)
+    }
+
     fn find(&self, path: &str) -> Option<(Which, &Probe)> {
         let (container, which) = path.strip_prefix(APP_HEALTH)?.split_once('/')?;
         let which = Which::ALL.into_iter().find(|it| it.as_str() == which)?;

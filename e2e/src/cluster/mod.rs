@@ -68,6 +68,14 @@ impl Cluster {
         Ok(command)
     }
 
+    /// What somebody types who has the mesh's programs and this cluster's kubeconfig, and what is answered, notes among it.
+    pub fn shell(&self, line: &str) -> anyhow::Result<String> {
+        let path = format!("{}:{}", programs()?.display(), std::env::var("PATH").unwrap_or_default());
+        let line = format!("exec 2>&1; {line}");
+        let mut bash = Command::new("bash");
+        run(bash.args(["-o", "pipefail", "-c", &line]).env("PATH", path).env("KUBECONFIG", &self.kubeconfig), None)
+    }
+
     /// Applies a manifest, written as JSON or YAML.
     pub fn apply(&self, manifest: &str) -> anyhow::Result<()> {
         self.kubectl_with(&["apply", "-f", "-"], manifest).map(drop)

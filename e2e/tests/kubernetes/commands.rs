@@ -20,6 +20,7 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     waits(&namespace)?;
     proxies(&namespace)?;
     flows(&namespace)?;
+    operator(&namespace)?;
     cluster.meshctl(&["check"])?;
     let refused = meshctl(&namespace, &["token", "create", "--service-account", "web"]).unwrap_err().to_string();
     ensure!(refused.contains("token of its service account"), "{refused}");
@@ -75,6 +76,48 @@ fn faults(namespace: &Namespace) -> anyhow::Result<()> {
     let report: Report = namespace.load("web", &LOAD)?;
     ensure!(report.good() == 1000, "{report:?}");
     Ok(())
+}
+
+/// Somebody with the Role of docs/kubernetes.md, and routes of the own namespace, needs no more; without the Role, it is said
+/// what is missing.
+fn operator(namespace: &Namespace) -> anyhow::Result<()> {
+    let cluster = namespace.cluster;
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kubernetes.md"))?;
+    let role =
+        page.split("```").find_map(|block| block.strip_prefix("yaml\n").filter(|it| it.contains("mesh-operator")));
+    cluster.apply(role.context("no Role on the page")?)?;
+    let routes = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "routes"},
+        "rules": [
+            {"apiGroups": ["gateway.networking.k8s.io"], "resources": ["*"], "verbs": ["*"]},
+            {"apiGroups": ["meshctl.dev"], "resources": ["*"], "verbs": ["*"]},
+        ],
+    });
+    namespace.apply(&[apps::service_account("operator"), routes])?;
+    let account = format!("--serviceaccount={}:operator", namespace.name);
+    namespace.kubectl(&["create", "rolebinding", "routes", "--role=routes", &account])?;
+    let token = namespace.kubectl(&["create", "token", "operator"])?;
+    let mut config: Value = serde_json::from_str(&cluster.kubectl(&["config", "view", "--raw", "-o", "json"])?)?;
+    config["users"][0]["user"] = json!({"token": token.trim()});
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), config.to_string())?;
+    let set = |weights: &[&str]| {
+        let args = [&["-n", &namespace.name, "route", "set-weight", "reviews"], weights, &["--wait"]].concat();
+        cluster.meshctl_with(&args, &[("KUBECONFIG", &file.path().display().to_string())])
+    };
+    let refused = set(&["v1=30", "v2=70"]).err().context("a port was forwarded without a right to")?.to_string();
+    ensure!(refused.contains("mesh-system") && refused.contains("pods"), "{refused}");
+
+    let binding = ["-n", "mesh-system", "create", "rolebinding", "mesh-operator", "--role=mesh-operator", &account];
+    cluster.kubectl(&binding)?;
+    eventually(Duration::from_secs(10), || set(&["v1=30", "v2=70"]))?;
+    let report = namespace.load("web", &LOAD)?;
+    let expected = [("v1".to_owned(), 300), ("v2".to_owned(), 700)].into();
+    ensure!((&report.by_version, report.good()) == (&expected, 1000), "{report:?}");
+    let own = [("KUBECONFIG", file.path().display().to_string())];
+    let own = [(own[0].0, own[0].1.as_str())];
+    cluster.meshctl_with(&["-n", &namespace.name, "proxy", "status"], &own)?;
+    cluster.kubectl(&["-n", "mesh-system", "delete", "rolebinding/mesh-operator", "role/mesh-operator"]).map(drop)
 }
 
 /// An editor that changes something, one that changes nothing, and one whose result is refused.

@@ -1,7 +1,10 @@
 //! The mesh comes into a cluster, a second time changes nothing, and what is removed is gone.
 
+use std::time::Duration;
+
 use anyhow::{Context, ensure};
 use mesh_e2e::cluster::{Cluster, Namespace, apps};
+use mesh_e2e::process::eventually;
 use serde_json::{Value, json};
 
 use crate::cni;
@@ -33,13 +36,16 @@ pub fn remove(cluster: &Cluster, before: &str) -> anyhow::Result<()> {
     {
         let namespace = cluster.unmeshed("removal")?;
         judged(&namespace)?;
+        let meshed = cluster.meshed("removal-meshed")?;
+        proxied(&meshed, &namespace)?;
         let network = cni::network(cluster)?;
         cni::enable(cluster)?;
         // Kinds of Gateway API stay, with everybody's routes.
-        cluster.meshctl(&["uninstall", "--yes"])?;
+        let said = cluster.shell("meshctl uninstall --yes")?;
         let left = cni::network(cluster)?;
         ensure!(left == network, "the node's network configuration is not what it was: {left:?}");
         forgotten(&namespace)?;
+        without_proxies(&said, &[&meshed, &namespace])?;
     }
     cluster.without_namespaces()?;
     if !had_gateway_api(before) {
@@ -89,6 +95,42 @@ fn forgotten(namespace: &Namespace) -> anyhow::Result<()> {
     let controllers: Vec<&str> = left.iter().filter_map(|parent| parent["controllerName"].as_str()).collect();
     ensure!(controllers == [OTHER], "the status of a route that stays is by {controllers:?}");
     Ok(())
+}
+
+/// Pods with a proxy, from the webhook and by hand.
+fn proxied(by_webhook: &Namespace, by_hand: &Namespace) -> anyhow::Result<()> {
+    let client = [apps::service_account("web"), apps::client("web")];
+    by_webhook.apply(&client)?;
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": client}).to_string();
+    by_hand.kubectl_with(&["apply", "-f", "-"], &by_hand.cluster.meshctl_on(&["inject", "-f", "-"], &list)?)?;
+    for namespace in [by_webhook, by_hand] {
+        namespace.rolled_out("web")?;
+        ensure!(!proxies(namespace)?.is_empty(), "no pod of {} has a proxy", namespace.name);
+    }
+    Ok(())
+}
+
+/// What `uninstall` says takes the proxies out of pods that stay, and their applications run on.
+fn without_proxies(said: &str, namespaces: &[&Namespace]) -> anyhow::Result<()> {
+    let advice: Vec<&str> = said.lines().filter(|line| line.starts_with("  kubectl ")).collect();
+    ensure!(advice.len() == 3, "not what to do for both namespaces: {said}");
+    for line in advice {
+        // Whoever else changes an object in between, such as its controller, has it refused.
+        eventually(Duration::from_secs(20), || namespaces[0].cluster.shell(line))?;
+    }
+    for namespace in namespaces {
+        namespace.rolled_out("web")?;
+        eventually(Duration::from_secs(60), || {
+            let left = proxies(namespace)?;
+            ensure!(left.is_empty(), "{left} still have a proxy");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn proxies(namespace: &Namespace) -> anyhow::Result<String> {
+    namespace.kubectl(&["get", "pods", "-l", "meshctl.dev/proxy=true", "-o", "name"])
 }
 
 const OTHER: &str = "example.com/other";

@@ -13,7 +13,7 @@ use crate::output::time::parse_positive_duration;
 ///
 /// Removes the webhooks, the control plane, its rights, its namespace, the roots that it has given to every namespace, and
 /// our kinds with all their objects. It asks first. Gateway API's kinds and routes stay, because others may use them. Pods
-/// keep their proxies, which pass on what they last knew, until they are started again.
+/// keep their proxies, which pass on what they last knew for as long as their certificates last, an hour at most; it says how to take them out.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -42,17 +42,30 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
         confirm()?;
     }
     remove::remove(context, &cluster, &found, args.wait_timeout).await?;
-    if !found.proxied.is_empty() {
-        context.out.note(&format!(
-            "{} pods still have a proxy. Take the label mesh-injection off their namespaces and start them again:",
-            found.proxied.len()
-        ));
-        for namespace in found.namespaces_with_proxies() {
-            context.out.note(&format!("  kubectl label namespace {namespace} mesh-injection-"));
-            context.out.note(&format!("  kubectl -n {namespace} rollout restart deployments,statefulsets,daemonsets"));
-        }
-    }
+    how_to_leave(context, &found);
     context.out.line("The mesh is gone from this cluster.")
+}
+
+/// For whoever has still a proxy.
+fn how_to_leave(context: &Context, found: &Inventory) {
+    if found.proxied.is_empty() {
+        return;
+    }
+    context.out.note(&format!(
+        "{} pods still have a proxy, which goes on with what it last knew for as long as its certificate lasts, an hour at most. \
+         This takes it out:",
+        found.proxied.len()
+    ));
+    for namespace in found.namespaces_with_proxies(true) {
+        context.out.note(&format!("  kubectl label namespace {namespace} mesh-injection-"));
+        context.out.note(&format!("  kubectl -n {namespace} rollout restart deployments,statefulsets,daemonsets"));
+    }
+    // Their templates have it.
+    for namespace in found.namespaces_with_proxies(false) {
+        context.out.note(&format!(
+            "  kubectl -n {namespace} get deployments,statefulsets,daemonsets -o yaml | meshctl uninject -f - | kubectl apply -f -"
+        ));
+    }
 }
 
 fn announce(context: &Context, found: &Inventory, cluster: &str) -> Result<(), Failure> {

@@ -1,10 +1,13 @@
 //! Taking the mesh out again: first what others wait for (webhooks), then what writes (the control plane), then what it wrote.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::ResourceExt;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::ApiResource;
+use mesh_common::inject::{ANNOTATION_INJECTED, is_by_webhook};
 use mesh_common::names::kubernetes as names;
 use mesh_common::resource::Kind;
 use serde_json::{Value, json};
@@ -35,8 +38,8 @@ pub struct Inventory {
     /// Our kinds, and how many objects there are of each.
     pub objects: Vec<(String, usize)>,
     pub gateway_api: bool,
-    /// Namespace and name of pods with a proxy.
-    pub proxied: Vec<(String, String)>,
+    /// Pods with a proxy: their namespaces, and whether it was the webhook that injected it.
+    pub proxied: Vec<(String, bool)>,
 }
 
 impl Inventory {
@@ -45,11 +48,9 @@ impl Inventory {
         left && self.manifests.is_empty()
     }
 
-    pub fn namespaces_with_proxies(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.proxied.iter().map(|(namespace, _)| namespace.as_str()).collect();
-        names.sort_unstable();
-        names.dedup();
-        names
+    pub fn namespaces_with_proxies(&self, by_webhook: bool) -> BTreeSet<&str> {
+        let chosen = self.proxied.iter().filter(|(_, by)| *by == by_webhook);
+        chosen.map(|(namespace, _)| namespace.as_str()).collect()
     }
 }
 
@@ -85,7 +86,9 @@ pub async fn inventory(cluster: &Cluster, gateway_api: bool) -> Result<Inventory
     }
     let proxied = ListParams::default().labels(&format!("{}=true", names::LABEL_PROXY));
     for pod in cluster.all::<Pod>().list_metadata(&proxied).await?.items {
-        found.proxied.push((pod.metadata.namespace.unwrap_or_default(), pod.metadata.name.unwrap_or_default()));
+        let record = pod.annotations().get(ANNOTATION_INJECTED);
+        let by_webhook = record.is_some_and(|record| is_by_webhook(record));
+        found.proxied.push((pod.metadata.namespace.unwrap_or_default(), by_webhook));
     }
     Ok(found)
 }

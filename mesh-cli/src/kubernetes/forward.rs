@@ -83,8 +83,8 @@ impl Target {
                     format!("You may not forward ports of pods in {namespace}: {}", sentence(&status.message)),
                 )
                 .hint(format!(
-                    "This needs the right to get and create pods/portforward there; `kubectl -n {namespace} auth can-i create \
-                     pods/portforward` tells whether you have it."
+                    "This needs the right to get and create pods/portforward there; `kubectl -n {namespace} auth can-i get \
+                     pods/portforward`, and the same with `create`, tell whether you have it."
                 )),
             ),
             401 | 429 | 503 | 504 => NoForward::Failed(kube::Error::Api(status).into()),

@@ -131,6 +131,11 @@ impl Record {
     }
 }
 
+/// Whether the webhook wrote the annotation, so that the pod's template has no proxy.
+pub fn is_by_webhook(annotation: &str) -> bool {
+    serde_json::from_str(annotation).is_ok_and(|record: Record| record.is_by_webhook())
+}
+
 /// Takes the proxy out of the pod. A pod without one is returned as it is.
 pub fn uninject(pod: &Value) -> Result<Value, InjectError> {
     let Some(record) = Record::read(pod)? else { return Ok(pod.clone()) };

@@ -256,7 +256,15 @@ impl Admin {
 
     /// The application's answer to a probe that the kubelet would have sent to it.
     async fn probed(&self, request: &Request<Incoming>) -> Reply {
-        match self.prober.perform(request.uri().path(), request.headers()).await {
+        let path = request.uri().path();
+        if let Some(drain) = self.drain.as_ref().filter(|drain| drain.callers == DrainCallers::Everybody)
+            && self.prober.is_pre_stop(path)
+            && let Err(stays) = drain.departure.drain().await
+        {
+            // A container may be started again in a pod that stays.
+            tracing::info!(%stays, "a container is to end, and the workload stays");
+        }
+        match self.prober.perform(path, request.headers()).await {
             Ok(text) => reply(StatusCode::OK, TEXT, text),
             Err(failure) => reply(failure.status, TEXT, format!("{}\n", failure.reason)),
         }

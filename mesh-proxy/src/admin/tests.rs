@@ -1,5 +1,8 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use mesh_common::inject::{Action, Probe, Which};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -178,10 +181,14 @@ async fn the_local_socket_answers_without_an_address() {
 async fn only_who_may_makes_the_workload_depart() {
     let (departure, asks) = Departure::new();
     let (phase, phases) = watch::channel(Phase::Serving);
-    let dial = || async { Err::<tonic::transport::Channel, _>("no control plane".to_owned()) };
+    let dials = Arc::new(AtomicUsize::new(0));
+    let counted = dials.clone();
     let departing = Departing {
         workload: "a".into(),
-        dial,
+        dial: move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+            async { Err::<tonic::transport::Channel, _>("no control plane".to_owned()) }
+        },
         phase,
         leaving: None,
         known: true,
@@ -214,9 +221,21 @@ async fn only_who_may_makes_the_workload_depart() {
     let (admin, ..) = admin_with(Some(Drain { departure: departure.clone(), callers: DrainCallers::Everybody }));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(admin.serve_ready(listener));
+    let hook = Action::Http { port: address.port(), path: "/ready".into(), https: false, headers: vec![] };
+    let hook = Probe { action: hook, timeout_seconds: 5 };
+    let probes = BTreeMap::from([("app".to_owned(), BTreeMap::from([(Which::PreStop, hook)]))]);
+    let admin = Arc::into_inner(admin).unwrap().probing(Prober::new(probes, None));
+    tokio::spawn(Arc::new(admin).serve_ready(listener));
+    // So does one with a hook of its own, which is performed after the control plane was asked.
+    let hook = format!("{}app/prestop", path::APP_HEALTH);
+    let hook = tokio::spawn(async move { get(address, &hook).await });
+    while dials.load(Ordering::Relaxed) == 0 {
+        assert!(!hook.is_finished());
+        tokio::task::yield_now().await;
+    }
     let (status, text) = get(address, "/drain").await;
     assert!(status == 503 && text.contains("no control plane"), "{status} {text}");
+    assert_eq!(hook.await.unwrap(), (200, "503 Service Unavailable\n".to_owned()));
     assert_eq!(*phases.borrow(), Phase::Serving);
     departure.end().await;
     assert_eq!(get(address, "/drain").await, (200, "nobody calls the application any more\n".to_owned()));
