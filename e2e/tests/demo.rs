@@ -85,7 +85,10 @@ fn the_demo_works_with_meshctl_and_leaves_nothing_behind(user: User) {
     let folder = mesh.data().join("demo");
     let before = host_state(&mesh);
     let mut demo = demo(&mesh, &["--rate", "50"]);
-    addresses_answer(&ready(&mut demo), &folder);
+    let said = ready(&mut demo);
+    // Which there is wherever the tests are.
+    assert!(said.contains("`web` is in Python"), "{said}");
+    addresses_answer(&said, &folder);
     // A row for each version of each service, with mutual TLS all over.
     let table = eventually(Duration::from_secs(30), || {
         let said = demo.stdout();

@@ -271,53 +271,16 @@ fn real_envoy() -> PathBuf {
     PathBuf::from(String::from_utf8(found.stdout).unwrap().trim())
 }
 
+/// The one of the documentation.
 fn bootstrap(mesh: &Mesh, api_type: &str) -> PathBuf {
     let token =
         mesh.meshctl(&["token", "create", "--service-account", "legacy", "--uses", "100", "--for", "1h"]).unwrap();
-    let ads = serde_json::json!({"ads": {}, "resource_api_version": "V3"});
-    let config = serde_json::json!({
-        "node": {
-            "id": "legacy-1.default", "cluster": "legacy",
-            "metadata": {"NAMESPACE": "default", "SERVICE": "legacy", "WORKLOAD": "legacy-1", "INBOUND_PORTS": "9080"},
-        },
-        "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 19000}}},
-        "dynamic_resources": {
-            "ads_config": {
-                "api_type": api_type, "transport_api_version": "V3",
-                "grpc_services": [{
-                    "envoy_grpc": {"cluster_name": "mesh-control"},
-                    "initial_metadata": [{"key": "authorization", "value": format!("Bearer {}", token.trim())}],
-                }],
-            },
-            "cds_config": ads, "lds_config": ads,
-        },
-        "static_resources": {"clusters": [{
-            "name": "mesh-control", "type": "STATIC", "connect_timeout": "5s",
-            "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": {"http2_protocol_options": {}},
-            }},
-            "transport_socket": {"name": "tls", "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-                "common_tls_context": {
-                    "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
-                    "alpn_protocols": ["h2"],
-                    "validation_context": {
-                        "trusted_ca": {"filename": mesh.data().join("ca/root.pem")},
-                        "match_typed_subject_alt_names": [{
-                            "san_type": "URI",
-                            "matcher": {"exact": "spiffe://mesh.local/ns/mesh-system/sa/mesh-control"},
-                        }],
-                    },
-                },
-            }},
-            "load_assignment": {"cluster_name": "mesh-control", "endpoints": [{"lb_endpoints": [{
-                "endpoint": {"address": {"pipe": {"path": mesh.data().join("proxy.sock")}}},
-            }]}]},
-        }]},
-    });
-    let path = mesh.logs().join("envoy.json");
-    std::fs::write(&path, config.to_string()).unwrap();
+    let config = include_str!("../../docs/examples/envoy.yaml")
+        .replace("DELTA_GRPC", api_type)
+        .replace("Bearer TOKEN", &format!("Bearer {}", token.trim()))
+        .replace("DATA/", &format!("{}/", mesh.data().display()));
+    let path = mesh.logs().join("envoy.yaml");
+    std::fs::write(&path, config).unwrap();
     // Envoy runs as another user: it must get at its configuration, the root certificate and the socket.
     for open in [path.clone(), mesh.data().join("proxy.sock"), mesh.data().join("ca/root.pem")] {
         assert!(Command::new("chmod").arg("a+rw").arg(open).status().unwrap().success());

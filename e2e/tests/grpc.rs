@@ -17,16 +17,11 @@ struct Client {
 
 impl Client {
     fn start(mesh: &Mesh, target: &str) -> Self {
-        let bootstrap = serde_json::json!({
-            "xds_servers": [{
-                "server_uri": mesh.xds_plaintext,
-                "channel_creds": [{"type": "insecure"}],
-                "server_features": ["xds_v3"],
-            }],
-            "node": {"id": "python-client", "metadata": {"NAMESPACE": "default"}},
-        });
+        // The one of the documentation.
+        let bootstrap =
+            include_str!("../../docs/examples/grpc-bootstrap.json").replace("127.0.0.1:15010", &mesh.xds_plaintext);
         let mut command = Command::new(python().unwrap());
-        command.args([SCRIPT, "client", target]).env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap.to_string());
+        command.args([SCRIPT, "client", target]).env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap);
         let errors = std::fs::File::create(mesh.logs().join("grpc-client.err")).unwrap();
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
         Self { child }

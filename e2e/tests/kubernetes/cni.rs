@@ -24,6 +24,7 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     intercepted(&namespace)?;
     refused_by_plugin(&namespace)?;
     startup::with_cni(&namespace)?;
+    without_daemon(&namespace)?;
 
     let off = ["--set", "cni.enabled=false"];
     let announced = cluster.meshctl(&[&["upgrade", "--dry-run"], &off[..]].concat())?;
@@ -108,6 +109,24 @@ fn refused_by_plugin(namespace: &Namespace) -> anyhow::Result<()> {
     let pod = namespace.get(&["pod/refused"])?;
     ensure!(pod["status"]["containerStatuses"][0]["state"]["waiting"] != Value::Null, "{}", pod["status"]);
     namespace.delete(&["pod/refused", "--grace-period=0", "--force"])
+}
+
+/// While the daemon of the node is being replaced, pods have their rules all the same.
+fn without_daemon(namespace: &Namespace) -> anyhow::Result<()> {
+    let cluster = namespace.cluster;
+    let of_daemon = ["-n", "kube-system", "delete", "pods", "-l", "app.kubernetes.io/name=mesh-cni", "--wait=false"];
+    cluster.kubectl(&of_daemon)?;
+    namespace.delete(&["pods", "-l", "app=web", "--wait=false"])?;
+    namespace.kubectl(&["rollout", "status", "--timeout=60s", "deployment/web"])?;
+    cluster.kubectl(&["-n", "kube-system", "rollout", "status", "--timeout=60s", "daemonset/mesh-cni"])?;
+    let found = cluster.meshctl(&["check"])?;
+    ensure!(found.contains("the CNI plugin is in force on"), "{found}");
+    eventually(Duration::from_secs(20), || {
+        let pods = namespace.get(&["pods", "-l", "app=web"])?;
+        ensure!(pods["items"].as_array().is_some_and(|pods| pods.len() == 1), "the old pod is still there: {pods}");
+        Ok(())
+    })?;
+    intercepted(namespace)
 }
 
 /// A pod that counts on the plugin where it is not any more: its application does not start, and the proxy says why.

@@ -78,8 +78,8 @@ fn faults(namespace: &Namespace) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Somebody with the Role of docs/kubernetes.md, and routes of the own namespace, needs no more; without the Role, it is said
-/// what is missing.
+/// Somebody who may see a namespace and write its routes needs only the Role of docs/kubernetes.md; without it, it is said what
+/// is missing.
 fn operator(namespace: &Namespace) -> anyhow::Result<()> {
     let cluster = namespace.cluster;
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kubernetes.md"))?;
@@ -96,6 +96,7 @@ fn operator(namespace: &Namespace) -> anyhow::Result<()> {
     namespace.apply(&[apps::service_account("operator"), routes])?;
     let account = format!("--serviceaccount={}:operator", namespace.name);
     namespace.kubectl(&["create", "rolebinding", "routes", "--role=routes", &account])?;
+    namespace.kubectl(&["create", "rolebinding", "view", "--clusterrole=view", &account])?;
     let token = namespace.kubectl(&["create", "token", "operator"])?;
     let mut config: Value = serde_json::from_str(&cluster.kubectl(&["config", "view", "--raw", "-o", "json"])?)?;
     config["users"][0]["user"] = json!({"token": token.trim()});

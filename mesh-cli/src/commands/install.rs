@@ -175,6 +175,9 @@ pub async fn write(
     rollout::available(cluster, deadline).await?;
     // No new pod depends any more on what is left of other settings or another version.
     for manifest in &prune::superfluous(cluster, values).await? {
+        if manifest.kind() == "DaemonSet" {
+            remove::withdraw(cluster, values, deadline).await?;
+        }
         remove::delete(context, cluster, manifest).await?;
         steps.changed += 1;
     }

@@ -76,13 +76,13 @@ async fn table(context: &Context, running: &mut Running) -> Result<(), Failure> 
 
 fn render(context: &Context, earlier: &Readings, now: &Readings, over: Duration) -> String {
     let mut table = Table::new(&["SERVICE", "VERSION", "REQ/S", "SUCCESS", "P50", "P99", "MTLS"]);
-    let mut rows: Vec<_> = now.iter().map(|(target, counts)| (target, counts.since(earlier.get(target)))).collect();
+    let mut rows: Vec<_> = between(earlier, now).into_iter().collect();
     rows.retain(|((_, version), counts)| !version.is_empty() || counts.requests + counts.connections > 0.0);
     rows.sort_by_key(|((service, version), _)| {
         (ORDER.iter().position(|known| known == service).unwrap_or(ORDER.len()), service.clone(), version.clone())
     });
     for ((service, version), counts) in rows {
-        table.row(row(service, version, &counts, over));
+        table.row(row(&service, &version, &counts, over));
     }
     context.out.text(&table)
 }
@@ -116,16 +116,29 @@ pub(super) fn milliseconds(time: Duration) -> String {
     if ms < 10.0 { format!("{ms:.1} ms") } else { format!("{ms:.0} ms") }
 }
 
-type Readings = BTreeMap<Target, Counts>;
+/// What each proxy has counted; one that does not answer is left out.
+type Readings = BTreeMap<SocketAddr, BTreeMap<Target, Counts>>;
 
-/// All proxies' metrics, summed; one that does not answer is left out.
 async fn read(addresses: &[SocketAddr]) -> Readings {
-    let texts = join_all(addresses.iter().map(|address| tokio::time::timeout(REFRESH, get(*address)))).await;
-    let mut readings = Readings::new();
-    for text in texts.into_iter().filter_map(|text| text.ok()?.ok()) {
-        metrics::add(&mut readings, &text);
+    let read = addresses.iter().map(async |address| {
+        let text = tokio::time::timeout(REFRESH, get(*address)).await.ok()?.ok()?;
+        let mut counts = BTreeMap::new();
+        metrics::add(&mut counts, &text);
+        Some((*address, counts))
+    });
+    join_all(read).await.into_iter().flatten().collect()
+}
+
+/// What was added between two readings. Of a proxy that is missing in one of them nothing is known.
+fn between(earlier: &Readings, now: &Readings) -> BTreeMap<Target, Counts> {
+    let mut all = BTreeMap::<Target, Counts>::new();
+    for (address, counts) in now {
+        let Some(earlier) = earlier.get(address) else { continue };
+        for (target, counts) in counts {
+            all.entry(target.clone()).or_default().add(&counts.since(earlier.get(target)));
+        }
     }
-    readings
+    all
 }
 
 /// One proxy's metrics.
@@ -174,6 +187,31 @@ fn introduction(running: &Running) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_proxy_that_misses_a_reading_is_not_counted_from_its_start() {
+        let read = |of_first: Option<f64>, of_second: f64| -> Readings {
+            let counts = |requests: f64| {
+                let buckets = BTreeMap::from([(1000, requests)]);
+                BTreeMap::from([(target(), Counts { requests, buckets, ..Counts::default() })])
+            };
+            let first = of_first.map(|requests| ("127.0.0.1:1".parse().unwrap(), counts(requests)));
+            first.into_iter().chain([("127.0.0.1:2".parse().unwrap(), counts(of_second))]).collect()
+        };
+        fn target() -> Target {
+            ("ratings".to_owned(), "v1".to_owned())
+        }
+        let added = |earlier: &Readings, now: &Readings| {
+            let all = between(earlier, now);
+            (all[&target()].requests, all[&target()].buckets[&1000])
+        };
+        let (before, without, after) = (read(Some(9000.0), 100.0), read(None, 110.0), read(Some(9020.0), 120.0));
+        assert_eq!(added(&before, &without), (10.0, 10.0));
+        assert_eq!(added(&without, &after), (10.0, 10.0));
+        assert_eq!(added(&before, &after), (40.0, 40.0));
+        // Started anew, it counts from zero.
+        assert_eq!(added(&before, &read(Some(5.0), 101.0)), (6.0, 6.0));
+    }
 
     #[test]
     fn rows_say_what_callers_saw() {

@@ -41,6 +41,18 @@ impl Counts {
         }
     }
 
+    /// What another proxy has counted.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.failed += other.failed;
+        self.mutual_tls += other.mutual_tls;
+        self.connections += other.connections;
+        self.connections_mutual_tls += other.connections_mutual_tls;
+        for (limit, count) in &other.buckets {
+            *self.buckets.entry(*limit).or_default() += count;
+        }
+    }
+
     /// By interpolation within the bucket, as Prometheus does. `None`: no requests.
     pub(super) fn quantile(&self, at: f64) -> Option<Duration> {
         let total = self.buckets.last_key_value().map(|(_, count)| *count).filter(|count| *count > 0.0)?;

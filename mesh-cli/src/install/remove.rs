@@ -13,8 +13,10 @@ use mesh_common::resource::Kind;
 use serde_json::{Value, json};
 
 use super::manifest::Manifest;
-use super::{CONTROL, FIELD_MANAGER, NAMESPACE, chart, gateway};
+use super::values::Values;
+use super::{CONTROL, FIELD_MANAGER, NAMESPACE, chart, gateway, rollout};
 use crate::commands::Context;
+use crate::commands::install::kept;
 use crate::failure::{Exit, Failure};
 use crate::kubernetes::{Cluster, resource};
 
@@ -127,6 +129,14 @@ pub async fn remove(
     for crd in &last {
         delete(context, cluster, crd).await?;
     }
+    if found.manifests.iter().any(|manifest| manifest.kind() == "DaemonSet") {
+        let mut values = chart::defaults()?;
+        for setting in kept(cluster).await? {
+            // One of another version means nothing to this one.
+            let _ = values.set(&setting);
+        }
+        withdraw(cluster, &values, deadline).await?;
+    }
     let rest = |m: &&Manifest| m.kind() != "Deployment" && !m.kind().ends_with("WebhookConfiguration");
     for manifest in found.manifests.iter().rev().filter(rest) {
         delete(context, cluster, manifest).await?;
@@ -137,11 +147,34 @@ pub async fn remove(
     for manifest in &last {
         until_gone(cluster, manifest, deadline).await?;
     }
-    // What they have put on the nodes, they take away when they end.
-    for manifest in chart::everything(&chart::defaults()?)?.iter().filter(|m| m.kind() == "DaemonSet") {
-        without_pods(cluster, manifest.namespace().unwrap_or_default(), manifest.name(), deadline).await?;
+    Ok(())
+}
+
+/// Takes the CNI plugin out of the nodes' network configurations, where it stays when the DaemonSet just ends.
+pub async fn withdraw(cluster: &Cluster, values: &Values, deadline: Instant) -> Result<(), Failure> {
+    let mut values = values.clone();
+    for setting in ["cni.enabled=true", "cni.remove=true"] {
+        values.set(&setting.parse().map_err(Failure::usage)?)?;
+    }
+    for manifest in chart::render(&values)?.iter().filter(|manifest| manifest.kind() == "DaemonSet") {
+        manifest.apply(cluster).await?;
+        rollout::on_every_node(cluster, manifest, deadline).await?;
+        // Those from before put it back for as long as they run.
+        let api = cluster.namespaced::<Pod>(manifest.namespace().unwrap_or_default());
+        let theirs = ListParams::default().labels(&format!("app.kubernetes.io/name={}", manifest.name()));
+        while !api.list(&theirs).await?.items.iter().all(removes) {
+            if Instant::now() > deadline {
+                return Err(Failure::with(Exit::TimedOut, format!("Old pods of {} do not end.", manifest.name())));
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
     Ok(())
+}
+
+fn removes(pod: &Pod) -> bool {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    containers.flat_map(|container| container.args.iter().flatten()).any(|arg| arg == "--remove=true")
 }
 
 /// What depends on it goes later.

@@ -565,7 +565,7 @@ async fn manifests_are_injected_as_the_mesh_of_the_cluster_has_it_unless_told_ot
 }
 
 #[tokio::test]
-async fn an_uninstallation_is_over_when_the_nodes_are_clean() {
+async fn nodes_are_clean_before_their_daemons_go() {
     let server = ApiServer::start().await;
     let plugin = ("DaemonSet".to_owned(), "mesh-cni".to_owned());
     let wanted = printed(&meshctl(&server, "install --dry-run --set cni.enabled=true").await.unwrap());
@@ -582,8 +582,11 @@ async fn an_uninstallation_is_over_when_the_nodes_are_clean() {
     let at = |wanted: &str| -> Vec<usize> {
         asked.iter().enumerate().filter(|(_, line)| *line == wanted).map(|(at, _)| at).collect()
     };
-    assert_eq!(at("LIST pods kube-system").len(), 2, "{asked:?}");
-    assert!(at("DELETE daemonsets kube-system/mesh-cni") < at("LIST pods kube-system"), "{asked:?}");
+    // The new ones take the plugin out, and are deleted when there are only those.
+    let (patched, listed) = (at("PATCH daemonsets kube-system/mesh-cni"), at("LIST pods kube-system"));
+    let deleted = at("DELETE daemonsets kube-system/mesh-cni");
+    assert_eq!((patched.len(), listed.len(), deleted.len()), (1, 2, 1), "{asked:?}");
+    assert!(patched[0] < listed[0] && listed[1] < deleted[0], "{asked:?}");
 
     // One that does not end is told.
     server.state().store.put_other("daemonsets", wanted[&plugin].clone());

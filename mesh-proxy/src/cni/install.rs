@@ -1,7 +1,7 @@
-//! Puts the plugin into a node's network configuration, keeps it there, and takes it out at the end.
+//! Puts the plugin into a node's network configuration, or takes it out, and keeps it so.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::future::Future;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 
 use super::POD_ANNOTATIONS;
@@ -28,27 +27,39 @@ pub struct InstallArgs {
     /// Folder of network configurations, whose first one the container runtime takes
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub conf_dir: PathBuf,
-    /// Only say whether the plugin is in the configuration
+    /// Take the plugin out of the configuration instead, and keep it out
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    pub remove: bool,
+    /// Only say whether the configuration is as it should be
     #[arg(long)]
     pub check: bool,
 }
 
-/// Whether the container runtime calls the plugin; the error says why it does not.
+impl InstallArgs {
+    /// `None`: the configuration is as it should be.
+    fn wanted(&self, config: &Value) -> Option<Value> {
+        if self.remove { without_plugin(config) } else { with_plugin(config) }
+    }
+}
+
+/// Whether the container runtime calls the plugin, or calls it no more; the error says why not.
 pub fn check(args: &InstallArgs) -> anyhow::Result<()> {
     let (file, config) = read(&args.conf_dir)?;
-    anyhow::ensure!(with_plugin(&config).is_none(), "the plugin is not in {}", file.display());
+    let right = args.wanted(&config).is_none();
+    anyhow::ensure!(right, "the plugin is {} {}", if args.remove { "still in" } else { "not in" }, file.display());
     Ok(())
 }
 
-/// Copies this program, and keeps it in the configuration until `stop`. Several may run on a node, as in an upgrade: the last
-/// one takes the plugin out of the configuration. The program stays, for runtimes that call it when pods from before end.
+/// Copies this program, and keeps it in the configuration until `stop`. It stays there then: while another one of these is
+/// started, pods are, too. Only one that is told to remove it takes it out; the program stays in any case, for runtimes that
+/// call it when pods from before end.
 pub async fn install(args: &InstallArgs, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let presence = File::open(&args.conf_dir).with_context(|| format!("cannot open {}", args.conf_dir.display()))?;
-    flock(&presence, FlockOperation::LockShared).context("cannot lock the folder of network configurations")?;
-    let program = args.bin_dir.join(PLUGIN);
-    let own = fs::read("/proc/self/exe").context("cannot read this program")?;
-    replace(&program, &own, 0o755).with_context(|| format!("cannot write {}", program.display()))?;
-    tracing::info!(program = %program.display(), "copied the plugin");
+    if !args.remove {
+        let program = args.bin_dir.join(PLUGIN);
+        let own = fs::read("/proc/self/exe").context("cannot read this program")?;
+        replace(&program, &own, 0o755).with_context(|| format!("cannot write {}", program.display()))?;
+        tracing::info!(program = %program.display(), "copied the plugin");
+    }
     tokio::pin!(stop);
     let mut looks = tokio::time::interval(LOOK);
     let mut said = String::new();
@@ -58,32 +69,29 @@ pub async fn install(args: &InstallArgs, stop: impl Future<Output = ()>) -> anyh
             _ = looks.tick() => {}
         }
         // What is wrong now may be right when the node's network is installed.
-        match change(&args.conf_dir, with_plugin) {
+        match change(args) {
             Ok(None) => said.clear(),
-            Ok(Some(file)) => tracing::info!(file = %file.display(), "put the plugin into the network configuration"),
+            Ok(Some(file)) => tracing::info!(file = %file.display(), "changed the network configuration"),
             Err(error) => {
                 let text = format!("{error:#}");
                 if text != said {
-                    tracing::warn!("the plugin is not in force: {text}");
+                    tracing::warn!("the network configuration is not as it should be: {text}");
                 }
                 said = text;
             }
         }
     }
-    if flock(&presence, FlockOperation::NonBlockingLockExclusive).is_err() {
-        tracing::info!("another one of this program keeps the plugin in the network configuration");
-        return Ok(());
-    }
-    if let Some(file) = change(&args.conf_dir, without_plugin)? {
-        tracing::info!(file = %file.display(), "took the plugin out of the network configuration");
+    if args.remove {
+        // One that still kept it may have put it back once more before its end.
+        change(args)?;
     }
     Ok(())
 }
 
 /// Changes the configuration that the runtime takes, at once. `None`: there was nothing to change.
-fn change(folder: &Path, change: impl Fn(&Value) -> Option<Value>) -> anyhow::Result<Option<PathBuf>> {
-    let (file, config) = read(folder)?;
-    let Some(changed) = change(&config) else { return Ok(None) };
+fn change(args: &InstallArgs) -> anyhow::Result<Option<PathBuf>> {
+    let (file, config) = read(&args.conf_dir)?;
+    let Some(changed) = args.wanted(&config) else { return Ok(None) };
     let mode = fs::metadata(&file).map_or(0o600, |metadata| metadata.permissions().mode());
     let text = serde_json::to_string_pretty(&changed)? + "\n";
     replace(&file, text.as_bytes(), mode).with_context(|| format!("cannot write {}", file.display()))?;
@@ -157,14 +165,15 @@ mod tests {
         fs::write(conf.path().join("20-other.conflist"), "{}").unwrap();
         fs::write(conf.path().join("00-readme.txt"), "not this").unwrap();
         let read = || -> Value { serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap() };
-        let args = InstallArgs { bin_dir: bin.path().into(), conf_dir: conf.path().into(), check: false };
-        let start = || {
+        let args =
+            InstallArgs { bin_dir: bin.path().into(), conf_dir: conf.path().into(), remove: false, check: false };
+        let start = |remove: bool| {
             let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-            let args = args.clone();
+            let args = InstallArgs { remove, ..args.clone() };
             (stop, tokio::spawn(async move { install(&args, async { drop(stopped.await) }).await }))
         };
         assert!(check(&args).unwrap_err().to_string().contains("not in"));
-        let (stop, installing) = start();
+        let (stop, installing) = start(false);
         let installed = async |why: &str| {
             for _ in 0..500 {
                 if read()["plugins"][1]["type"] == PLUGIN {
@@ -181,23 +190,28 @@ mod tests {
         fs::write(&file, before.to_string()).unwrap();
         installed("again").await;
         check(&args).unwrap();
-        // The program is replaced: the new one is there before the old one ends.
-        let (stop_new, new) = start();
-        tokio::task::yield_now().await;
+        // It ends, and pods are started before another one runs.
         stop.send(()).unwrap();
         installing.await.unwrap().unwrap();
         check(&args).unwrap();
-        let (stop, installing) = (stop_new, new);
+        let removing = InstallArgs { remove: true, ..args.clone() };
+        assert!(check(&removing).unwrap_err().to_string().contains("still in"));
+        let (stop, installing) = start(true);
+        while read() != before {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        check(&removing).unwrap();
         stop.send(()).unwrap();
         installing.await.unwrap().unwrap();
-        assert_eq!(read(), before);
         assert_eq!(fs::read_dir(conf.path()).unwrap().count(), 3, "a temporary file was left");
     }
 
     #[test]
     fn what_cannot_be_changed_is_said() {
         let folder = tempfile::tempdir().unwrap();
-        let error = || format!("{:#}", change(folder.path(), with_plugin).unwrap_err());
+        let args =
+            InstallArgs { bin_dir: folder.path().into(), conf_dir: folder.path().into(), remove: false, check: false };
+        let error = || format!("{:#}", change(&args).unwrap_err());
         assert!(error().contains("no network configuration"), "{}", error());
         fs::write(folder.path().join("10-a.conf"), r#"{"type": "bridge"}"#).unwrap();
         assert!(error().contains("single plugin"), "{}", error());

@@ -1,6 +1,6 @@
 //! The control plane's Deployment, and the kinds that it works with.
 
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::ListParams;
@@ -10,6 +10,9 @@ use crate::install::manifest::Manifest;
 use crate::install::{CONTROL, LABEL_VERSION, NAMESPACE, SELECTOR, chart, gateway, rollout};
 use crate::kubernetes::Cluster;
 use crate::views::findings::Finding;
+
+const PLUGIN: &str = "mesh-cni";
+const PLUGIN_NAMESPACE: &str = "kube-system";
 
 pub async fn definitions(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
     let mut missing = Vec::new();
@@ -45,6 +48,19 @@ pub async fn replicas(cluster: &Cluster, deployment: &Deployment) -> Result<Vec<
     let pods = cluster.namespaced::<Pod>(NAMESPACE).list(&ListParams::default().labels(SELECTOR)).await?;
     let troubles: Vec<String> = pods.items.iter().filter_map(rollout::trouble).collect();
     Ok(judge(deployment, &troubles))
+}
+
+/// The CNI plugin, if the mesh was installed with it.
+pub async fn plugin(cluster: &Cluster) -> Result<Option<Finding>, Failure> {
+    let live = cluster.namespaced::<DaemonSet>(PLUGIN_NAMESPACE).get_opt(PLUGIN).await?;
+    let Some(status) = live.map(|live| live.status.unwrap_or_default()) else { return Ok(None) };
+    let (wanted, ready) = (status.desired_number_scheduled, status.number_available.unwrap_or(0));
+    let message = format!("the CNI plugin is in force on {ready} of {wanted} nodes");
+    let remedy = format!(
+        "see `kubectl -n {PLUGIN_NAMESPACE} logs daemonset/{PLUGIN}`; pods that start elsewhere have no rules, and have to be \
+         deleted once it is there"
+    );
+    Ok(Some(if ready < wanted { Finding::error(PLUGIN, message, remedy) } else { Finding::ok(PLUGIN, message) }))
 }
 
 fn judge(deployment: &Deployment, troubles: &[String]) -> Vec<Finding> {

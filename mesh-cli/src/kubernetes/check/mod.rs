@@ -39,6 +39,7 @@ pub async fn now(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
         return Ok(found);
     };
     found.extend(control::replicas(cluster, &deployment).await?);
+    found.extend(control::plugin(cluster).await?);
     found.extend(trust::webhooks(cluster).await?);
     found.extend(trust::bundles(cluster).await?);
     found.extend(pods::proxies(cluster, &control::version(&deployment)).await?);
