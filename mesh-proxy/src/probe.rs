@@ -234,7 +234,7 @@ fn failed(reason: String) -> Failure {
 }
 
 /// The kubelet does not verify whom it probes either: it asks whether the application answers, not who it is.
-fn trusting() -> Result<Arc<ClientConfig>, Failure> {
+pub fn trusting() -> Result<Arc<ClientConfig>, Failure> {
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| failed(error.to_string()))?;
     Ok(Arc::new(builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody)).with_no_client_auth()))

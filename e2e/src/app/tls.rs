@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use mesh_common::tls::provider;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use mesh_proxy::probe::trusting;
+use rustls::ServerConfig;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -47,12 +46,9 @@ async fn answer(stream: TcpStream, acceptor: TlsAcceptor, version: &str) -> std:
 
 /// Prints a line for each name: who answered, and by which name it was called there.
 pub async fn ask(args: Ask) -> anyhow::Result<()> {
-    let config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody))
-        .with_no_client_auth();
-    let connector = TlsConnector::from(Arc::new(config));
+    // Whoever answers is right: who it is, it says.
+    let config = trusting().map_err(|failure| anyhow::anyhow!(failure.reason))?;
+    let connector = TlsConnector::from(config);
     for name in args.names {
         let answer = call(&args.to, &connector, name.clone()).await;
         println!("{name}: {}", answer.unwrap_or_else(|_| "refused".to_owned()));
@@ -66,43 +62,4 @@ async fn call(to: &str, connector: &TlsConnector, name: String) -> anyhow::Resul
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer)
-}
-
-/// Whoever answers is right: who it is, it says.
-#[derive(Debug)]
-struct Anybody;
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &provider().signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &provider().signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
 }

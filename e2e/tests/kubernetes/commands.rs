@@ -102,22 +102,20 @@ fn operator(namespace: &Namespace) -> anyhow::Result<()> {
     config["users"][0]["user"] = json!({"token": token.trim()});
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), config.to_string())?;
-    let set = |weights: &[&str]| {
-        let args = [&["-n", &namespace.name, "route", "set-weight", "reviews"], weights, &["--wait"]].concat();
-        cluster.meshctl_with(&args, &[("KUBECONFIG", &file.path().display().to_string())])
-    };
-    let refused = set(&["v1=30", "v2=70"]).err().context("a port was forwarded without a right to")?.to_string();
+    let path = file.path().display().to_string();
+    let as_operator =
+        |args: &[&str]| cluster.meshctl_with(&[&["-n", &namespace.name], args].concat(), &[("KUBECONFIG", &path)]);
+    let set = || as_operator(&["route", "set-weight", "reviews", "v1=30", "v2=70", "--wait"]);
+    let refused = set().err().context("a port was forwarded without a right to")?.to_string();
     ensure!(refused.contains("mesh-system") && refused.contains("pods"), "{refused}");
 
     let binding = ["-n", "mesh-system", "create", "rolebinding", "mesh-operator", "--role=mesh-operator", &account];
     cluster.kubectl(&binding)?;
-    eventually(Duration::from_secs(10), || set(&["v1=30", "v2=70"]))?;
+    eventually(Duration::from_secs(10), set)?;
     let report = namespace.load("web", &LOAD)?;
     let expected = [("v1".to_owned(), 300), ("v2".to_owned(), 700)].into();
     ensure!((&report.by_version, report.good()) == (&expected, 1000), "{report:?}");
-    let own = [("KUBECONFIG", file.path().display().to_string())];
-    let own = [(own[0].0, own[0].1.as_str())];
-    cluster.meshctl_with(&["-n", &namespace.name, "proxy", "status"], &own)?;
+    as_operator(&["proxy", "status"])?;
     cluster.kubectl(&["-n", "mesh-system", "delete", "rolebinding/mesh-operator", "role/mesh-operator"]).map(drop)
 }
 

@@ -56,7 +56,7 @@ fn of_kind(kind: &str, name: &str) -> Value {
 }
 
 /// `meshctl inject -f - | kubectl apply -f -`
-fn apply(namespace: &Namespace, objects: &[Value]) -> anyhow::Result<()> {
+pub fn apply(namespace: &Namespace, objects: &[Value]) -> anyhow::Result<()> {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
     let injected = namespace.cluster.meshctl_on(&["inject", "-f", "-"], &list)?;
     namespace.kubectl_with(&["apply", "-f", "-"], &injected).map(drop)

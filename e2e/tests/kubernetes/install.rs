@@ -7,7 +7,7 @@ use mesh_e2e::cluster::{Cluster, Namespace, apps};
 use mesh_e2e::process::eventually;
 use serde_json::{Value, json};
 
-use crate::cni;
+use crate::{cni, inject};
 
 /// In somebody's cluster the suite takes away nothing but what it has brought: it does not begin where it could not tell.
 pub fn may_come_and_go(cluster: &Cluster, before: &str) -> anyhow::Result<()> {
@@ -101,8 +101,7 @@ fn forgotten(namespace: &Namespace) -> anyhow::Result<()> {
 fn proxied(by_webhook: &Namespace, by_hand: &Namespace) -> anyhow::Result<()> {
     let client = [apps::service_account("web"), apps::client("web")];
     by_webhook.apply(&client)?;
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": client}).to_string();
-    by_hand.kubectl_with(&["apply", "-f", "-"], &by_hand.cluster.meshctl_on(&["inject", "-f", "-"], &list)?)?;
+    inject::apply(by_hand, &client)?;
     for namespace in [by_webhook, by_hand] {
         namespace.rolled_out("web")?;
         ensure!(!proxies(namespace)?.is_empty(), "no pod of {} has a proxy", namespace.name);

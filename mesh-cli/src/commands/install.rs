@@ -202,11 +202,7 @@ impl Steps<'_> {
 impl Settings {
     /// The defaults, then what was given earlier, then what is given now.
     pub fn values(&self, kept: &[Setting]) -> Result<Values, Failure> {
-        let mut values = chart::defaults()?;
-        for setting in kept {
-            // A setting of an older version that is not there any more has no effect any more.
-            let _ = values.set(setting);
-        }
+        let mut values = chart::values(kept)?;
         let short = [("image.registry", &self.registry), ("image.tag", &self.tag)];
         for (path, value) in short {
             if let Some(value) = value {

@@ -13,7 +13,8 @@ use crate::output::time::parse_positive_duration;
 ///
 /// Removes the webhooks, the control plane, its rights, its namespace, the roots that it has given to every namespace, and
 /// our kinds with all their objects. It asks first. Gateway API's kinds and routes stay, because others may use them. Pods
-/// keep their proxies, which pass on what they last knew for as long as their certificates last, an hour at most; it says how to take them out.
+/// keep their proxies, which pass on what they last knew for as long as their certificates last, an hour at most; it says how
+/// to take them out.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -162,8 +162,8 @@ impl Expect {
             Self::Delayed(asked) => {
                 let (slow, quick): (Vec<Duration>, Vec<Duration>) =
                     tally.latencies.iter().copied().partition(|latency| *latency >= DELAY);
-                let added = median(slow.clone()).saturating_sub(median(quick));
-                let slow = f64::from(u32::try_from(slow.len()).unwrap_or(u32::MAX));
+                let slow_ones = f64::from(u32::try_from(slow.len()).unwrap_or(u32::MAX));
+                let added = median(slow).saturating_sub(median(quick));
                 let requests = f64::from(tally.requests().max(1));
                 let measured = 100.0 * delayed / requests;
                 let by = if delayed > 0.0 { format!(" +{}", milliseconds(added)) } else { String::new() };
@@ -173,8 +173,8 @@ impl Expect {
                     good: all_good
                         && exact(measured, asked)
                         && (delayed == 0.0 || added <= DELAY + DELAY_TOLERANCE)
-                        && slow >= delayed
-                        && 100.0 * (slow - delayed) / requests <= STALLED,
+                        && slow_ones >= delayed
+                        && 100.0 * (slow_ones - delayed) / requests <= STALLED,
                 }
             }
             Self::Aborted(asked) => {

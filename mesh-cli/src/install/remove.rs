@@ -109,7 +109,7 @@ pub async fn remove(
         delete(context, cluster, manifest).await?;
     }
     // A control plane that still runs would write again what is removed next.
-    without_pods(cluster, NAMESPACE, CONTROL, deadline).await?;
+    only_pods(cluster, NAMESPACE, CONTROL, deadline, |_| false).await?;
     for namespace in &found.bundles {
         let api = cluster.namespaced::<ConfigMap>(namespace);
         gone(api.delete(names::TRUST_BUNDLE, &DeleteParams::default()).await)?;
@@ -130,12 +130,7 @@ pub async fn remove(
         delete(context, cluster, crd).await?;
     }
     if found.manifests.iter().any(|manifest| manifest.kind() == "DaemonSet") {
-        let mut values = chart::defaults()?;
-        for setting in kept(cluster).await? {
-            // One of another version means nothing to this one.
-            let _ = values.set(&setting);
-        }
-        withdraw(cluster, &values, deadline).await?;
+        withdraw(cluster, &chart::values(&kept(cluster).await?)?, deadline).await?;
     }
     let rest = |m: &&Manifest| m.kind() != "Deployment" && !m.kind().ends_with("WebhookConfiguration");
     for manifest in found.manifests.iter().rev().filter(rest) {
@@ -160,14 +155,7 @@ pub async fn withdraw(cluster: &Cluster, values: &Values, deadline: Instant) -> 
         manifest.apply(cluster).await?;
         rollout::on_every_node(cluster, manifest, deadline).await?;
         // Those from before put it back for as long as they run.
-        let api = cluster.namespaced::<Pod>(manifest.namespace().unwrap_or_default());
-        let theirs = ListParams::default().labels(&format!("app.kubernetes.io/name={}", manifest.name()));
-        while !api.list(&theirs).await?.items.iter().all(removes) {
-            if Instant::now() > deadline {
-                return Err(Failure::with(Exit::TimedOut, format!("Old pods of {} do not end.", manifest.name())));
-            }
-            tokio::time::sleep(POLL).await;
-        }
+        only_pods(cluster, manifest.namespace().unwrap_or_default(), manifest.name(), deadline, removes).await?;
     }
     Ok(())
 }
@@ -195,10 +183,17 @@ fn gone<T>(result: Result<T, kube::Error>) -> Result<bool, Failure> {
     }
 }
 
-async fn without_pods(cluster: &Cluster, namespace: &str, of: &str, deadline: Instant) -> Result<(), Failure> {
+/// Until none of its pods are left but such as these.
+async fn only_pods(
+    cluster: &Cluster,
+    namespace: &str,
+    of: &str,
+    deadline: Instant,
+    stays: impl Fn(&Pod) -> bool,
+) -> Result<(), Failure> {
     let api = cluster.namespaced::<Pod>(namespace);
     let theirs = ListParams::default().labels(&format!("app.kubernetes.io/name={of}"));
-    while !api.list_metadata(&theirs).await?.items.is_empty() {
+    while !api.list(&theirs).await?.items.iter().all(&stays) {
         if Instant::now() > deadline {
             return Err(Failure::with(Exit::TimedOut, format!("Pods of {of} do not end."))
                 .hint(format!("See `kubectl -n {namespace} get pods`, and try again.")));
