@@ -20,6 +20,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tonic::transport::Endpoint;
 
@@ -55,13 +56,14 @@ impl Prober {
         Self { probes, pod_ip: pod_ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)) }
     }
 
-    /// Performs the probe of `/app-health/<container>/<which>`. `headers` are those of the kubelet's request.
-    pub async fn perform(&self, path: &str, headers: &HeaderMap) -> Result<String, Failure> {
+    /// Performs the probe of `/app-health/<container>/<which>`. `headers` are those of the kubelet's request, which came at
+    /// `asked`.
+    pub async fn perform(&self, path: &str, headers: &HeaderMap, asked: Instant) -> Result<String, Failure> {
         let (which, probe) = self
             .find(path)
             .ok_or_else(|| Failure { status: StatusCode::NOT_FOUND, reason: "the pod has no such probe".to_owned() })?;
         let performed =
-            tokio::time::timeout(Duration::from_secs(probe.timeout_seconds), self.ask(probe, which, headers));
+            tokio::time::timeout(Duration::from_secs(probe.timeout_seconds), self.ask(probe, which, headers, asked));
         match performed.await {
             Ok(result) => result,
             Err(_) => Err(failed(format!("the application did not answer within {} seconds", probe.timeout_seconds))),
@@ -79,8 +81,12 @@ impl Prober {
         Some((which, self.probes.get(container)?.get(&which)?))
     }
 
-    async fn ask(&self, probe: &Probe, which: Which, headers: &HeaderMap) -> Result<String, Failure> {
+    async fn ask(&self, probe: &Probe, which: Which, headers: &HeaderMap, asked: Instant) -> Result<String, Failure> {
         match &probe.action {
+            Action::Sleep { seconds } => {
+                tokio::time::sleep_until(asked + Duration::from_secs(*seconds)).await;
+                Ok("slept\n".to_owned())
+            }
             Action::Tcp { port } => connect(self.pod_ip, *port).await.map(|_| "connected\n".to_owned()),
             Action::Grpc { port, service } => self.grpc(*port, service).await,
             Action::Http { port, path, https, headers: own } => {

@@ -92,24 +92,21 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
 pub async fn run_uninject(context: &Context, args: UninjectArgs) -> Result<(), Failure> {
     change(context, &args.files, |pod| {
         let without = inject::uninject(pod)?;
-        Ok(if without == *pod {
-            Change::Left("it is not injected".to_owned())
-        } else {
-            Change::Made("uninjected", without)
-        })
+        Ok(if without == *pod { Change::Left("it is not injected".to_owned()) } else { Change::Uninjected(without) })
     })
 }
 
 /// What became of a pod.
 enum Change {
-    Made(&'static str, Value),
+    Injected(Value),
+    Uninjected(Value),
     Left(String),
 }
 
 impl From<Outcome> for Change {
     fn from(outcome: Outcome) -> Self {
         match outcome {
-            Outcome::Injected(pod) => Self::Made("injected", pod),
+            Outcome::Injected(pod) => Self::Injected(pod),
             Outcome::Skipped(reason) => Self::Left(reason.to_string()),
         }
     }
@@ -137,8 +134,13 @@ fn change(
                 let name = name(&template.kind, document.pointer(&template.object));
                 let pod = document.pointer(&template.pointer).unwrap_or(&Value::Null);
                 match apply(pod) {
-                    Ok(Change::Made(done, pod)) => {
-                        notes.push(format!("{name}: {done}"));
+                    Ok(Change::Injected(pod)) => {
+                        notes.push(format!("{name}: injected"));
+                        notes.extend(inject::warnings(&pod).iter().map(|warning| format!("{name}: {warning}")));
+                        put(&mut document, &template, pod);
+                    }
+                    Ok(Change::Uninjected(pod)) => {
+                        notes.push(format!("{name}: uninjected"));
                         put(&mut document, &template, pod);
                     }
                     Ok(Change::Left(reason)) => notes.push(format!("{name}: left as it is: {reason}")),

@@ -19,7 +19,7 @@ pub use admission::{Admission, admit};
 pub use error::InjectError;
 pub use interception::{ANNOTATION_INTERCEPTION, Exclusions, by_cni};
 pub use options::{ANNOTATION_PREFIX, check_log_filter};
-pub use probes::{Action, Probe, Probes, Which};
+pub use probes::{Action, Probe, Probes, Which, warnings};
 pub use record::{ANNOTATION_INJECTED, is_by_webhook, uninject};
 pub use template::{Template, templates};
 

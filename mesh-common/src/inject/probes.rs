@@ -78,6 +78,10 @@ pub enum Action {
         #[serde(default)]
         service: String,
     },
+    /// Of a preStop hook: until so much time has passed since the kubelet asked.
+    Sleep {
+        seconds: u64,
+    },
 }
 
 /// Where the kubelet finds it.
@@ -141,7 +145,12 @@ fn take_from(
     };
     for (field, which) in HOOKS {
         let Some(Value::Object(hook)) = lifecycle.get(field) else { continue };
-        let Some(action) = action(hook, container, &format!("{path}.lifecycle.{field}"))? else { continue };
+        let path = format!("{path}.lifecycle.{field}");
+        let action = match action(hook, container, &path)? {
+            None if which == Which::PreStop => sleep(hook, &path)?,
+            action => action,
+        };
+        let Some(action) = action else { continue };
         taken.insert(which, Probe { action, timeout_seconds: HOOK_TIMEOUT });
         let mut rewritten = hook.clone();
         point_at_proxy(&mut rewritten, &self::path(&name, which));
@@ -195,7 +204,7 @@ fn put(fields: &mut Map<String, Value>, field: &str, value: Option<Value>) {
     }
 }
 
-const ACTIONS: [&str; 3] = ["httpGet", "tcpSocket", "grpc"];
+const ACTIONS: [&str; 4] = ["httpGet", "tcpSocket", "grpc", "sleep"];
 
 /// Whether it is what [`take`] has made of a probe or a hook.
 fn is_at_proxy(handler: &Map<String, Value>) -> bool {
@@ -246,6 +255,29 @@ fn action(
         return Ok(Some(Action::Grpc { port, service: text(grpc, "service") }));
     }
     Ok(None)
+}
+
+/// People write it to outlast the callers that have not heard yet, which is what the proxy knows better.
+fn sleep(hook: &Map<String, Value>, path: &str) -> Result<Option<Action>, InjectError> {
+    let Some(sleep) = hook.get("sleep").filter(|sleep| !sleep.is_null()) else { return Ok(None) };
+    let wrong = || InjectError::new(format!("{path}.sleep.seconds"), "a number of seconds is needed");
+    let seconds = sleep.get("seconds").and_then(Value::as_u64).filter(|seconds| *seconds <= HOOK_TIMEOUT);
+    Ok(Some(Action::Sleep { seconds: seconds.ok_or_else(wrong)? }))
+}
+
+/// What the mesh can't do for a pod that is in it, and how to help: a command is run by the kubelet in the container, and
+/// nobody asks the proxy meanwhile.
+pub fn warnings(pod: &Value) -> Vec<String> {
+    let containers = pod.pointer("/spec/containers").and_then(Value::as_array);
+    let runs = |container: &&Value| container.pointer("/lifecycle/preStop/exec").is_some_and(Value::is_object);
+    let warning = |container: &Value| {
+        let name = container.get("name").and_then(Value::as_str).unwrap_or_default();
+        let url = format!("http://localhost:{}{DRAIN}", port::READY);
+        format!(
+            "container {name}: its preStop hook runs a command, so callers are not waited for before it ends; let the command get {url} first, or leave the hook out"
+        )
+    };
+    containers.into_iter().flatten().filter(runs).map(warning).collect()
 }
 
 fn headers(http: &Map<String, Value>, path: &str) -> Result<Vec<(String, String)>, InjectError> {

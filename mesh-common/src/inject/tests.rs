@@ -222,6 +222,35 @@ fn probes_go_through_the_proxy() {
 }
 
 #[test]
+fn a_hook_that_sleeps_lets_the_proxy_leave_meanwhile() {
+    let mut pod = pod();
+    let sleep = |seconds: Value| json!({ "sleep": { "seconds": seconds } });
+    pod["spec"]["containers"][0]["lifecycle"] = json!({ "postStart": sleep(1.into()), "preStop": sleep(5.into()) });
+    let after = injected(&pod);
+    let lifecycle = &after["spec"]["containers"][0]["lifecycle"];
+    assert_eq!(lifecycle["postStart"], sleep(1.into()));
+    assert_eq!(lifecycle["preStop"], json!({ "httpGet": { "path": "/app-health/app/prestop", "port": 15021 } }));
+    assert_eq!(probes_of(&after)["app"][&Which::PreStop].action, Action::Sleep { seconds: 5 });
+    assert_eq!(uninject(&after).unwrap(), pod);
+    for wrong in [json!("5"), json!(-1), json!(u64::MAX), Value::Null] {
+        pod["spec"]["containers"][0]["lifecycle"]["preStop"] = sleep(wrong);
+        let error = refusal(&pod);
+        assert!(error.starts_with("spec.containers[0].lifecycle.preStop.sleep.seconds: a number"), "{error}");
+    }
+}
+
+#[test]
+fn a_hook_that_runs_a_command_is_warned_of() {
+    let mut pod = pod();
+    assert_eq!(warnings(&injected(&pod)), Vec::<String>::new());
+    pod["spec"]["containers"][0]["lifecycle"] = json!({ "preStop": { "exec": { "command": ["x"] } } });
+    let warned = warnings(&injected(&pod));
+    assert_eq!(warned.len(), 1);
+    assert!(warned[0].starts_with("container app: its preStop hook runs a command"), "{warned:?}");
+    assert!(warned[0].contains("http://localhost:15021/drain"), "{warned:?}");
+}
+
+#[test]
 fn probes_that_are_not_for_the_pod_stay() {
     let mut pod = pod();
     pod["spec"]["containers"][0]["livenessProbe"] = json!({ "exec": { "command": ["true"] } });
@@ -342,6 +371,7 @@ fn a_probe() -> impl Strategy<Value = Value> {
         Just(json!({ "tcpSocket": { "port": "81" }, "grpc": null })),
         Just(json!({ "grpc": { "port": 82 }, "unknown": [1, null] })),
         Just(json!({ "exec": { "command": ["x"] } })),
+        Just(json!({ "sleep": { "seconds": 3 } })),
     ]
 }
 

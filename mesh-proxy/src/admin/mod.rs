@@ -256,7 +256,7 @@ impl Admin {
 
     /// The application's answer to a probe that the kubelet would have sent to it.
     async fn probed(&self, request: &Request<Incoming>) -> Reply {
-        let path = request.uri().path();
+        let (path, asked) = (request.uri().path(), tokio::time::Instant::now());
         if let Some(drain) = self.drain.as_ref().filter(|drain| drain.callers == DrainCallers::Everybody)
             && self.prober.is_pre_stop(path)
             && let Err(stays) = drain.departure.drain().await
@@ -264,7 +264,7 @@ impl Admin {
             // A container may be started again in a pod that stays.
             tracing::info!(%stays, "a container is to end, and the workload stays");
         }
-        match self.prober.perform(path, request.headers()).await {
+        match self.prober.perform(path, request.headers(), asked).await {
             Ok(text) => reply(StatusCode::OK, TEXT, text),
             Err(failure) => reply(failure.status, TEXT, format!("{}\n", failure.reason)),
         }

@@ -36,7 +36,7 @@ fn http(port: u16) -> Action {
 }
 
 async fn livez(action: Action) -> Result<String, Failure> {
-    prober(Which::Livez, action).perform("/app-health/app/livez", &HeaderMap::new()).await
+    prober(Which::Livez, action).perform("/app-health/app/livez", &HeaderMap::new(), Instant::now()).await
 }
 
 #[tokio::test]
@@ -55,14 +55,26 @@ async fn judges_as_the_kubelet_does() {
     assert_eq!(livez(http(port)).await.unwrap_err().status, StatusCode::INTERNAL_SERVER_ERROR);
     let (port, _) = application(&["HTTP/1.1 500 Oh\r\n\r\n"]).await;
     let hook = prober(Which::PreStop, http(port));
-    hook.perform("/app-health/app/prestop", &HeaderMap::new()).await.unwrap();
+    hook.perform("/app-health/app/prestop", &HeaderMap::new(), Instant::now()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_that_sleeps_counts_from_when_it_was_asked_for() {
+    let probe = Probe { action: Action::Sleep { seconds: 5 }, timeout_seconds: 3600 };
+    let hook = Prober::new([("app".to_owned(), [(Which::PreStop, probe)].into())].into(), None);
+    let asked = Instant::now();
+    for (later, ends) in [(2, 5), (7, 7)] {
+        tokio::time::sleep_until(asked + Duration::from_secs(later)).await;
+        hook.perform("/app-health/app/prestop", &HeaderMap::new(), asked).await.unwrap();
+        assert_eq!(asked.elapsed(), Duration::from_secs(ends));
+    }
 }
 
 #[tokio::test]
 async fn the_application_sees_the_kubelets_request() {
     let (port, asked) = application(&["HTTP/1.1 200 OK\r\n\r\n"]).await;
     let headers = [(http::header::USER_AGENT, HeaderValue::from_static("kube-probe/1.34"))].into_iter().collect();
-    prober(Which::Readyz, http(port)).perform("/app-health/app/readyz", &headers).await.unwrap();
+    prober(Which::Readyz, http(port)).perform("/app-health/app/readyz", &headers, Instant::now()).await.unwrap();
     let asked = asked.lock().unwrap()[0].to_lowercase();
     assert!(asked.starts_with("get /health?x=1 http/1.1\r\n"), "{asked}");
     for header in ["x-probe: yes".to_owned(), "user-agent: kube-probe/1.34".into(), format!("host: 10.9.8.7:{port}")] {
@@ -84,7 +96,11 @@ async fn follows_redirects_within_the_pod() {
 async fn asks_for_nothing_that_was_not_configured() {
     let prober = prober(Which::Livez, Action::Tcp { port: 1 });
     for path in ["/app-health/app/readyz", "/app-health/other/livez", "/app-health/app", "/app-health/app/livez/x"] {
-        assert_eq!(prober.perform(path, &HeaderMap::new()).await.unwrap_err().status, StatusCode::NOT_FOUND, "{path}");
+        assert_eq!(
+            prober.perform(path, &HeaderMap::new(), Instant::now()).await.unwrap_err().status,
+            StatusCode::NOT_FOUND,
+            "{path}"
+        );
     }
 }
 

@@ -61,8 +61,11 @@ pub(super) fn inject(request: &Value, config: &WebhookConfig) -> Decision {
     };
     match inject::admit(pod, &config.inject) {
         Ok(Admission { pod: wanted, skipped }) => {
-            let reason = skipped.filter(|reason| *reason != Skipped::OptedOut);
-            let warnings = reason.map(|reason| format!("the pod is not in the mesh: {reason}")).into_iter().collect();
+            let warnings = match skipped {
+                None => inject::warnings(&wanted),
+                Some(Skipped::OptedOut) => Vec::new(),
+                Some(reason) => vec![format!("the pod is not in the mesh: {reason}")],
+            };
             match patch::diff(pod, &wanted) {
                 patch if patch.is_empty() => Decision::Allow { warnings },
                 patch => Decision::Change { patch, warnings },

@@ -98,6 +98,9 @@ fn a_pod_that_cannot_be_in_the_mesh_is_refused_and_others_are_left_alone() {
     let mut host = pod();
     host["spec"]["hostNetwork"] = true.into();
     assert!(response(&creation(host), review::inject)["warnings"][0].as_str().unwrap().contains("hostNetwork"));
+    let mut command = pod();
+    command["spec"]["containers"][0]["lifecycle"] = json!({ "preStop": { "exec": { "command": ["x"] } } });
+    assert!(response(&creation(command), review::inject)["warnings"][0].as_str().unwrap().contains("preStop"));
     let mut update = creation(pod());
     update["operation"] = "UPDATE".into();
     assert!(response(&update, review::inject).get("patch").is_none());
