@@ -2,6 +2,8 @@
 //!
 //! In: an address and a TLS configuration. Out: a gRPC channel that is connected.
 
+mod host;
+
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
@@ -10,6 +12,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use host::Host;
 use hyper_util::rt::TokioIo;
 use mesh_common::names::port;
 use rustls::ClientConfig;
@@ -29,7 +32,7 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     Unix(PathBuf),
-    Tcp { host: String, port: u16 },
+    Tcp(Host),
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -48,7 +51,7 @@ impl FromStr for Address {
         match (uri.scheme_str(), uri.host(), uri.path()) {
             (Some("https"), Some(host), "" | "/") if uri.query().is_none() => {
                 let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-                Ok(Self::Tcp { host, port: uri.port_u16().unwrap_or(port::XDS) })
+                Ok(Self::Tcp(Host::new(host, uri.port_u16().unwrap_or(port::XDS))))
             }
             _ => Err(wrong()),
         }
@@ -59,8 +62,8 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "https://[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "https://{host}:{port}"),
+            Self::Tcp(Host { name, port, .. }) if name.contains(':') => write!(f, "https://[{name}]:{port}"),
+            Self::Tcp(Host { name, port, .. }) => write!(f, "https://{name}:{port}"),
         }
     }
 }
@@ -90,15 +93,15 @@ async fn connect(address: &Address, tls: Arc<ClientConfig>) -> io::Result<TlsStr
     // Peers are verified by SPIFFE ID: the name is only what SNI says.
     let (socket, name): (Box<dyn Io>, _) = match address {
         Address::Unix(path) => (Box::new(UnixStream::connect(path).await?), "mesh-control"),
-        Address::Tcp { host, port } => (Box::new(tcp(host, *port).await?), host.as_str()),
+        Address::Tcp(host) => (Box::new(tcp(host).await?), host.name.as_str()),
     };
     let name = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
     TlsConnector::from(tls).connect(name, socket).await
 }
 
-async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("the host name {host:?} has no address"));
-    for address in tokio::net::lookup_host((host, port)).await? {
+async fn tcp(host: &Host) -> io::Result<TcpStream> {
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in host.addresses().await? {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         crate::listen::mark(&socket);
         match socket.connect(address).await {
@@ -169,7 +172,7 @@ mod tests {
 
     #[test]
     fn reads_addresses() {
-        let tcp = |host: &str, port| Address::Tcp { host: host.into(), port };
+        let tcp = |host: &str, port| Address::Tcp(Host::new(host.to_owned(), port));
         assert_eq!("unix:/run/mesh/proxy.sock".parse(), Ok(Address::Unix("/run/mesh/proxy.sock".into())));
         assert_eq!("https://control.example:15012".parse(), Ok(tcp("control.example", 15012)));
         assert_eq!("https://10.0.0.1".parse(), Ok(tcp("10.0.0.1", 15012)));
