@@ -4,28 +4,41 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use futures_util::stream;
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
-use hyper::header::CONTENT_LENGTH;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use hyper::body::{Body, Bytes, Frame, Incoming};
+use hyper::header::{CONTENT_LENGTH, HOST};
 use hyper::service::service_fn;
-use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
+/// What an HTTP server is told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Server {
+    #[arg(long, default_value = "0.0.0.0:9080")]
+    listen: SocketAddr,
+    #[arg(long, default_value = "v1")]
+    version: String,
+    /// Ask here before each answer, which then has that one's status.
+    #[arg(long, value_name = "URL")]
+    forward: Option<Uri>,
+}
+
 /// Answers every request with a JSON description of it and the header `x-version`. `/status/503` answers with that
-/// status, `/sleep/250` after that many milliseconds, `/bytes/1000` with that many bytes (up to 64 MiB), and a gRPC call with an
-/// empty message. When `told` is ready it takes no
-/// more connections, finishes what it has and returns.
-pub async fn http(address: SocketAddr, version: String, told: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let version: Arc<str> = version.into();
-    let listener = listen(address).await?;
+/// status, `/sleep/250` after that many milliseconds, `/bytes/1000` with that many bytes (up to 64 MiB), `/stream/1000` for that
+/// many milliseconds, bit by bit, and a gRPC call with an empty message. When `told` is ready it takes no more connections,
+/// finishes what it has and returns.
+pub async fn http(server: Server, told: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let listener = listen(server.listen).await?;
+    let server = Arc::new(server);
     let open = GracefulShutdown::new();
     let mut told = std::pin::pin!(told);
     loop {
@@ -34,8 +47,8 @@ pub async fn http(address: SocketAddr, version: String, told: impl Future<Output
             () = &mut told => break,
         };
         stream.set_nodelay(true)?;
-        let version = version.clone();
-        let service = service_fn(move |request| answer(request, version.clone(), peer));
+        let server = server.clone();
+        let service = service_fn(move |request| answer(request, server.clone(), peer));
         let builder = auto::Builder::new(TokioExecutor::new());
         let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
         let connection = open.watch(connection);
@@ -51,18 +64,23 @@ pub async fn http(address: SocketAddr, version: String, told: impl Future<Output
 
 async fn answer(
     request: Request<Incoming>,
-    version: Arc<str>,
+    server: Arc<Server>,
     peer: SocketAddr,
-) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
+) -> Result<Response<Reply>, Infallible> {
     let (head, body) = request.into_parts();
     let received = body.collect().await.map(|b| b.to_bytes().len()).unwrap_or(0);
     let mut status = StatusCode::OK;
     let mut size_of_reply = None;
+    let mut streamed = None;
     match head.uri.path().trim_start_matches('/').split_once('/') {
         Some(("status", code)) => status = code.parse().unwrap_or(StatusCode::BAD_REQUEST),
         Some(("bytes", size)) => size_of_reply = size.parse().ok().filter(|size| *size <= 64 << 20),
-        Some(("sleep", ms)) => tokio::time::sleep(Duration::from_millis(ms.parse().unwrap_or(0).min(60_000))).await,
+        Some(("sleep", ms)) => tokio::time::sleep(milliseconds(ms)).await,
+        Some(("stream", ms)) => streamed = Some(milliseconds(ms)),
         _ => {}
+    }
+    if let Some(next) = &server.forward {
+        status = asked(next).await.unwrap_or(StatusCode::BAD_GATEWAY);
     }
     let headers: serde_json::Map<_, _> = head
         .headers
@@ -70,7 +88,7 @@ async fn answer(
         .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into()))
         .collect();
     let text = serde_json::json!({
-        "version": &*version,
+        "version": server.version,
         "method": head.method.as_str(),
         "path": head.uri.path_and_query().map(|p| p.as_str()),
         "protocol": format!("{:?}", head.version),
@@ -84,24 +102,63 @@ async fn answer(
     let length = body.len();
     // hyper leaves out the body of the reply to HEAD over HTTP/1.1 alone.
     let body = if head.method == Method::HEAD { Vec::new() } else { body };
-    let mut response = if grpc { empty_message() } else { Response::new(Full::from(body).boxed()) };
+    let mut response = match streamed {
+        None if grpc => grpc_reply(Full::from(EMPTY_MESSAGE)),
+        None => Response::new(Full::from(body).boxed()),
+        Some(lasts) if grpc => grpc_reply(bit_by_bit(lasts, EMPTY_MESSAGE)),
+        Some(lasts) => Response::new(bit_by_bit(lasts, b"x").boxed()),
+    };
     if head.method == Method::HEAD {
         response.headers_mut().insert(CONTENT_LENGTH, length.into());
     }
     *response.status_mut() = status;
-    if let Ok(value) = version.parse() {
+    if let Ok(value) = server.version.parse() {
         response.headers_mut().insert("x-version", value);
     }
     Ok(response)
 }
 
-fn empty_message() -> Response<BoxBody<Bytes, Infallible>> {
+type Reply = BoxBody<Bytes, Infallible>;
+
+const EMPTY_MESSAGE: &[u8] = &[0; 5];
+
+fn grpc_reply(messages: impl Body<Data = Bytes, Error = Infallible> + Send + Sync + 'static) -> Response<Reply> {
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", 0.into());
-    let body = Full::from(&[0; 5][..]).with_trailers(std::future::ready(Some(Ok(trailers)))).boxed();
+    let body = messages.with_trailers(std::future::ready(Some(Ok(trailers)))).boxed();
     let mut response = Response::new(body);
     response.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static("application/grpc"));
     response
+}
+
+fn milliseconds(text: &str) -> Duration {
+    Duration::from_millis(text.parse().unwrap_or(0).min(60_000))
+}
+
+const BETWEEN_BITS: Duration = Duration::from_millis(100);
+
+fn bit_by_bit(lasts: Duration, bit: &'static [u8]) -> impl Body<Data = Bytes, Error = Infallible> + Send + Sync {
+    let until = Instant::now() + lasts;
+    StreamBody::new(stream::unfold((), move |()| async move {
+        tokio::time::sleep(BETWEEN_BITS).await;
+        (Instant::now() < until).then(|| (Ok(Frame::data(Bytes::from_static(bit))), ()))
+    }))
+}
+
+/// The status of the answer, over a connection of its own.
+async fn asked(url: &Uri) -> anyhow::Result<StatusCode> {
+    let authority = url.authority().context("a URL has a host")?;
+    let stream = TcpStream::connect((authority.host(), authority.port_u16().unwrap_or(80))).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(async move {
+        // The request has the error.
+        let _ = connection.await;
+    });
+    let request = Request::get(url.path()).header(HOST, authority.as_str()).body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    response.into_body().collect().await?;
+    Ok(status)
 }
 
 /// Answers every request with the same `size` bytes, as cheaply as it can, for benchmarks.

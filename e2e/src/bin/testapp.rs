@@ -19,7 +19,7 @@ enum Command {
     /// An HTTP server that describes each request.
     Http {
         #[command(flatten)]
-        server: Server,
+        server: echo::Server,
         /// Finish what it has when told to end, instead of ending at once.
         #[arg(long)]
         graceful: bool,
@@ -70,9 +70,9 @@ async fn main() -> anyhow::Result<()> {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     };
     match Cli::parse().command {
-        Command::Http { server, graceful: true } => echo::http(server.listen, server.version, told).await,
+        Command::Http { server, graceful: true } => echo::http(server, told).await,
         Command::Http { server, graceful: false } => {
-            let serving = echo::http(server.listen, server.version, std::future::pending());
+            let serving = echo::http(server, std::future::pending());
             tokio::select! { done = serving => done, () = told => Ok(()) }
         }
         Command::Tcp(server) => {

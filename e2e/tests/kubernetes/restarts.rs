@@ -7,11 +7,35 @@ use mesh_e2e::cluster::{Cluster, Namespace, apps};
 use mesh_e2e::process::eventually;
 use serde_json::{Value, json};
 
-const CLIENTS: [(&str, &[&str]); 3] = [("http1", &[]), ("http2", &["--http2"]), ("grpc", &["--grpc"])];
-/// Of each client, a second.
-const RATE: u64 = 1000;
-/// Of all clients together, at least.
+struct Client {
+    name: &'static str,
+    url: &'static str,
+    protocol: &'static [&'static str],
+    /// Requests a second.
+    rate: u64,
+    /// In all, at least.
+    requests: u64,
+}
+
+const SERVICE: &str = "http://reviews:9080/";
+/// Of the first three together, at least.
 const REQUESTS: u64 = 200_000;
+
+const CLIENTS: [Client; 5] = [
+    Client { name: "http1", url: SERVICE, protocol: &[], rate: 1000, requests: REQUESTS.div_ceil(3) },
+    Client { name: "http2", url: SERVICE, protocol: &["--http2"], rate: 1000, requests: REQUESTS.div_ceil(3) },
+    Client { name: "grpc", url: SERVICE, protocol: &["--grpc"], rate: 1000, requests: REQUESTS.div_ceil(3) },
+    // Through a server that calls the other ones itself.
+    Client { name: "through", url: "http://middle:9080/", protocol: &[], rate: 100, requests: 1000 },
+    // Answers that are on their way for two seconds.
+    Client {
+        name: "streams",
+        url: "http://reviews:9080/stream/2000",
+        protocol: &["--grpc", "--slow", "10000"],
+        rate: 10,
+        requests: 100,
+    },
+];
 
 const APISERVER_AWAY: Duration = Duration::from_secs(20);
 
@@ -20,19 +44,22 @@ type Disruption = fn(&Namespace) -> anyhow::Result<()>;
 pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     let namespace = cluster.meshed("restarts")?;
     namespace.shop(&[])?;
-    for (name, protocol) in CLIENTS {
-        let (rate, least) = (RATE.to_string(), REQUESTS.div_ceil(3).to_string());
-        let args = ["--url", "http://reviews:9080/", "--connections", "6", "--rate", &rate, "--at-least", &least];
+    namespace.apply(&[apps::service("middle"), middle(), with_sleep(apps::server("reviews", "v2"))])?;
+    rolled_out(&namespace)?;
+    for Client { name, url, protocol, rate, requests } in CLIENTS {
+        // Enough connections for those that take long.
+        let (rate, least, connections) = (rate.to_string(), requests.to_string(), if rate < 100 { "40" } else { "6" });
+        let args = ["--url", url, "--connections", connections, "--rate", &rate, "--at-least", &least];
         namespace.apply(&[apps::load(name, &[&args[..], protocol].concat())])?;
     }
-    for (name, _) in CLIENTS {
+    for Client { name, .. } in CLIENTS {
         namespace.kubectl(&["wait", "--for=condition=Ready", "--timeout=30s", &format!("pod/{name}")])?;
     }
     let began = Instant::now();
     let disruptions: [(&str, Disruption); 5] = [
         ("every Deployment restarted", roll),
         ("scaled from 1 to 10 and back", scale),
-        ("the pods of the node evicted, as when it is drained", evict_pods),
+        ("the node's pods evicted at once, as when it is drained", evict_pods),
         ("mesh-control restarted, then a replica killed", restart_control),
         ("API server killed, and away for a while", kill_apiserver),
     ];
@@ -41,12 +68,13 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
         disrupt(&namespace)?;
         println!("   {from:.0} s to {:.0} s: {what}", began.elapsed().as_secs_f64());
     }
-    for (name, _) in CLIENTS {
+    for Client { name, .. } in CLIENTS {
         namespace.stop(name)?;
     }
     let (mut total, mut bad) = (0, Vec::new());
-    for (name, _) in CLIENTS {
+    for Client { name, requests, .. } in CLIENTS {
         let report = namespace.ended(name)?;
+        ensure!(report.requests >= requests, "{name} sent only {} requests", report.requests);
         total += report.requests;
         println!(
             "   {name}: {} requests, p99 {:.1} ms, {} connections closed",
@@ -57,8 +85,25 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
         }
     }
     ensure!(bad.is_empty(), "{bad:#?}");
-    ensure!(total >= REQUESTS, "only {total} requests were sent");
+    println!("   {total} requests in all");
     Ok(())
+}
+
+/// A server that calls others, and whose hook does what the mesh advises for hooks that are commands.
+fn middle() -> Value {
+    let mut deployment = apps::server("middle", "v1");
+    let container = &mut deployment["spec"]["template"]["spec"]["containers"][0];
+    container["args"] = json!(["http", "--forward", SERVICE]);
+    let command = ["/testapp", "load", "--requests", "1", "--url", "http://localhost:15021/drain"];
+    container["lifecycle"] = json!({"preStop": {"exec": {"command": command}}});
+    deployment
+}
+
+/// As people write it who have no mesh.
+fn with_sleep(mut deployment: Value) -> Value {
+    let container = &mut deployment["spec"]["template"]["spec"]["containers"][0];
+    container["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 1}}});
+    deployment
 }
 
 fn roll(namespace: &Namespace) -> anyhow::Result<()> {
@@ -67,7 +112,7 @@ fn roll(namespace: &Namespace) -> anyhow::Result<()> {
 }
 
 fn rolled_out(namespace: &Namespace) -> anyhow::Result<()> {
-    ["reviews-v1", "reviews-v2"].iter().try_for_each(|deployment| namespace.rolled_out(deployment))
+    ["reviews-v1", "reviews-v2", "middle-v1"].iter().try_for_each(|deployment| namespace.rolled_out(deployment))
 }
 
 fn scale(namespace: &Namespace) -> anyhow::Result<()> {
@@ -82,21 +127,22 @@ fn scale(namespace: &Namespace) -> anyhow::Result<()> {
     })
 }
 
-/// Eviction of a node's pods, as `kubectl drain` does it, but for the cordon, since there may be no other node: the servers' all at
-/// once, then those of the control plane, whose budget holds its second replica back until there is another. One after the
-/// other, since a server that drains asks the control plane whether it may end: without one, nobody would be left to call for
-/// some seconds, and what waits then keeps a small node busy for the rest of the test. The clients stay, since it is they who
-/// count.
+/// Eviction of a node's pods, as `kubectl drain` does it, but for the cordon, since there may be no other node: the servers,
+/// CoreDNS and the control plane at once, whose budget holds its second replica back until there is another. The clients stay,
+/// since it is they who count.
 fn evict_pods(namespace: &Namespace) -> anyhow::Result<()> {
     let cluster = namespace.cluster;
-    let servers = pods(cluster, &namespace.name, "app=reviews")?;
+    let servers = pods(cluster, &namespace.name, "app in (reviews,middle)")?;
     let node = servers.first().context("no server runs")?.node.clone();
     let on_node = |pods: Vec<Pod>| pods.into_iter().filter(|pod| pod.node == node).collect::<Vec<_>>();
-    let servers = on_node(servers);
     let control = on_node(pods(cluster, "mesh-system", "app.kubernetes.io/name=mesh-control")?);
-    servers.iter().try_for_each(|pod| evict(cluster, pod))?;
-    gone(cluster, &servers)?;
-    rolled_out(namespace)?;
+    let mut at_once = on_node(servers);
+    if cluster.is_ours() {
+        at_once.extend(on_node(pods(cluster, "kube-system", "k8s-app=kube-dns")?));
+    } else {
+        println!("   CoreDNS of a cluster that is not ours is left alone");
+    }
+    at_once.iter().try_for_each(|pod| evict(cluster, pod))?;
     let mut held_back = 0;
     for pod in &control {
         eventually(Duration::from_secs(120), || {
@@ -107,18 +153,12 @@ fn evict_pods(namespace: &Namespace) -> anyhow::Result<()> {
         })?;
     }
     ensure!(control.len() < 2 || held_back > 0, "no budget held back a replica of the control plane");
-    gone(cluster, &control)?;
-    let mut evicted = [servers, control].concat();
+    let evicted = [at_once, control].concat();
+    gone(cluster, &evicted)?;
+    rolled_out(namespace)?;
     cluster.rolled_out("mesh-system", "mesh-control")?;
     if cluster.is_ours() {
-        // By itself: where there is one only, a proxy that drains could not find the control plane.
-        let dns = on_node(pods(cluster, "kube-system", "k8s-app=kube-dns")?);
-        dns.iter().try_for_each(|pod| evict(cluster, pod))?;
-        gone(cluster, &dns)?;
         cluster.rolled_out("kube-system", "coredns")?;
-        evicted.extend(dns);
-    } else {
-        println!("   CoreDNS of a cluster that is not ours is left alone");
     }
     let names: Vec<&str> = evicted.iter().map(|pod| pod.name.as_str()).collect();
     println!("   evicted from {node}: {} (the last replica held back {held_back} times)", names.join(", "));
