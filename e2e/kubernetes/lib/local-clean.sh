@@ -1,6 +1,8 @@
 # Takes away whatever a local cluster left on this host, whether it ended by itself or was killed. Every step names what
 # it ends by something that only this cluster has: a recorded process id whose command line names $run, a mount below it.
 
+kube_proxy_tables=("ip kube-proxy" "ip6 kube-proxy")
+
 clean() {
   [ "$(id -u)" = 0 ] || fail "the local cluster needs root"
   local name
@@ -64,10 +66,13 @@ remove_network() {
   ip -o route show 2>/dev/null | awk '$1 ~ /^10\.244\.0\./ { for (i = 2; i < NF; i++) if ($i == "dev") print $(i + 1) }' |
     while read -r link; do case $link in veth*) ip link del "$link" 2>/dev/null || true ;; esac; done
   ip link del "$bridge" 2>/dev/null || true
-  for table in "ip kube-proxy" "ip6 kube-proxy"; do
-    # shellcheck disable=SC2086
-    nft delete table $table 2>/dev/null || true
-  done
+  # Without the folder they are somebody else's.
+  if [ -d "$run" ]; then
+    for table in "${kube_proxy_tables[@]}"; do
+      # shellcheck disable=SC2086
+      nft delete table $table 2>/dev/null || true
+    done
+  fi
   if command -v iptables >/dev/null; then
     iptables -S FORWARD 2>/dev/null | sed -n "/--comment $network/s/^-A/-D/p" | while read -r rule; do
       # shellcheck disable=SC2086

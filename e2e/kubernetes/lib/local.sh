@@ -33,6 +33,7 @@ cluster_up() {
   need_programs
   build_all
   clean
+  need_no_other_node
   local began=$SECONDS
   mkdir -p "$run"/{etcd,pki,log,pid,cni,cni-bin,containerd,kubelet,ipam}
   make_network
@@ -49,6 +50,16 @@ cluster_up() {
   start_dns
   say "up in $((SECONDS - began)) s"
   cluster_kubeconfig
+}
+
+# Two kube-proxies would write the same tables.
+need_no_other_node() {
+  local table
+  for table in "${kube_proxy_tables[@]}"; do
+    # shellcheck disable=SC2086
+    ! nft list table $table >/dev/null 2>&1 ||
+      fail "this host is a node of another cluster already (nftables has a table kube-proxy): use E2E_CLUSTER=kubeconfig there"
+  done
 }
 
 cluster_down() { clean; }
