@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::manifest::Manifest;
 use super::values::Values;
-use super::{CONTROL, FIELD_MANAGER, NAMESPACE, chart, gateway, rollout};
+use super::{CONTROL, FIELD_MANAGER, LABEL_VERSION, NAMESPACE, chart, gateway, rollout};
 use crate::commands::Context;
 use crate::commands::install::kept;
 use crate::failure::{Exit, Failure};
@@ -150,6 +150,13 @@ pub async fn withdraw(cluster: &Cluster, values: &Values, deadline: Instant) -> 
     let mut values = values.clone();
     for setting in ["cni.enabled=true", "cni.remove=true"] {
         values.set(&setting.parse().map_err(Failure::usage)?)?;
+    }
+    for manifest in chart::render(&values)?.iter().filter(|manifest| manifest.kind() == "DaemonSet") {
+        // Of the version whose image the nodes have: this one's may be to be had nowhere.
+        let running = manifest.live(cluster).await?.and_then(|live| live.labels().get(LABEL_VERSION).cloned());
+        if let Some(version) = running {
+            values.set(&format!("image.tag={version}").parse().map_err(Failure::usage)?)?;
+        }
     }
     for manifest in chart::render(&values)?.iter().filter(|manifest| manifest.kind() == "DaemonSet") {
         manifest.apply(cluster).await?;
