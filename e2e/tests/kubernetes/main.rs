@@ -23,6 +23,7 @@ mod restarts;
 mod rights;
 mod startup;
 mod tcp;
+mod upgrade;
 mod webhook;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -7,6 +7,8 @@ use mesh_e2e::cluster::{Cluster, Namespace, apps};
 use mesh_e2e::process::eventually;
 use serde_json::{Value, json};
 
+use crate::upgrade;
+
 struct Client {
     name: &'static str,
     url: &'static str,
@@ -56,11 +58,12 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
         namespace.kubectl(&["wait", "--for=condition=Ready", "--timeout=30s", &format!("pod/{name}")])?;
     }
     let began = Instant::now();
-    let disruptions: [(&str, Disruption); 5] = [
+    let disruptions: [(&str, Disruption); 6] = [
         ("every Deployment restarted", roll),
         ("scaled from 1 to 10 and back", scale),
         ("the node's pods evicted at once, as when it is drained", evict_pods),
         ("mesh-control restarted, then a replica killed", restart_control),
+        ("the mesh upgraded, and taken back", |namespace| upgrade::there_and_back(namespace, roll)),
         ("API server killed, and away for a while", kill_apiserver),
     ];
     for (what, disrupt) in disruptions {
