@@ -7,7 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION};
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use http::header::{ACCEPT, CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, USER_AGENT};
 use http::{Method, Request, StatusCode, Uri, Version};
 use http_body_util::Empty;
 use hyper::body::Bytes;
@@ -56,7 +57,7 @@ impl Prober {
         Self { probes, pod_ip: pod_ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)) }
     }
 
-    /// Performs the probe of `/app-health/<container>/<which>`. `headers` are those of the kubelet's request, which came at
+    /// Performs the probe of `/app-health/<container>/<which>`, or the hook of `/app-health/<container>/<which>/<key>`. `headers` are those of the kubelet's request, which came at
     /// `asked`.
     pub async fn perform(&self, path: &str, headers: &HeaderMap, asked: Instant) -> Result<String, Failure> {
         let (which, probe) = self
@@ -76,9 +77,17 @@ impl Prober {
     }
 
     fn find(&self, path: &str) -> Option<(Which, &Probe)> {
-        let (container, which) = path.strip_prefix(APP_HEALTH)?.split_once('/')?;
+        let (container, asked) = path.strip_prefix(APP_HEALTH)?.split_once('/')?;
+        let (which, key) = asked.split_once('/').map_or((asked, None), |(which, key)| (which, Some(key)));
         let which = Which::ALL.into_iter().find(|it| it.as_str() == which)?;
-        Some((which, self.probes.get(container)?.get(&which)?))
+        let probe = self.probes.get(container)?.get(&which)?;
+        // What takes no longer for a better guess tells nothing of the key.
+        let known = match (&probe.key, key) {
+            (None, None) => true,
+            (Some(key), Some(given)) => verify_slices_are_equal(key.as_bytes(), given.as_bytes()).is_ok(),
+            _ => false,
+        };
+        known.then_some((which, probe))
     }
 
     async fn ask(&self, probe: &Probe, which: Which, headers: &HeaderMap, asked: Instant) -> Result<String, Failure> {
@@ -138,7 +147,12 @@ impl Prober {
         let builder = Request::builder().method(Method::GET).version(Version::HTTP_11).uri(&target.path);
         let mut request = builder.body(Empty::new()).map_err(wrong)?;
         let all = request.headers_mut();
-        *all = headers.clone();
+        // All that a kubelet sends of its own: whoever else asks has nothing to say to the application.
+        for name in [ACCEPT, USER_AGENT] {
+            if let Some(value) = headers.get(&name) {
+                all.insert(name, value.clone());
+            }
+        }
         for (name, value) in own {
             let name = HeaderName::try_from(name).map_err(|error| wrong(error.into()))?;
             let value = HeaderValue::try_from(value).map_err(|error| wrong(error.into()))?;

@@ -17,19 +17,21 @@ pub struct Admission {
 
 /// Injects the proxy, and again if others have changed the pod after the webhook has seen it: containers that they have added
 /// get what the others have, and what they have changed, also in the proxy's own containers, stays. What is injected by
-/// `meshctl inject` is left alone, since that may have been told something else than the webhook is.
-pub fn admit(pod: &Value, config: &InjectConfig) -> Result<Admission, InjectError> {
+/// `meshctl inject` is left alone, since that may have been told something else than the webhook is. `key` is random.
+pub fn admit(pod: &Value, config: &InjectConfig, key: &str) -> Result<Admission, InjectError> {
     let record = Record::read(pod)?;
     let mut before = uninject(pod)?;
     if record.as_ref().is_some_and(|record| !record.is_by_webhook()) {
         return Ok(Admission { pod: pod.clone(), skipped: None });
     }
     // The arguments are this version's, so the image must be, too.
-    let again = record.is_some_and(|record| record.is_ours());
+    let record = record.filter(Record::is_ours);
+    let again = record.is_some();
+    let key = record.as_ref().map(Record::key).filter(|key| !key.is_empty()).unwrap_or(key);
     if again {
         keep_changes(&mut before, pod);
     }
-    match inject_into(before.clone(), config, Record::by_webhook())? {
+    match inject_into(before.clone(), config, Record::by_webhook(key))? {
         Outcome::Injected(mut injected) => {
             if again {
                 keep_own(&mut injected, pod);
@@ -111,7 +113,7 @@ mod tests {
     }
 
     fn admitted(pod: &Value) -> Value {
-        admit(pod, &InjectConfig::default()).unwrap().pod
+        admit(pod, &InjectConfig::default(), "secret").unwrap().pod
     }
 
     fn sidecar() -> Value {
@@ -173,7 +175,9 @@ mod tests {
             json!({"httpGet": {"path": "/app-health/app/livez", "port": 15021}, "periodSeconds": 30})
         );
         assert_eq!(app["startupProbe"], json!({"exec": {"command": ["true"]}}));
-        assert_eq!(app["lifecycle"]["postStart"]["httpGet"]["path"], "/app-health/app/poststart");
+        assert_eq!(app["lifecycle"]["postStart"]["httpGet"]["path"], "/app-health/app/poststart/secret");
+        // Asked once more, it keeps the key.
+        assert_eq!(admit(&again, &InjectConfig::default(), "other").unwrap().pod, again);
         assert_eq!(app["lifecycle"]["preStop"]["httpGet"]["path"], "/drain");
         assert_eq!(again["spec"]["containers"][1]["readinessProbe"]["httpGet"]["path"], "/app-health/agent/readyz");
 
@@ -188,7 +192,7 @@ mod tests {
     fn what_may_not_have_the_proxy_any_more_loses_it() {
         let mut changed = admitted(&pod());
         changed["spec"]["hostNetwork"] = true.into();
-        let again = admit(&changed, &InjectConfig::default()).unwrap();
+        let again = admit(&changed, &InjectConfig::default(), "secret").unwrap();
         assert_eq!(again.skipped, Some(Skipped::HostNetwork));
         let mut expected = pod();
         expected["spec"]["hostNetwork"] = true.into();

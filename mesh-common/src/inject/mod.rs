@@ -81,7 +81,9 @@ pub enum Skipped {
 
 /// Injects the proxy. One that is in the pod already is replaced, so that the result depends on the original only.
 pub fn inject(pod: &Value, config: &InjectConfig) -> Result<Outcome, InjectError> {
-    inject_into(uninject(pod)?, config, Record::default())
+    let pod = uninject(pod)?;
+    let record = Record::by_hand(&pod);
+    inject_into(pod, config, record)
 }
 
 fn inject_into(mut pod: Value, config: &InjectConfig, mut record: Record) -> Result<Outcome, InjectError> {

@@ -57,6 +57,9 @@ pub struct Probe {
     #[serde(rename = "do")]
     pub action: Action,
     pub timeout_seconds: u64,
+    /// Of a hook: who asks for it must know this. A probe may be asked for by anybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,8 +88,9 @@ pub enum Action {
 }
 
 /// Where the kubelet finds it.
-pub(super) fn path(container: &str, which: Which) -> String {
-    format!("{APP_HEALTH}{container}/{which}")
+fn path(container: &str, which: Which, key: Option<&str>) -> String {
+    let key = key.map(|key| format!("/{key}")).unwrap_or_default();
+    format!("{APP_HEALTH}{container}/{which}{key}")
 }
 
 const PROBES: [(&str, Which); 3] =
@@ -116,6 +120,9 @@ pub(super) fn take(pod: &mut Value, record: &mut Record) -> Result<Probes, Injec
             }
         }
     }
+    if probes.values().flatten().all(|(which, _)| !which.is_hook()) {
+        record.without_key();
+    }
     Ok(probes)
 }
 
@@ -133,9 +140,9 @@ fn take_from(
         let Some(Value::Object(probe)) = container.get(field) else { continue };
         let seconds = probe.get("timeoutSeconds").and_then(Value::as_u64).filter(|seconds| *seconds > 0);
         let Some(action) = action(probe, container, &format!("{path}.{field}"))? else { continue };
-        taken.insert(which, Probe { action, timeout_seconds: seconds.unwrap_or(1) });
+        taken.insert(which, Probe { action, timeout_seconds: seconds.unwrap_or(1), key: None });
         let mut rewritten = probe.clone();
-        point_at_proxy(&mut rewritten, &self::path(&name, which));
+        point_at_proxy(&mut rewritten, &self::path(&name, which, None));
         record.container(&name, field, container.insert(field.to_owned(), rewritten.into()));
     }
     let before = container.get("lifecycle").cloned();
@@ -147,13 +154,14 @@ fn take_from(
         let Some(Value::Object(hook)) = lifecycle.get(field) else { continue };
         let path = format!("{path}.lifecycle.{field}");
         let action = match action(hook, container, &path)? {
-            None if which == Which::PreStop => sleep(hook, &path)?,
+            None if which == Which::PreStop => sleep(hook),
             action => action,
         };
         let Some(action) = action else { continue };
-        taken.insert(which, Probe { action, timeout_seconds: HOOK_TIMEOUT });
+        let key = record.key().to_owned();
         let mut rewritten = hook.clone();
-        point_at_proxy(&mut rewritten, &self::path(&name, which));
+        point_at_proxy(&mut rewritten, &self::path(&name, which, Some(&key)));
+        taken.insert(which, Probe { action, timeout_seconds: HOOK_TIMEOUT, key: Some(key) });
         lifecycle.insert(field.to_owned(), rewritten.into());
     }
     if application && lifecycle.get("preStop").is_none_or(Value::is_null) {
@@ -257,12 +265,11 @@ fn action(
     Ok(None)
 }
 
-/// People write it to outlast the callers that have not heard yet, which is what the proxy knows better.
-fn sleep(hook: &Map<String, Value>, path: &str) -> Result<Option<Action>, InjectError> {
-    let Some(sleep) = hook.get("sleep").filter(|sleep| !sleep.is_null()) else { return Ok(None) };
-    let wrong = || InjectError::new(format!("{path}.sleep.seconds"), "a number of seconds is needed");
-    let seconds = sleep.get("seconds").and_then(Value::as_u64).filter(|seconds| *seconds <= HOOK_TIMEOUT);
-    Ok(Some(Action::Sleep { seconds: seconds.ok_or_else(wrong)? }))
+/// People write it to outlast the callers that have not heard yet, which is what the proxy knows better. What is none, or
+/// lasts for longer than a hook may here, is left to the kubelet.
+fn sleep(hook: &Map<String, Value>) -> Option<Action> {
+    let seconds = hook.get("sleep")?.get("seconds")?.as_u64()?;
+    (seconds < HOOK_TIMEOUT).then_some(Action::Sleep { seconds })
 }
 
 /// What the mesh can't do for a pod that is in it, and how to help: a command is run by the kubelet in the container, and

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sha2::Digest;
 
 use super::interception::{ANNOTATION_INTERCEPTION, INTERCEPTION_CNI};
 use super::options::Options;
@@ -25,6 +26,9 @@ pub(super) struct Record {
     /// It was the webhook that injected, and not `meshctl inject`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     webhook: bool,
+    /// What the paths of the pod's hooks end with: who cannot read the pod cannot call them.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    key: String,
     /// By path, what was there instead of a list or an object with something in it.
     empty: BTreeMap<String, Before>,
     /// Annotations that were added besides this one.
@@ -34,8 +38,24 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn by_webhook() -> Self {
-        Self { webhook: true, ..Self::default() }
+    /// `key` is nobody's to guess.
+    pub(super) fn by_webhook(key: &str) -> Self {
+        Self { webhook: true, key: key.to_owned(), ..Self::default() }
+    }
+
+    /// The same pod has the same key each time: else what is injected would differ from what was, and be rolled out again.
+    pub(super) fn by_hand(pod: &Value) -> Self {
+        let digest = sha2::Sha256::digest(pod.to_string());
+        let key = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        Self { key, ..Self::default() }
+    }
+
+    pub(super) fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(super) fn without_key(&mut self) {
+        self.key.clear();
     }
 
     pub(super) fn is_by_webhook(&self) -> bool {

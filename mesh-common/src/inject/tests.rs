@@ -206,7 +206,9 @@ fn probes_go_through_the_proxy() {
         json!({ "httpGet": { "path": "/app-health/app/livez", "port": 15021 }, "timeoutSeconds": 3, "periodSeconds": 7, "terminationGracePeriodSeconds": 9 })
     );
     assert_eq!(app["readinessProbe"], json!({ "httpGet": { "path": "/app-health/app/readyz", "port": 15021 } }));
-    assert_eq!(app["lifecycle"]["postStart"]["httpGet"]["path"], "/app-health/app/poststart");
+    let key = probes_of(&after)["app"][&Which::PostStart].key.clone().unwrap();
+    assert_eq!(key.len(), 32);
+    assert_eq!(app["lifecycle"]["postStart"]["httpGet"]["path"], format!("/app-health/app/poststart/{key}"));
     assert_eq!(app["lifecycle"]["preStop"], json!({ "exec": { "command": ["x"] } }));
     assert!(!after["spec"]["initContainers"][1]["env"].to_string().contains("$("));
     assert_eq!(after["spec"]["initContainers"][2]["startupProbe"]["httpGet"]["path"], "/app-health/migrate/startupz");
@@ -229,13 +231,15 @@ fn a_hook_that_sleeps_lets_the_proxy_leave_meanwhile() {
     let after = injected(&pod);
     let lifecycle = &after["spec"]["containers"][0]["lifecycle"];
     assert_eq!(lifecycle["postStart"], sleep(1.into()));
-    assert_eq!(lifecycle["preStop"], json!({ "httpGet": { "path": "/app-health/app/prestop", "port": 15021 } }));
-    assert_eq!(probes_of(&after)["app"][&Which::PreStop].action, Action::Sleep { seconds: 5 });
+    let hook = &probes_of(&after)["app"][&Which::PreStop];
+    let path = format!("/app-health/app/prestop/{}", hook.key.as_ref().unwrap());
+    assert_eq!(lifecycle["preStop"], json!({ "httpGet": { "path": path, "port": 15021 } }));
+    assert_eq!(hook.action, Action::Sleep { seconds: 5 });
     assert_eq!(uninject(&after).unwrap(), pod);
-    for wrong in [json!("5"), json!(-1), json!(u64::MAX), Value::Null] {
-        pod["spec"]["containers"][0]["lifecycle"]["preStop"] = sleep(wrong);
-        let error = refusal(&pod);
-        assert!(error.starts_with("spec.containers[0].lifecycle.preStop.sleep.seconds: a number"), "{error}");
+    for left in [json!("5"), json!(-1), json!(7200), json!(u64::MAX), Value::Null] {
+        let hook = sleep(left);
+        pod["spec"]["containers"][0]["lifecycle"]["preStop"] = hook.clone();
+        assert_eq!(injected(&pod)["spec"]["containers"][0]["lifecycle"]["preStop"], hook);
     }
 }
 

@@ -222,7 +222,7 @@ async fn only_who_may_makes_the_workload_depart() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let hook = Action::Http { port: address.port(), path: "/ready".into(), https: false, headers: vec![] };
-    let hook = Probe { action: hook, timeout_seconds: 5 };
+    let hook = Probe { action: hook, timeout_seconds: 5, key: None };
     let probes = BTreeMap::from([("app".to_owned(), BTreeMap::from([(Which::PreStop, hook)]))]);
     let admin = Arc::into_inner(admin).unwrap().probing(Prober::new(probes, None));
     tokio::spawn(Arc::new(admin).serve_ready(listener));

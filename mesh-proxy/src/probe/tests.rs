@@ -27,7 +27,7 @@ async fn application(replies: &[&str]) -> (u16, Arc<Mutex<Vec<String>>>) {
 }
 
 fn prober(which: Which, action: Action) -> Prober {
-    let probe = Probe { action, timeout_seconds: 1 };
+    let probe = Probe { action, timeout_seconds: 1, key: which.is_hook().then(|| "secret".to_owned()) };
     Prober::new([("app".to_owned(), [(which, probe)].into())].into(), Some("10.9.8.7".parse().unwrap()))
 }
 
@@ -55,12 +55,12 @@ async fn judges_as_the_kubelet_does() {
     assert_eq!(livez(http(port)).await.unwrap_err().status, StatusCode::INTERNAL_SERVER_ERROR);
     let (port, _) = application(&["HTTP/1.1 500 Oh\r\n\r\n"]).await;
     let hook = prober(Which::PreStop, http(port));
-    hook.perform("/app-health/app/prestop", &HeaderMap::new(), Instant::now()).await.unwrap();
+    hook.perform("/app-health/app/prestop/secret", &HeaderMap::new(), Instant::now()).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_hook_that_sleeps_counts_from_when_it_was_asked_for() {
-    let probe = Probe { action: Action::Sleep { seconds: 5 }, timeout_seconds: 3600 };
+    let probe = Probe { action: Action::Sleep { seconds: 5 }, timeout_seconds: 3600, key: None };
     let hook = Prober::new([("app".to_owned(), [(Which::PreStop, probe)].into())].into(), None);
     let asked = Instant::now();
     for (later, ends) in [(2, 5), (7, 7)] {
@@ -73,13 +73,29 @@ async fn a_hook_that_sleeps_counts_from_when_it_was_asked_for() {
 #[tokio::test]
 async fn the_application_sees_the_kubelets_request() {
     let (port, asked) = application(&["HTTP/1.1 200 OK\r\n\r\n"]).await;
-    let headers = [(http::header::USER_AGENT, HeaderValue::from_static("kube-probe/1.34"))].into_iter().collect();
+    let given = [("user-agent", "kube-probe/1.34"), ("authorization", "Bearer x"), ("x-forwarded-for", "10.0.0.1")];
+    let given = given.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+    let headers = given.into_iter().collect();
     prober(Which::Readyz, http(port)).perform("/app-health/app/readyz", &headers, Instant::now()).await.unwrap();
     let asked = asked.lock().unwrap()[0].to_lowercase();
     assert!(asked.starts_with("get /health?x=1 http/1.1\r\n"), "{asked}");
     for header in ["x-probe: yes".to_owned(), "user-agent: kube-probe/1.34".into(), format!("host: 10.9.8.7:{port}")] {
         assert!(asked.contains(&header), "{asked}");
     }
+    // Anybody may ask: what an application might believe does not reach it.
+    assert!(!asked.contains("authorization") && !asked.contains("x-forwarded-for"), "{asked}");
+}
+
+#[tokio::test]
+async fn a_hook_needs_its_key() {
+    let (port, _) = application(&["HTTP/1.1 200 OK\r\n\r\n"]).await;
+    let hook = prober(Which::PreStop, http(port));
+    for path in ["/app-health/app/prestop", "/app-health/app/prestop/", "/app-health/app/prestop/secres"] {
+        let refused = hook.perform(path, &HeaderMap::new(), Instant::now()).await.unwrap_err();
+        assert_eq!(refused.status, StatusCode::NOT_FOUND, "{path}");
+        assert!(!hook.is_pre_stop(path));
+    }
+    assert!(hook.is_pre_stop("/app-health/app/prestop/secret"));
 }
 
 #[tokio::test]

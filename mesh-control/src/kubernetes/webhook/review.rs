@@ -8,6 +8,7 @@ use mesh_common::resource::{GATEWAY_GROUP, MESH_GROUP, Object, parse_yaml, valid
 use serde_json::{Value, json};
 
 use super::{WebhookConfig, patch};
+use crate::store;
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 
@@ -59,7 +60,10 @@ pub(super) fn inject(request: &Value, config: &WebhookConfig) -> Decision {
     let Some(pod) = request.get("object").filter(|pod| pod.is_object()) else {
         return Decision::Deny { reason: "the request has no pod".to_owned() };
     };
-    match inject::admit(pod, &config.inject) {
+    let Ok(key) = store::random_bytes::<16>().map(|bytes| bytes.map(|byte| format!("{byte:02x}")).concat()) else {
+        return Decision::Deny { reason: "the system gives no random numbers".to_owned() };
+    };
+    match inject::admit(pod, &config.inject, &key) {
         Ok(Admission { pod: wanted, skipped }) => {
             let warnings = match skipped {
                 None => inject::warnings(&wanted),

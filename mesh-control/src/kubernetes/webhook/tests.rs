@@ -47,7 +47,7 @@ fn the_patch_makes_the_injected_pod() {
     assert_eq!((&response["allowed"], &response["patchType"]), (&json!(true), &json!("JSONPatch")));
     let patch = STANDARD.decode(response["patch"].as_str().unwrap()).unwrap();
     let patch: Vec<Value> = serde_json::from_slice(&patch).unwrap();
-    let expected = mesh_common::inject::admit(&pod(), &InjectConfig::default()).unwrap().pod;
+    let expected = mesh_common::inject::admit(&pod(), &InjectConfig::default(), "").unwrap().pod;
     assert_eq!(patched(pod(), &patch), expected);
     // Asked again, because others have changed something that is none of our business.
     let mut changed = expected.clone();
@@ -60,7 +60,7 @@ fn the_patch_makes_the_injected_pod() {
 
 #[test]
 fn a_container_that_others_add_after_us_has_its_probes_in_the_proxy() {
-    let mut pod = mesh_common::inject::admit(&pod(), &InjectConfig::default()).unwrap().pod;
+    let mut pod = mesh_common::inject::admit(&pod(), &InjectConfig::default(), "").unwrap().pod;
     let agent = json!({ "name": "agent", "livenessProbe": { "httpGet": { "path": "/agent", "port": 8200 } } });
     pod["spec"]["containers"].as_array_mut().unwrap().push(agent);
     let response = response(&creation(pod.clone()), review::inject);
