@@ -33,22 +33,23 @@ impl Host {
 
     /// Where to connect to, in the order of the answer.
     pub async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
-        self.answered(async { Ok(tokio::net::lookup_host((self.name.as_str(), self.port)).await?.collect()) }).await
+        let (name, port) = (self.name.clone(), self.port);
+        self.answered(async move { Ok(tokio::net::lookup_host((name, port)).await?.collect()) }).await
     }
 
     /// What `lookup` finds or, if that fails or takes long, what the last one found.
-    async fn answered(&self, lookup: impl Future<Output = io::Result<Vec<SocketAddr>>>) -> io::Result<Vec<SocketAddr>> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    async fn answered(
+        &self,
+        lookup: impl Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
+    ) -> io::Result<Vec<SocketAddr>> {
+        let known = self.known();
+        // An answer that comes late is for the next one who asks.
+        let mut finding = tokio::spawn(self.clone().find(lookup));
         let patience = if known.is_empty() { Duration::MAX } else { PATIENCE };
-        let failure = match tokio::time::timeout(patience, lookup).await {
-            Ok(Ok(found)) if found.is_empty() => {
-                io::Error::new(io::ErrorKind::NotFound, format!("the host name {:?} has no address", self.name))
-            }
-            Ok(Ok(found)) => {
-                self.known.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&found);
-                return Ok(found);
-            }
-            Ok(Err(error)) => error,
+        let failure = match tokio::time::timeout(patience, &mut finding).await {
+            Ok(Ok(Ok(found))) => return Ok(found),
+            Ok(Ok(Err(error))) => error,
+            Ok(Err(ended)) => io::Error::other(ended),
             Err(_) => io::Error::new(io::ErrorKind::TimedOut, "the name server did not answer in time"),
         };
         if known.is_empty() {
@@ -56,6 +57,20 @@ impl Host {
         }
         tracing::debug!(host = self.name, %failure, "the control plane is looked for where it was before");
         Ok(known)
+    }
+
+    async fn find(self, lookup: impl Future<Output = io::Result<Vec<SocketAddr>>>) -> io::Result<Vec<SocketAddr>> {
+        let found = lookup.await?;
+        if found.is_empty() {
+            let reason = format!("the host name {:?} has no address", self.name);
+            return Err(io::Error::new(io::ErrorKind::NotFound, reason));
+        }
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&found);
+        Ok(found)
+    }
+
+    fn known(&self) -> Vec<SocketAddr> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -70,7 +85,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_was_found_before_helps_where_nothing_is_found_now() {
         let host = Host::new("control.example".to_owned(), 15012);
-        let refused = || Err(io::Error::from(io::ErrorKind::ConnectionRefused));
+        fn refused() -> io::Result<Vec<SocketAddr>> {
+            Err(io::Error::from(io::ErrorKind::ConnectionRefused))
+        }
         // Nothing is known: the answer counts, however long it takes.
         assert_eq!(host.answered(async { refused() }).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         assert_eq!(host.answered(async { found("") }).await.unwrap_err().kind(), io::ErrorKind::NotFound);
@@ -86,7 +103,14 @@ mod tests {
         let began = tokio::time::Instant::now();
         assert_eq!(host.clone().answered(std::future::pending()).await.unwrap(), first);
         assert_eq!(began.elapsed(), PATIENCE);
-        // It may have moved.
+        // It may have moved, and the answer be late.
+        let late = async {
+            tokio::time::sleep(PATIENCE * 2).await;
+            found("10.0.0.9:1")
+        };
+        assert_eq!(host.answered(late).await.unwrap(), first);
+        tokio::time::sleep(PATIENCE * 2).await;
+        assert_eq!(host.answered(async { refused() }).await.unwrap(), found("10.0.0.9:1").unwrap());
         let moved = host.clone().answered(async { found("10.0.0.3:1") }).await.unwrap();
         assert_eq!(host.answered(async { refused() }).await.unwrap(), moved);
     }
