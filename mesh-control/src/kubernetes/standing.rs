@@ -28,7 +28,6 @@ pub(super) fn wanted(kind: Kind, standing: &Standing, model: &Value, now: Timest
 fn parents(standing: &Standing, model: &Value, now: &str) -> Vec<Value> {
     let current = list(&standing.status, "parents");
     let ours = |parent: &Value| parent["controllerName"] == CONTROLLER;
-    let mut parents: Vec<Value> = current.iter().filter(|parent| !ours(parent)).cloned().collect();
     // What is said of the route as a whole holds for each of its parents.
     let whole = list(model, "conditions");
     let known: Vec<(Value, Vec<Value>)> = if standing.refused.is_empty() {
@@ -36,16 +35,27 @@ fn parents(standing: &Standing, model: &Value, now: &str) -> Vec<Value> {
     } else {
         standing.parents.as_array().into_iter().flatten().map(|parent| (parent.clone(), Vec::new())).collect()
     };
+    let mut fresh = Vec::new();
     for (reference, of_parent) in known {
         let before = current.iter().find(|parent| ours(parent) && parent["parentRef"] == reference);
         let before = before.map(|parent| list(parent, "conditions")).unwrap_or_default();
         let given = of_parent.into_iter().chain(whole.iter().cloned()).collect();
-        parents.push(json!({
+        fresh.push(json!({
             "parentRef": reference,
             "controllerName": CONTROLLER,
             "conditions": conditions(given, standing, &before, now),
         }));
     }
+    // Each where it was: two controllers that put themselves last would write for ever.
+    let mut parents = Vec::new();
+    for parent in &current {
+        if !ours(parent) {
+            parents.push(parent.clone());
+        } else if let Some(at) = fresh.iter().position(|fresh| fresh["parentRef"] == parent["parentRef"]) {
+            parents.push(fresh.remove(at));
+        }
+    }
+    parents.extend(fresh);
     parents
 }
 
@@ -127,6 +137,17 @@ mod tests {
             (&ours[0]["observedGeneration"], &ours[0]["lastTransitionTime"]),
             (&json!(2), &json!("2030-01-01T00:00:00Z"))
         );
+
+        // Nor is it when another controller has put itself last, and ours are not more than there are parents.
+        let mut reversed = list(&first, "parents");
+        reversed.reverse();
+        reversed.push(reversed[0].clone());
+        standing.status = json!({"parents": reversed});
+        let once = wanted(Kind::HttpRoute, &standing, &model, at("2030-01-02T00:00:00Z")).unwrap();
+        reversed.pop();
+        assert_eq!(once, json!({"parents": reversed}));
+        standing.status = once;
+        assert_eq!(wanted(Kind::HttpRoute, &standing, &model, at("2030-01-02T00:00:00Z")), None);
 
         // Written once, it is not written again; a new generation keeps the time.
         standing.status = first;
