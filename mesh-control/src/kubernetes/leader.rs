@@ -53,8 +53,11 @@ pub async fn lead(
 async fn stand(mut election: Election, mut stopping: watch::Receiver<bool>, begin: impl Fn() -> JoinHandle<()>) {
     let mut work: Option<JoinHandle<()>> = None;
     loop {
-        // A renewal that hangs must not keep the work going.
-        let leads = tokio::time::timeout(RENEW, election.run()).await.unwrap_or(false);
+        // A renewal that hangs must not keep the work going, however late it was begun.
+        let working = work.is_some();
+        let at_most =
+            |election: &Election, time: Duration| election.left().filter(|_| working).unwrap_or(time).min(time);
+        let leads = tokio::time::timeout(at_most(&election, RENEW), election.run()).await.unwrap_or(false);
         match (leads, work.as_ref().is_some_and(|work| !work.is_finished())) {
             (true, false) => {
                 tracing::info!("this replica leads");
@@ -68,7 +71,8 @@ async fn stand(mut election: Election, mut stopping: watch::Receiver<bool>, begi
         }
         // Whoever sent it has ended as well, when there is no sender any more.
         let stops = stopping.wait_for(|it| *it);
-        if tokio::time::timeout(if leads { RENEW } else { STAND_BY }, stops).await.is_ok() {
+        let pause = at_most(&election, if leads { RENEW } else { STAND_BY });
+        if tokio::time::timeout(pause, stops).await.is_ok() {
             break;
         }
     }
@@ -205,7 +209,7 @@ fn resource(kind: Kind) -> ApiResource {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    use super::super::lease::tests::Server;
+    use super::super::lease::tests::{Mood, Server};
     use super::*;
 
     /// Counts itself while it runs.
@@ -231,27 +235,49 @@ mod tests {
         }
     }
 
+    /// A replica that counts how often it does the work.
+    fn replica(server: &Server, name: &str) -> (watch::Sender<bool>, Arc<AtomicU32>, JoinHandle<()>) {
+        let (stop, stopping) = watch::channel(false);
+        let running = Arc::new(AtomicU32::new(0));
+        let counter = running.clone();
+        let begin = move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+            let running = Running(counter.clone());
+            tokio::spawn(async move {
+                let _running = running;
+                std::future::pending().await
+            })
+        };
+        let task = tokio::spawn(stand(Election::new(server.client(), name.to_owned()), stopping, begin));
+        (stop, running, task)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_stops_before_another_may_begin_however_the_api_server_fails() {
+        let server = Server::default();
+        let (_stop, running, _task) = replica(&server, "a");
+        let begun = Instant::now();
+        let at = |millis: u64| tokio::time::sleep_until(begun + Duration::from_millis(millis));
+        at(100).await;
+        assert_eq!(running.load(Ordering::SeqCst), 1);
+        server.becomes(Mood::Refuses);
+        at(9_000).await;
+        server.becomes(Mood::Hangs);
+        at(9_900).await;
+        assert_eq!(running.load(Ordering::SeqCst), 1);
+        at(10_100).await;
+        assert_eq!(running.load(Ordering::SeqCst), 0);
+        server.becomes(Mood::Well);
+        at(20_000).await;
+        assert_eq!(running.load(Ordering::SeqCst), 1);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_replica_that_ends_hands_over_in_about_a_second() {
         let server = Server::default();
-        let replica = |name: &str| {
-            let (stop, stopping) = watch::channel(false);
-            let running = Arc::new(AtomicU32::new(0));
-            let counter = running.clone();
-            let begin = move || {
-                counter.fetch_add(1, Ordering::SeqCst);
-                let running = Running(counter.clone());
-                tokio::spawn(async move {
-                    let _running = running;
-                    std::future::pending().await
-                })
-            };
-            let task = tokio::spawn(stand(Election::new(server.client(), name.to_owned()), stopping, begin));
-            (stop, running, task)
-        };
-        let (stop, first, ended) = replica("a");
+        let (stop, first, ended) = replica(&server, "a");
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let (_stop, second, _task) = replica("b");
+        let (_stop, second, _task) = replica(&server, "b");
         tokio::time::sleep(Duration::from_secs(20)).await;
         let count = |of: &AtomicU32| of.load(Ordering::SeqCst);
         assert_eq!((count(&first), count(&second), server.holder().as_deref()), (1, 0, Some("a")));

@@ -1,7 +1,7 @@
 //! Who leads: whoever holds the Lease. Judged by this machine's clock alone, so that clocks need not agree. Who ends gives it
 //! back.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ObjectMeta, PostParams};
 use kube::{Client, Error};
 use mesh_common::resource::MESH_NAMESPACE;
+use tokio::time::Instant;
 
 const NAME: &str = "mesh-control";
 /// A lease that has not changed for so long is anybody's.
@@ -72,6 +73,11 @@ impl Election {
             Err(error) => tracing::debug!(%error, "cannot renew the lease"),
         }
         self.watch.leads(Instant::now())
+    }
+
+    /// How long this replica leads without a renewal, if it does.
+    pub fn left(&self) -> Option<Duration> {
+        self.watch.held.map(|since| GIVE_UP.saturating_sub(since.elapsed()))
     }
 
     /// Gives the lease back if it is held, so that another replica need not wait until it is old.
@@ -159,7 +165,15 @@ pub(super) mod tests {
 
     /// An API server that has one Lease, or none, and holds to its versions.
     #[derive(Clone, Default)]
-    pub struct Server(Arc<Mutex<(u64, Option<Value>)>>);
+    pub struct Server(Arc<Mutex<(u64, Option<Value>)>>, Arc<Mutex<Mood>>);
+
+    #[derive(Clone, Copy, Default)]
+    pub enum Mood {
+        #[default]
+        Well,
+        Refuses,
+        Hangs,
+    }
 
     impl Server {
         pub fn client(&self) -> Client {
@@ -169,7 +183,11 @@ pub(super) mod tests {
                 async move {
                     let (head, body) = request.into_parts();
                     let body = body.collect().await?.to_bytes();
-                    let (status, answer) = server.answer(&head.method, &body);
+                    let (status, answer) = match server.mood() {
+                        Mood::Well => server.answer(&head.method, &body),
+                        Mood::Refuses => (StatusCode::SERVICE_UNAVAILABLE, Value::Null),
+                        Mood::Hangs => std::future::pending().await,
+                    };
                     let response = Response::builder().status(status);
                     Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
                         response.body(Body::from(answer.to_string().into_bytes()))?,
@@ -177,6 +195,14 @@ pub(super) mod tests {
                 }
             };
             Client::new(tower::service_fn(answer), MESH_NAMESPACE)
+        }
+
+        pub fn becomes(&self, mood: Mood) {
+            *self.1.lock().unwrap() = mood;
+        }
+
+        fn mood(&self) -> Mood {
+            *self.1.lock().unwrap()
         }
 
         pub fn lease(&self) -> Option<Value> {
