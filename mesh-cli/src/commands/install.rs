@@ -169,14 +169,14 @@ pub async fn write(
         steps.apply(cluster, manifest).await?;
         // The control plane, which is written later, lets pods depend on what the nodes have.
         if manifest.kind() == "DaemonSet" {
-            rollout::on_every_node(cluster, manifest, deadline).await?;
+            rollout::on_every_node(context, cluster, manifest, deadline).await?;
         }
     }
     rollout::available(cluster, deadline).await?;
     // No new pod depends any more on what is left of other settings or another version.
     for manifest in &prune::superfluous(cluster, values).await? {
         if manifest.kind() == "DaemonSet" {
-            remove::withdraw(cluster, values, deadline).await?;
+            remove::withdraw(context, cluster, manifest, deadline).await?;
         }
         remove::delete(context, cluster, manifest).await?;
         steps.changed += 1;
@@ -241,8 +241,15 @@ pub async fn greet(context: &Context, cluster: &Cluster) -> Result<(), Failure> 
 
 /// The version that is installed.
 pub async fn installed(cluster: &Cluster) -> Result<Option<String>, Failure> {
-    let deployment = cluster.namespaced::<Deployment>(NAMESPACE).get_opt(CONTROL).await?;
-    Ok(deployment.and_then(|d| d.metadata.labels?.remove(LABEL_VERSION)))
+    let Some(deployment) = cluster.namespaced::<Deployment>(NAMESPACE).get_opt(CONTROL).await? else { return Ok(None) };
+    let mut labels = deployment.metadata.labels.unwrap_or_default();
+    if labels.get("app.kubernetes.io/managed-by").is_some_and(|manager| manager == "Helm") {
+        let release = deployment.metadata.annotations.and_then(|mut all| all.remove("meta.helm.sh/release-name"));
+        let release = release.unwrap_or_else(|| "RELEASE".to_owned());
+        return Err(Failure::refused("The mesh was installed with Helm here, whose values are not known to meshctl.")
+            .hint(format!("`helm upgrade {release} deploy/chart --namespace {NAMESPACE}` changes it.")));
+    }
+    Ok(labels.remove(LABEL_VERSION))
 }
 
 /// The settings that the mesh was installed with.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::commands::Context;
 use crate::failure::Failure;
+use crate::install::injected::Injected;
 use crate::install::remove::{self, Inventory};
 use crate::install::{NAMESPACE, gateway};
 use crate::output::time::parse_positive_duration;
@@ -43,29 +44,36 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
         confirm()?;
     }
     remove::remove(context, &cluster, &found, args.wait_timeout).await?;
-    how_to_leave(context, &found);
+    how_to_leave(context, &found.injected);
     context.out.line("The mesh is gone from this cluster.")
 }
 
-/// For whoever has still a proxy.
-fn how_to_leave(context: &Context, found: &Inventory) {
-    if found.proxied.is_empty() {
+/// For whoever has still a proxy, or gets one with the next pod of a template.
+fn how_to_leave(context: &Context, injected: &Injected) {
+    if injected.is_empty() {
         return;
     }
     context.out.note(&format!(
-        "{} pods still have a proxy, which goes on with what it last knew for as long as its certificate lasts, an hour at most. \
-         This takes it out:",
-        found.proxied.len()
+        "{} pods still have a proxy, which goes on with what it last knew for as long as its certificate lasts, an hour at most; \
+         new pods of templates that have it do not start. This takes it out:",
+        injected.pods
     ));
-    for namespace in found.namespaces_with_proxies(true) {
+    for namespace in &injected.by_webhook {
         context.out.note(&format!("  kubectl label namespace {namespace} mesh-injection-"));
         context.out.note(&format!("  kubectl -n {namespace} rollout restart deployments,statefulsets,daemonsets"));
     }
-    // Their templates have it.
-    for namespace in found.namespaces_with_proxies(false) {
-        context.out.note(&format!(
-            "  kubectl -n {namespace} get deployments,statefulsets,daemonsets -o yaml | meshctl uninject -f - | kubectl apply -f -"
-        ));
+    for (namespace, by_hand) in &injected.by_hand {
+        if by_hand.changeable {
+            context.out.note(&format!(
+                "  kubectl -n {namespace} get deployments,statefulsets,daemonsets,cronjobs -o yaml | meshctl uninject -f - | kubectl apply -f -"
+            ));
+        }
+        // Whether its work may be done again is not ours to say.
+        for name in &by_hand.fixed {
+            context
+                .out
+                .note(&format!("  {name} in {namespace} can only be deleted and created again without the proxy"));
+        }
     }
 }
 

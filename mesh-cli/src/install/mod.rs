@@ -3,6 +3,7 @@
 
 pub mod chart;
 pub mod gateway;
+pub mod injected;
 pub mod manifest;
 pub mod proxies;
 pub mod prune;

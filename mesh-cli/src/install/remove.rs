@@ -1,22 +1,18 @@
 //! Taking the mesh out again: first what others wait for (webhooks), then what writes (the control plane), then what it wrote.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::ResourceExt;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::ApiResource;
-use mesh_common::inject::{ANNOTATION_INJECTED, is_by_webhook};
 use mesh_common::names::kubernetes as names;
 use mesh_common::resource::Kind;
 use serde_json::{Value, json};
 
+use super::injected::{Injected, injected};
 use super::manifest::Manifest;
-use super::values::Values;
-use super::{CONTROL, FIELD_MANAGER, LABEL_VERSION, NAMESPACE, chart, gateway, rollout};
+use super::{CONTROL, FIELD_MANAGER, NAMESPACE, chart, gateway, rollout};
 use crate::commands::Context;
-use crate::commands::install::kept;
 use crate::failure::{Exit, Failure};
 use crate::kubernetes::{Cluster, resource};
 
@@ -40,19 +36,13 @@ pub struct Inventory {
     /// Our kinds, and how many objects there are of each.
     pub objects: Vec<(String, usize)>,
     pub gateway_api: bool,
-    /// Pods with a proxy: their namespaces, and whether it was the webhook that injected it.
-    pub proxied: Vec<(String, bool)>,
+    pub injected: Injected,
 }
 
 impl Inventory {
     pub fn is_empty(&self) -> bool {
         let left = !self.namespace && !self.gateway_api && self.bundles.is_empty() && self.objects.is_empty();
         left && self.manifests.is_empty()
-    }
-
-    pub fn namespaces_with_proxies(&self, by_webhook: bool) -> BTreeSet<&str> {
-        let chosen = self.proxied.iter().filter(|(_, by)| *by == by_webhook);
-        chosen.map(|(namespace, _)| namespace.as_str()).collect()
     }
 }
 
@@ -86,12 +76,7 @@ pub async fn inventory(cluster: &Cluster, gateway_api: bool) -> Result<Inventory
             found.gateway_api |= crd.live(cluster).await?.is_some();
         }
     }
-    let proxied = ListParams::default().labels(&format!("{}=true", names::LABEL_PROXY));
-    for pod in cluster.all::<Pod>().list_metadata(&proxied).await?.items {
-        let record = pod.annotations().get(ANNOTATION_INJECTED);
-        let by_webhook = record.is_some_and(|record| is_by_webhook(record));
-        found.proxied.push((pod.metadata.namespace.unwrap_or_default(), by_webhook));
-    }
+    found.injected = injected(cluster).await?;
     Ok(found)
 }
 
@@ -104,6 +89,10 @@ pub async fn remove(
     let deadline = Instant::now() + patience;
     for manifest in found.manifests.iter().filter(|m| m.kind().ends_with("WebhookConfiguration")) {
         delete(context, cluster, manifest).await?;
+    }
+    // It waits for nodes: before anything goes that a second installation would not bring back.
+    for manifest in found.manifests.iter().filter(|m| m.kind() == "DaemonSet") {
+        withdraw(context, cluster, manifest, deadline).await?;
     }
     for manifest in found.manifests.iter().filter(|m| m.kind() == "Deployment") {
         delete(context, cluster, manifest).await?;
@@ -129,9 +118,6 @@ pub async fn remove(
     for crd in &last {
         delete(context, cluster, crd).await?;
     }
-    if found.manifests.iter().any(|manifest| manifest.kind() == "DaemonSet") {
-        withdraw(cluster, &chart::values(&kept(cluster).await?)?, deadline).await?;
-    }
     let rest = |m: &&Manifest| m.kind() != "Deployment" && !m.kind().ends_with("WebhookConfiguration");
     for manifest in found.manifests.iter().rev().filter(rest) {
         delete(context, cluster, manifest).await?;
@@ -145,26 +131,29 @@ pub async fn remove(
     Ok(())
 }
 
-/// Takes the CNI plugin out of the nodes' network configurations, where it stays when the DaemonSet just ends.
-pub async fn withdraw(cluster: &Cluster, values: &Values, deadline: Instant) -> Result<(), Failure> {
-    let mut values = values.clone();
-    for setting in ["cni.enabled=true", "cni.remove=true"] {
-        values.set(&setting.parse().map_err(Failure::usage)?)?;
-    }
-    for manifest in chart::render(&values)?.iter().filter(|manifest| manifest.kind() == "DaemonSet") {
-        // Of the version whose image the nodes have: this one's may be to be had nowhere.
-        let running = manifest.live(cluster).await?.and_then(|live| live.labels().get(LABEL_VERSION).cloned());
-        if let Some(version) = running {
-            values.set(&format!("image.tag={version}").parse().map_err(Failure::usage)?)?;
-        }
-    }
-    for manifest in chart::render(&values)?.iter().filter(|manifest| manifest.kind() == "DaemonSet") {
-        manifest.apply(cluster).await?;
-        rollout::on_every_node(cluster, manifest, deadline).await?;
-        // Those from before put it back for as long as they run.
-        only_pods(cluster, manifest.namespace().unwrap_or_default(), manifest.name(), deadline, removes).await?;
-    }
-    Ok(())
+/// Takes the CNI plugin out of the nodes' network configurations, where it stays when the DaemonSet just ends: the one that
+/// is there, with its own image and folders, is told so.
+pub async fn withdraw(
+    context: &Context,
+    cluster: &Cluster,
+    manifest: &Manifest,
+    deadline: Instant,
+) -> Result<(), Failure> {
+    let Some(live) = manifest.live(cluster).await? else { return Ok(()) };
+    let Some(spec) = removing(&live.data["spec"]) else { return Ok(()) };
+    let metadata = json!({"name": manifest.name(), "namespace": manifest.namespace(), "labels": live.metadata.labels});
+    let resource = manifest.resource();
+    let kind = json!({"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, "spec": spec});
+    Manifest(kind).apply(cluster).await?;
+    rollout::on_every_node(context, cluster, manifest, deadline).await?;
+    // Those from before put it back for as long as they run.
+    only_pods(cluster, manifest.namespace().unwrap_or_default(), manifest.name(), deadline, removes).await
+}
+
+/// With pods that take out what those of this one put in; `None`: these put nothing in that stays.
+fn removing(spec: &Value) -> Option<Value> {
+    let text = spec.to_string();
+    text.contains("--remove=").then(|| serde_json::from_str(&text.replace("--remove=false", "--remove=true")).ok())?
 }
 
 fn removes(pod: &Pod) -> bool {
@@ -200,14 +189,20 @@ async fn only_pods(
 ) -> Result<(), Failure> {
     let api = cluster.namespaced::<Pod>(namespace);
     let theirs = ListParams::default().labels(&format!("app.kubernetes.io/name={of}"));
-    while !api.list(&theirs).await?.items.iter().all(&stays) {
+    loop {
+        // Nobody there ends one.
+        let down = rollout::nodes_down(cluster).await?;
+        let elsewhere =
+            |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).is_some_and(|it| down.contains(it));
+        if api.list(&theirs).await?.items.iter().all(|pod| stays(pod) || elsewhere(pod)) {
+            return Ok(());
+        }
         if Instant::now() > deadline {
             return Err(Failure::with(Exit::TimedOut, format!("Pods of {of} do not end."))
                 .hint(format!("See `kubectl -n {namespace} get pods`, and try again.")));
         }
         tokio::time::sleep(POLL).await;
     }
-    Ok(())
 }
 
 async fn until_gone(cluster: &Cluster, manifest: &Manifest, deadline: Instant) -> Result<(), Failure> {

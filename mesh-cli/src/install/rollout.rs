@@ -1,15 +1,17 @@
 //! Waiting until what was written is there: kinds that the API server serves, replicas that are ready.
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::ListParams;
 
 use super::manifest::Manifest;
 use super::{CONTROL, NAMESPACE, SELECTOR};
+use crate::commands::Context;
 use crate::failure::{Exit, Failure};
 use crate::kubernetes::Cluster;
 use crate::output::time::human_duration;
@@ -99,18 +101,28 @@ pub async fn available(cluster: &Cluster, deadline: Instant) -> Result<(), Failu
     }
 }
 
-/// Until the pods of a DaemonSet are of the newest version and ready on all nodes.
-pub async fn on_every_node(cluster: &Cluster, manifest: &Manifest, deadline: Instant) -> Result<(), Failure> {
+/// Until the pods of a DaemonSet are of the newest version and ready on all nodes that are up; the others are told of.
+pub async fn on_every_node(
+    context: &Context,
+    cluster: &Cluster,
+    manifest: &Manifest,
+    deadline: Instant,
+) -> Result<(), Failure> {
     let (namespace, name) = (manifest.namespace().unwrap_or_default(), manifest.name());
     let api = cluster.namespaced::<DaemonSet>(namespace);
     let progress = Progress::new();
     loop {
         let live = api.get(name).await?;
         let status = live.status.unwrap_or_default();
-        let wanted = status.desired_number_scheduled;
+        let down = nodes_down(cluster).await?;
+        let wanted = status.desired_number_scheduled - i32::try_from(down.len()).unwrap_or(i32::MAX);
         let ready = status.number_available.unwrap_or(0).min(status.updated_number_scheduled.unwrap_or(0));
         if status.observed_generation >= live.metadata.generation && ready >= wanted {
             progress.clear();
+            if !down.is_empty() {
+                let nodes = down.into_iter().collect::<Vec<_>>().join(", ");
+                context.out.note(&format!("{name} was not waited for on nodes that are not ready: {nodes}"));
+            }
             return Ok(());
         }
         if Instant::now() > deadline {
@@ -124,6 +136,18 @@ pub async fn on_every_node(cluster: &Cluster, manifest: &Manifest, deadline: Ins
         progress.show(&format!("waiting for {name}: ready on {ready} of {wanted} nodes"));
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Nodes with Linux that no pod gets ready on.
+pub async fn nodes_down(cluster: &Cluster) -> Result<BTreeSet<String>, Failure> {
+    let linux = ListParams::default().labels("kubernetes.io/os=linux");
+    let nodes = cluster.all::<Node>().list(&linux).await?.items;
+    Ok(nodes.iter().filter(|node| is_down(node)).filter_map(|node| node.metadata.name.clone()).collect())
+}
+
+fn is_down(node: &Node) -> bool {
+    let conditions = node.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
+    !conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// Why pods are not ready, in their own words.
@@ -160,6 +184,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_node_is_up_while_it_says_that_it_is_ready() {
+        let node = |conditions: serde_json::Value| -> Node {
+            serde_json::from_value(json!({"metadata": {"name": "n"}, "status": {"conditions": conditions}})).unwrap()
+        };
+        let ready =
+            |status: &str| json!([{"type": "DiskPressure", "status": "False"}, {"type": "Ready", "status": status}]);
+        assert!(!is_down(&node(ready("True"))));
+        for down in [ready("Unknown"), ready("False"), json!([])] {
+            assert!(is_down(&node(down)));
+        }
+    }
 
     #[test]
     fn a_pod_says_why_it_does_not_run() {
