@@ -41,6 +41,15 @@ pub fn job(name: &str, args: &[&str]) -> Value {
     })
 }
 
+/// A CronJob that sends and ends, when somebody makes a Job from it.
+pub fn cron_job(name: &str, args: &[&str]) -> Value {
+    let template = &job(name, args)["spec"];
+    json!({
+        "apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": name},
+        "spec": {"schedule": "0 0 1 1 *", "suspend": true, "jobTemplate": {"spec": template}},
+    })
+}
+
 /// A Service for the servers of this name, of all versions.
 pub fn service(name: &str) -> Value {
     json!({

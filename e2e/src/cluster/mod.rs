@@ -103,6 +103,11 @@ impl Cluster {
         Namespace::new(self, name, false)
     }
 
+    /// The names of those that were made for the tests.
+    pub fn namespaces_of_tests(&self) -> anyhow::Result<String> {
+        self.kubectl(&["get", "namespaces", "-l", namespace::LABEL, "-o", "name"])
+    }
+
     /// Takes away all namespaces that were made for the tests, whoever should have done it.
     pub fn without_namespaces(&self) -> anyhow::Result<()> {
         self.kubectl(&["delete", "namespaces", "-l", namespace::LABEL, "--timeout=120s"]).map(drop)

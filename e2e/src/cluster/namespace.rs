@@ -24,7 +24,8 @@ impl<'a> Namespace<'a> {
             labels["mesh-injection"] = "enabled".into();
         }
         let manifest = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
-        cluster.apply(&manifest.to_string())?;
+        // One that is there already is somebody's, and must not go away with the value.
+        cluster.kubectl_with(&["create", "-f", "-"], &manifest.to_string())?;
         Ok(Self { cluster, name: name.to_owned() })
     }
 

@@ -83,12 +83,8 @@ fn over_mtls(namespace: &Namespace, server: &str, url: &str) -> anyhow::Result<(
 /// A Job, and one that a CronJob makes: they call in the mesh, and end although a proxy is in their pods.
 fn jobs(namespace: &Namespace) -> anyhow::Result<()> {
     let args = ["--url", "http://reviews:9080/", "--requests", &REQUESTS.to_string()];
-    let mut nightly = apps::job("nightly", &args);
-    let template = nightly["spec"].take();
-    (nightly["kind"], nightly["spec"]) =
-        ("CronJob".into(), json!({"schedule": "0 0 1 1 *", "suspend": true, "jobTemplate": {"spec": template}}));
     let before = namespace.over_mtls("reviews", "inbound")?;
-    apply(namespace, &[apps::job("once", &args), nightly])?;
+    apply(namespace, &[apps::job("once", &args), apps::cron_job("nightly", &args)])?;
     namespace.kubectl(&["create", "job", "now", "--from=cronjob/nightly"])?;
     for job in ["once", "now"] {
         let report: Report = namespace.completed(job)?;

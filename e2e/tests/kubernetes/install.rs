@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 
 use crate::{cni, inject};
 
+const GATEWAY_API: &str = ".gateway.networking.k8s.io";
+
 /// In somebody's cluster the suite takes away nothing but what it has brought: it does not begin where it could not tell.
 pub fn may_come_and_go(cluster: &Cluster, before: &str) -> anyhow::Result<()> {
     if cluster.is_ours() {
@@ -18,6 +20,11 @@ pub fn may_come_and_go(cluster: &Cluster, before: &str) -> anyhow::Result<()> {
     ensure!(installed.is_none(), "there is a mesh in this cluster already: {}", installed.unwrap_or_default());
     let meshed = cluster.kubectl(&["get", "namespaces", "-l", "mesh-injection", "-o", "name"])?;
     ensure!(meshed.is_empty(), "namespaces of this cluster have the label mesh-injection: {meshed}");
+    let left = cluster.namespaces_of_tests()?;
+    ensure!(
+        left.is_empty(),
+        "a run of this suite was killed and has left {left}: `kubectl delete namespaces -l mesh-e2e`"
+    );
     Ok(())
 }
 
@@ -51,6 +58,7 @@ pub fn remove(cluster: &Cluster, before: &str) -> anyhow::Result<()> {
     if !had_gateway_api(before) {
         cluster.meshctl(&["uninstall", "--yes", "--gateway-api-crds"])?;
     }
+    without_new_kinds(cluster, before)?;
     let after = leftovers(cluster)?;
     ensure!(after == before, "there was:\n{before}\nand there is:\n{after}");
     Ok(())
@@ -61,11 +69,19 @@ pub fn clean(cluster: &Cluster, before: &str) -> anyhow::Result<()> {
     let namespaces = cluster.without_namespaces();
     let all = ["uninstall", "--yes", "--gateway-api-crds"];
     cluster.meshctl(if had_gateway_api(before) { &all[..2] } else { &all })?;
+    without_new_kinds(cluster, before)?;
     namespaces
 }
 
+/// What was added to a Gateway API that was there in part.
+fn without_new_kinds(cluster: &Cluster, before: &str) -> anyhow::Result<()> {
+    let now = leftovers(cluster)?;
+    let mut new = now.lines().filter(|line| line.ends_with(GATEWAY_API) && !before.lines().any(|had| had == *line));
+    new.try_for_each(|kind| cluster.kubectl(&["delete", kind, "--timeout=60s"]).map(drop))
+}
+
 fn had_gateway_api(before: &str) -> bool {
-    before.contains(".gateway.networking.k8s.io")
+    before.lines().any(|line| line.ends_with(GATEWAY_API))
 }
 
 /// Without a terminal there is nobody to ask, and nothing is removed.
@@ -101,7 +117,9 @@ fn forgotten(namespace: &Namespace) -> anyhow::Result<()> {
 fn proxied(by_webhook: &Namespace, by_hand: &Namespace) -> anyhow::Result<()> {
     let client = [apps::service_account("web"), apps::client("web")];
     by_webhook.apply(&client)?;
-    inject::apply(by_hand, &client)?;
+    // Of one there is no pod, and will be some night.
+    let nightly = apps::cron_job("nightly", &[]);
+    inject::apply(by_hand, &[&client[..], &[nightly]].concat())?;
     for namespace in [by_webhook, by_hand] {
         namespace.rolled_out("web")?;
         ensure!(!proxies(namespace)?.is_empty(), "no pod of {} has a proxy", namespace.name);
@@ -117,6 +135,8 @@ fn without_proxies(said: &str, namespaces: &[&Namespace]) -> anyhow::Result<()> 
         // Whoever else changes an object in between, such as its controller, has it refused.
         eventually(Duration::from_secs(20), || namespaces[0].cluster.shell(line))?;
     }
+    let nightly = namespaces[1].get(&["cronjob/nightly"])?.to_string();
+    ensure!(!nightly.contains("mesh-proxy"), "a template still has the proxy: {nightly}");
     for namespace in namespaces {
         namespace.rolled_out("web")?;
         eventually(Duration::from_secs(60), || {

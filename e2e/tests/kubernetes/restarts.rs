@@ -39,6 +39,9 @@ const CLIENTS: [Client; 5] = [
     },
 ];
 
+/// Of a client: after so long it has given up. All servers of a service are evicted at once, and the next need their time.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 const APISERVER_AWAY: Duration = Duration::from_secs(20);
 
 type Disruption = fn(&Namespace) -> anyhow::Result<()>;
@@ -80,10 +83,11 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
         ensure!(report.requests >= requests, "{name} sent only {} requests", report.requests);
         total += report.requests;
         println!(
-            "   {name}: {} requests, p99 {:.1} ms, {} connections closed",
-            report.requests, report.p99_ms, report.closed
+            "   {name}: {} requests, p99 {:.1} ms, at most {:.1} ms, {} connections closed",
+            report.requests, report.p99_ms, report.max_ms, report.closed
         );
-        if report.by_status.get(&200) != Some(&report.requests) || report.failed > 0 {
+        let waited = Duration::from_secs_f64(report.max_ms / 1e3);
+        if report.by_status.get(&200) != Some(&report.requests) || report.failed > 0 || waited > PATIENCE {
             bad.push((name, report));
         }
     }
