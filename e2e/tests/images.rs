@@ -1,10 +1,10 @@
-//! Images hold the program and nothing that differs from one build to the next.
+//! Images hold the program and nothing that differs from one build to the next, and are no larger than they may be.
 
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
@@ -13,9 +13,13 @@ use mesh_e2e::cluster::run;
 const MESH_IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/images/mesh-image");
 
 fn build(program: &Path, out: &Path) -> Output {
+    build_with(program, out, &[])
+}
+
+fn build_with(program: &Path, out: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(MESH_IMAGE);
-    command.args(["build", "--name", "example.com/mesh:1", "--entrypoint", "/mesh", "--user", "1337:1337", "--out"]);
-    command.arg(out).arg(format!("{}:/mesh", program.display())).output().unwrap()
+    command.args(["build", "--name", "example.com/mesh:1", "--entrypoint", "/mesh", "--user", "1337:1337"]).args(args);
+    command.arg("--out").arg(out).arg(format!("{}:/mesh", program.display())).output().unwrap()
 }
 
 #[test]
@@ -57,4 +61,37 @@ fn what_is_no_program_is_refused() {
     assert!(!said.status.success());
     assert!(String::from_utf8_lossy(&said.stderr).contains("not a program for a known machine"), "{said:?}");
     assert!(!folder.path().join("out.tar").exists());
+}
+
+#[test]
+fn an_image_that_is_too_large_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (program, out) = (std::env::current_exe().unwrap(), folder.path().join("out.tar"));
+    let said = build_with(&program, &out, &["--limit", "0.1"]);
+    assert!(!said.status.success());
+    let error = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(error.contains("example.com/mesh:1 has ") && error.contains("more than the 0.1 MB"), "{error}");
+    assert!(!out.exists());
+    assert!(build_with(&program, &out, &["--limit", "1000"]).status.success());
+}
+
+/// Those that `deploy/images/static-build` has made, if `e2e/test.sh` names them. `meshctl` may: it looks for the source there.
+#[test]
+fn the_programs_of_images_do_not_say_where_they_were_built() {
+    let Some(programs) = std::env::var_os("MESH_E2E_PROGRAMS").map(PathBuf::from) else { return };
+    let home = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let cargo = home("CARGO_HOME").or_else(|| Some(home("HOME")?.join(".cargo"))).unwrap();
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    for program in ["mesh-proxy", "mesh-control"].map(|name| programs.join(name)) {
+        let program = fs::canonicalize(program).unwrap();
+        let bytes = fs::read(&program).unwrap();
+        // The folder that cargo builds in has one for the target, and in it one for the profile.
+        let target = program.ancestors().nth(3).unwrap();
+        for folder in [cargo.as_path(), repository, target] {
+            let folder = format!("{}/", folder.display());
+            let found = bytes.windows(folder.len()).position(|it| it == folder.as_bytes());
+            let text = |at: usize| String::from_utf8_lossy(&bytes[at..bytes.len().min(at + 200)]).into_owned();
+            assert_eq!(found.map(text), None, "{} names {folder}", program.display());
+        }
+    }
 }

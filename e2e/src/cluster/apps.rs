@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-const IMAGE: &str = "docker.io/mesh-e2e/testapp:1";
+pub const IMAGE: &str = "docker.io/mesh-e2e/testapp:1";
 pub const PORT: u16 = 9080;
 
 /// `<name>-<version>`: a Deployment that serves HTTP/1.1, HTTP/2 and gRPC on one port.

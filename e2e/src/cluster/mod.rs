@@ -68,12 +68,14 @@ impl Cluster {
         Ok(command)
     }
 
-    /// What somebody types who has the mesh's programs and this cluster's kubeconfig, and what is answered, notes among it.
+    /// What somebody types in the repository's folder who has the mesh's programs and this cluster's kubeconfig, and what is
+    /// answered, notes among it.
     pub fn shell(&self, line: &str) -> anyhow::Result<String> {
         let path = format!("{}:{}", programs()?.display(), std::env::var("PATH").unwrap_or_default());
         let line = format!("exec 2>&1; {line}");
         let mut bash = Command::new("bash");
-        run(bash.args(["-o", "pipefail", "-c", &line]).env("PATH", path).env("KUBECONFIG", &self.kubeconfig), None)
+        bash.args(["-o", "pipefail", "-c", &line]).current_dir(repository());
+        run(bash.env("PATH", path).env("KUBECONFIG", &self.kubeconfig), None)
     }
 
     /// Applies a manifest, written as JSON or YAML.
@@ -101,6 +103,11 @@ impl Cluster {
     /// The same for pods outside of the mesh.
     pub fn unmeshed(&self, name: &str) -> anyhow::Result<Namespace<'_>> {
         Namespace::new(self, name, false)
+    }
+
+    /// The same for a namespace that was just made by what is tested.
+    pub fn adopt(&self, name: &str) -> anyhow::Result<Namespace<'_>> {
+        Namespace::adopt(self, name)
     }
 
     /// The names of those that were made for the tests.
@@ -193,6 +200,10 @@ impl Drop for Cluster {
             eprintln!("{error:#}");
         }
     }
+}
+
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 fn script(name: &str) -> Command {

@@ -29,6 +29,12 @@ impl<'a> Namespace<'a> {
         Ok(Self { cluster, name: name.to_owned() })
     }
 
+    pub(super) fn adopt(cluster: &'a Cluster, name: &str) -> anyhow::Result<Self> {
+        let namespace = Self { cluster, name: name.to_owned() };
+        cluster.kubectl(&["label", "namespace", name, &format!("{LABEL}=kubernetes")])?;
+        Ok(namespace)
+    }
+
     pub fn kubectl(&self, args: &[&str]) -> anyhow::Result<String> {
         self.cluster.kubectl(&[&["-n", &self.name], args].concat())
     }

@@ -16,6 +16,7 @@ mod inject;
 mod install;
 mod leader;
 mod matching;
+mod page;
 mod places;
 mod prometheus;
 mod refusals;
@@ -36,6 +37,7 @@ type Check = fn(&Cluster) -> anyhow::Result<()>;
 /// In this order, between the installation and the removal.
 const CHECKS: &[(&str, Check)] = &[
     ("canary", canary::check),
+    ("page", page::check),
     ("matching", matching::check),
     ("places", places::check),
     ("tcp", tcp::check),

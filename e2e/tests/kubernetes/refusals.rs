@@ -1,12 +1,15 @@
 //! What is wrong is refused, or said in its status, with what a person can do about it.
 
-use anyhow::ensure;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
 use mesh_e2e::cluster::{Cluster, Namespace, apps};
+use mesh_e2e::process::eventually;
 use serde_json::{Value, json};
 
 pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     let namespace = cluster.meshed("refusals")?;
-    namespace.apply(&[apps::service("reviews"), apps::service("ratings")])?;
+    namespace.apply(&[apps::service("reviews")])?;
     objects(&namespace)?;
     annotations(&namespace)?;
     missing(&namespace)?;
@@ -174,18 +177,53 @@ fn other_namespace(cluster: &Cluster, namespace: &Namespace) -> anyhow::Result<(
     namespace.condition("httproute/reviews", "ResolvedRefs", "True").map(drop)
 }
 
-/// Of two routes for the same requests the older one wins, and the other one says so.
+/// Of two routes for the same requests the older one wins, and the other one says so. By their names it would be the other way.
 fn conflict(namespace: &Namespace) -> anyhow::Result<()> {
-    let rules = json!([{"backendRefs": apps::backends(&[("ratings", 1)])}]);
-    namespace.apply(&[apps::http_route("ratings", rules.clone())])?;
-    namespace.condition("httproute/ratings", "Accepted", "True")?;
-    // Creation times are whole seconds; within one the name decides.
-    let mut later = apps::http_route("ratings", rules);
-    later["metadata"]["name"] = "ratings-later".into();
-    namespace.apply(&[later])?;
-    let (reason, message) = namespace.condition("httproute/ratings-later", "FullyApplied", "False")?;
-    ensure!(reason == "Conflicted" && message.contains("refusals/ratings, which is older"), "{reason}: {message}");
-    let first = namespace.get(&["httproute/ratings"])?;
+    namespace.delete(&["httproutes", "--all"])?;
+    namespace.shop(&["web"])?;
+    let to = |name: &str, version: &str| {
+        let mut route = apps::http_route("reviews", json!([{"backendRefs": apps::backends(&[(version, 1)])}]));
+        route["metadata"]["name"] = name.into();
+        route
+    };
+    namespace.apply(&[to("z-older", "reviews-v1")])?;
+    namespace.condition("httproute/z-older", "Accepted", "True")?;
+    let older = created(namespace, "z-older")?;
+    // Creation times are whole seconds, and within one the name would decide.
+    eventually(Duration::from_secs(20), || {
+        namespace.apply(&[to("a-newer", "reviews-v2")])?;
+        let newer = created(namespace, "a-newer")?;
+        if newer <= older {
+            namespace.delete(&["httproute/a-newer"])?;
+        }
+        ensure!(newer > older, "{newer} is not after {older}");
+        Ok(())
+    })?;
+    let (reason, message) = namespace.condition("httproute/a-newer", "FullyApplied", "False")?;
+    ensure!(reason == "Conflicted" && message.contains("refusals/z-older, which is older"), "{reason}: {message}");
+    let first = namespace.get(&["httproute/z-older"])?;
     ensure!(!first.to_string().contains("Conflicted"), "{first}");
-    Ok(())
+
+    let answers = || {
+        let report = namespace.load("web", &["--url", "http://reviews:9080/", "--requests", "100"])?;
+        ensure!(report.good() == 100 && report.failed == 0, "{report:?}");
+        anyhow::Ok(report.by_version)
+    };
+    // What the older one says, once all proxies know of both.
+    namespace.cluster.meshctl(&["-n", &namespace.name, "wait"])?;
+    let given = answers()?;
+    ensure!(given == [("v1".to_owned(), 100)].into(), "of the older and the newer one: {given:?}");
+    // And it was the other one that held the newer one back.
+    namespace.delete(&["httproute/z-older"])?;
+    eventually(Duration::from_secs(10), || {
+        let given = answers()?;
+        ensure!(given == [("v2".to_owned(), 100)].into(), "of the newer one alone: {given:?}");
+        Ok(())
+    })
+}
+
+/// When the API server says that it was; two of these compare like their texts.
+fn created(namespace: &Namespace, route: &str) -> anyhow::Result<String> {
+    let found = namespace.get(&["httproute", route])?;
+    Ok(found["metadata"]["creationTimestamp"].as_str().context("it was never created")?.to_owned())
 }

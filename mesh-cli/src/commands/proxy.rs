@@ -18,7 +18,7 @@ use crate::views::proxies;
 /// Inspect the proxies
 ///
 /// Works for mesh-proxy, Envoy and gRPC clients alike. A proxy is named by its id, by its workload's name, or by a
-/// beginning of it that no other has.
+/// beginning of it that no other of the namespace has.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -159,14 +159,17 @@ pub fn rejections(view: &View) -> Vec<String> {
         .collect()
 }
 
-/// The proxy that a name means: the whole id, the workload's name, or a beginning that only one has.
+/// The proxy that a name means: the whole id, the workload's name, or a beginning that only one of the namespace has, or only
+/// one of the mesh where none of the namespace has it.
 pub fn find<'a>(proxies: &'a [Proxy], name: &str, namespace: &str) -> Result<&'a Proxy, Vec<&'a str>> {
     let qualified = format!("{name}.{namespace}");
     if let Some(proxy) = proxies.iter().find(|p| p.id == name).or_else(|| proxies.iter().find(|p| p.id == qualified)) {
         return Ok(proxy);
     }
     let begins: Vec<&Proxy> = proxies.iter().filter(|p| p.id.starts_with(name)).collect();
-    match begins.as_slice() {
+    let near: Vec<&Proxy> = begins.iter().copied().filter(|p| p.namespace == namespace).collect();
+    let candidates = if near.is_empty() { begins } else { near };
+    match candidates.as_slice() {
         [only] => Ok(only),
         several => Err(several.iter().map(|p| p.id.as_str()).collect()),
     }
@@ -226,5 +229,15 @@ mod tests {
         assert_eq!(find(&proxies, "api", "default").unwrap().id, "api-1.shop");
         assert_eq!(find(&proxies, "web", "default").unwrap_err().len(), 2);
         assert!(find(&proxies, "none", "default").unwrap_err().is_empty());
+    }
+
+    #[test]
+    fn what_begins_so_in_the_namespace_goes_before_the_others() {
+        let at = |id: &str, namespace: &str| Proxy { namespace: namespace.into(), ..proxy(id) };
+        let proxies = [at("web-1.default", "default"), at("web-2.shop", "shop"), at("web-3.shop", "shop")];
+        assert_eq!(find(&proxies, "web", "default").unwrap().id, "web-1.default");
+        assert_eq!(find(&proxies, "web", "shop").unwrap_err(), ["web-2.shop", "web-3.shop"]);
+        assert_eq!(find(&proxies, "web", "other").unwrap_err().len(), 3);
+        assert_eq!(find(&proxies, "web-1", "shop").unwrap().id, "web-1.default");
     }
 }
