@@ -88,7 +88,6 @@ async fn pages(api: &Api<DynamicObject>, name: &str) -> kube::Result<Vec<Dynamic
     }
 }
 
-/// Ports that are not TCP are not the mesh's.
 fn readable(kind: Kind, live: &DynamicObject) -> Result<Value, String> {
     let (object, _) = typed(kind, live)?;
     let mut json = object.to_json();
@@ -108,11 +107,6 @@ fn typed(kind: Kind, live: &DynamicObject) -> Result<(Object, Vec<String>), Stri
     let mut json = serde_json::to_value(live).map_err(|error| problem(&error))?;
     json["apiVersion"] = kind.api_version().into();
     json["kind"] = kind.as_str().into();
-    if kind == Kind::Service
-        && let Some(ports) = json.pointer_mut("/spec/ports").and_then(Value::as_array_mut)
-    {
-        ports.retain(|port| port.get("protocol").is_none_or(|protocol| protocol == "TCP"));
-    }
     let (object, left_out) = Object::from_newer_json(&json.to_string()).map_err(|error| problem(&error))?;
     Ok((object, left_out))
 }
@@ -309,7 +303,8 @@ mod tests {
             {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
             {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53, "nodePort": 30053}]});
         let read = service(dns);
-        assert_eq!(read["spec"]["ports"].as_array().unwrap().len(), 1);
+        let ports = read["spec"]["ports"].as_array().unwrap();
+        assert_eq!((ports.len(), &ports[0]["protocol"]), (2, &json!("UDP")));
         assert!(read.get("status").is_none());
         let alias =
             service(json!({"type": "ExternalName", "externalName": "db.example.com", "sessionAffinity": "None"}));
