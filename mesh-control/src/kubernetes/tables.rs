@@ -53,6 +53,8 @@ pub struct Standing {
     pub uid: Option<String>,
     pub generation: Option<i64>,
     pub resource_version: u64,
+    /// In which it was read, and its status is written.
+    pub api_version: &'static str,
     pub status: Value,
     /// Why it is not taken as it is now.
     pub refused: Vec<String>,
@@ -120,11 +122,17 @@ impl Tables {
         let place = (watched, seen.namespace, seen.name);
         match seen.fact {
             // What it was before stays in force: better the old than nothing.
-            Some(Fact::Refused { reasons, uid, generation, status, parents }) => {
-                let resource_version = seen.resource_version;
-                let left_out = Vec::new();
-                let standing =
-                    Standing { uid, generation, resource_version, status, refused: reasons, parents, left_out };
+            Some(Fact::Refused { api_version, reasons, uid, generation, status, parents }) => {
+                let standing = Standing {
+                    uid,
+                    generation,
+                    resource_version: seen.resource_version,
+                    api_version,
+                    status,
+                    refused: reasons,
+                    parents,
+                    left_out: Vec::new(),
+                };
                 self.refused.insert(place, standing);
             }
             Some(fact) => {
@@ -246,11 +254,12 @@ impl Tables {
     pub fn view(&self) -> View {
         let mut written = BTreeMap::new();
         for ((_, namespace, name), (resource_version, fact)) in &self.facts {
-            let Fact::Object(Written { object, status, left_out }) = fact else { continue };
+            let Fact::Object(Written { object, api_version, status, left_out }) = fact else { continue };
             let standing = Standing {
                 uid: object.metadata().uid.clone(),
                 generation: object.metadata().generation,
                 resource_version: *resource_version,
+                api_version,
                 status: status.clone(),
                 left_out: left_out.clone(),
                 ..Standing::default()

@@ -4,14 +4,16 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
+use kube::api::{Api, DynamicObject};
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource, ResourceExt};
 use mesh_common::resource::Kind;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::convert::{self, Fact};
+use super::presence::{self, Presence, Unknown};
 use super::retry;
 use super::tables::{Change, Seen, Watched};
 
@@ -30,28 +32,32 @@ where
     }
 }
 
-/// Follows a kind that a CustomResourceDefinition brings, or will bring.
+/// Follows a kind that a CustomResourceDefinition brings, or will bring: in the newest version that is served, of those that
+/// are known here.
 pub(super) async fn custom(client: Client, kind: Kind, changes: Changes) {
-    // Rounds in which no version was known. One that was there is gone only when it stays so for a second round: an API
-    // server that has just started may not know it yet.
-    let (mut there, mut rounds) = (false, 0_u32);
+    let (mut presence, mut unknown) = (Presence::default(), Unknown::default());
     loop {
         for api_version in kind.api_versions() {
-            let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-            let resource =
-                ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.as_str()), kind.plural());
-            let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-            let convert = move |object: &DynamicObject| convert::object(kind, object);
+            let api: Api<DynamicObject> = Api::all_with(client.clone(), &presence::resource(kind, api_version));
+            let convert = move |object: &DynamicObject| convert::object(kind, api_version, object);
             match follow(api, Watched::Kind(kind), convert, &changes).await {
                 End::Missing => {}
                 End::Closed => return,
-                End::Lost => (there, rounds) = (true, 0),
+                End::Lost => presence.lost(),
             }
         }
-        rounds += 1;
-        let gone = !there || rounds > 1;
-        if gone && changes.send((Watched::Kind(kind), Change::Absent)).await.is_err() {
-            return;
+        if presence.is_gone() {
+            if changes.send((Watched::Kind(kind), Change::Absent)).await.is_err() {
+                return;
+            }
+            if unknown.is_due(Instant::now()) {
+                match presence::served(&client, kind).await {
+                    Ok(served) => {
+                        unknown.tell(kind, served).into_iter().for_each(|told| tracing::warn!("{told}"));
+                    }
+                    Err(error) => tracing::debug!(%kind, %error, "cannot see in which versions it is served"),
+                }
+            }
         }
         pause().await;
     }

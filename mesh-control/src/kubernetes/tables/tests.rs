@@ -10,7 +10,7 @@ fn policy(version: u64, status: Value, mode: &str) -> Seen {
         "spec": {"mode": mode}, "status": status
     });
     let object = serde_json::from_value(json).unwrap();
-    let fact = convert::object(Kind::PeerAuthentication, &object);
+    let fact = convert::object(Kind::PeerAuthentication, "meshctl.dev/v1alpha1", &object);
     Seen { namespace: "shop".to_owned(), name: "p".to_owned(), resource_version: version, fact }
 }
 
@@ -349,7 +349,7 @@ fn a_pod_is_where_its_node_is() {
         "metadata": {"name": "db-0", "namespace": "shop"},
         "spec": {"addresses": ["192.0.2.1"], "service": "leader", "locality": "us"},
     });
-    let fact = convert::object(Kind::WorkloadEntry, &from(written));
+    let fact = convert::object(Kind::WorkloadEntry, "meshctl.dev/v1alpha1", &from(written));
     tables.apply(Watched::Kind(Kind::WorkloadEntry), seen("shop", "db-0", fact));
     assert_eq!(locality(&mut tables, "db-0"), ["eu", "eu-a", ""]);
     assert_eq!(model(&mut tables).workload("shop", "db-0").unwrap().addresses[0].to_string(), "10.0.0.1");
