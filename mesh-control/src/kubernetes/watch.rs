@@ -134,3 +134,118 @@ fn seen<K: Resource>(object: &K, fact: Option<Fact>) -> Seen {
         fact,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::{Arc, Mutex};
+
+    use http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::kubernetes::convert::Written;
+
+    const GROUP: &str = "/apis/gateway.networking.k8s.io";
+
+    /// The versions in which an API server has TCPRoutes, of which there is one. Whoever watches them is told nothing, and has
+    /// to ask again after a second.
+    #[derive(Clone, Default)]
+    struct Server(Arc<Mutex<Vec<&'static str>>>);
+
+    impl Server {
+        fn serve(&self, versions: &[&'static str]) {
+            *self.0.lock().unwrap() = versions.to_vec();
+        }
+
+        fn client(&self) -> Client {
+            let server = self.clone();
+            let answer = move |request: Request<Body>| {
+                let server = server.clone();
+                async move {
+                    let uri = request.uri();
+                    let watch = uri.query().is_some_and(|query| query.contains("watch="));
+                    if watch {
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                    let (code, body) = match server.list(uri.path()) {
+                        None => (404, "404 page not found".to_owned()),
+                        Some(_) if watch => (200, String::new()),
+                        Some(list) => (200, list.to_string()),
+                    };
+                    let response = Response::builder().status(code).body(Body::from(body.into_bytes()));
+                    Ok::<_, Infallible>(response.unwrap())
+                }
+            };
+            Client::new(tower::service_fn(answer), "default")
+        }
+
+        fn list(&self, path: &str) -> Option<Value> {
+            let (version, plural) = path.strip_prefix(GROUP)?.strip_prefix('/')?.split_once('/')?;
+            if plural != "tcproutes" || !self.0.lock().unwrap().contains(&version) {
+                return None;
+            }
+            let api_version = format!("gateway.networking.k8s.io/{version}");
+            let parents = json!([{"group": "", "kind": "Service", "name": "web"}]);
+            let spec = json!({"parentRefs": parents, "rules": [{"backendRefs": [{"name": "web", "port": 70}]}]});
+            let metadata = json!({"name": "r", "namespace": "shop", "resourceVersion": "5"});
+            let route = json!({"apiVersion": api_version, "kind": "TCPRoute", "metadata": metadata, "spec": spec});
+            let metadata = json!({"resourceVersion": "7"});
+            Some(json!({"apiVersion": api_version, "kind": "TCPRouteList", "metadata": metadata, "items": [route]}))
+        }
+    }
+
+    /// The version in which the route was read; "" for a kind that is not there.
+    fn read_in((watched, change): (Watched, Change)) -> &'static str {
+        assert_eq!(watched, Watched::Kind(Kind::TcpRoute));
+        match change {
+            Change::Absent => "",
+            Change::All(all) => match all.as_slice() {
+                [Seen { fact: Some(Fact::Object(Written { api_version, .. })), .. }] => api_version,
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_is_followed_once_it_is_there_in_the_newest_version_that_is_served() {
+        let server = Server::default();
+        let (changes, mut received) = mpsc::channel(1);
+        let following = tokio::spawn(custom(server.client(), Kind::TcpRoute, changes));
+        let mut next = async || read_in(received.recv().await.unwrap());
+        assert_eq!(next().await, "");
+        // Nobody is kept waiting for a kind that is not there, and it may come.
+        server.serve(&["v1alpha2"]);
+        while next().await != "gateway.networking.k8s.io/v1alpha2" {}
+        // Served in another version from now on: there is no time in which the objects are gone.
+        server.serve(&["v1"]);
+        assert_eq!(next().await, "gateway.networking.k8s.io/v1");
+        server.serve(&["v1alpha2"]);
+        assert_eq!(next().await, "gateway.networking.k8s.io/v1alpha2");
+        server.serve(&[]);
+        assert_eq!(next().await, "");
+        server.serve(&["v1alpha2", "v1"]);
+        while next().await != "gateway.networking.k8s.io/v1" {}
+        drop(received);
+        following.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_that_an_api_server_does_not_know_for_a_moment_is_not_gone() {
+        let server = Server::default();
+        server.serve(&["v1"]);
+        let (changes, mut received) = mpsc::channel(1);
+        let following = tokio::spawn(custom(server.client(), Kind::TcpRoute, changes));
+        let mut next = async || read_in(received.recv().await.unwrap());
+        assert_eq!(next().await, "gateway.networking.k8s.io/v1");
+        server.serve(&[]);
+        // Longer than a watch lasts here, and shorter than a round.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        server.serve(&["v1"]);
+        assert_eq!(next().await, "gateway.networking.k8s.io/v1");
+        drop(received);
+        following.abort();
+    }
+}
