@@ -338,6 +338,7 @@ mod tests {
             objects: BTreeMap::new(),
             committed_at: std::time::Instant::now(),
             seen: BTreeMap::new(),
+            accounts: None,
         };
         let settings = Settings { trust_domain: "mesh.local".to_owned() };
         let snapshot = crate::snapshot::first(&objects, &Arc::default(), &settings, &Addresses::default());

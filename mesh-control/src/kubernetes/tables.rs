@@ -9,6 +9,7 @@ use mesh_common::resource::{Key, Kind, Object, WorkloadEntry};
 use serde_json::Value;
 
 use super::convert::{self, Fact, Written};
+use crate::model::{Accounts, Name};
 use crate::objects::Objects;
 
 /// A kind that is watched.
@@ -17,6 +18,7 @@ pub(super) enum Watched {
     Pod,
     Node,
     EndpointSlice,
+    ServiceAccount,
     Kind(Kind),
 }
 
@@ -73,11 +75,17 @@ pub(super) struct Tables {
     seen: BTreeMap<Kind, u64>,
     listed: BTreeSet<Watched>,
     current: BTreeMap<Key, Arc<Object>>,
+    /// Service accounts, once they are all known, and those of the current revision.
+    accounts: Option<Arc<Accounts>>,
+    current_accounts: Option<Arc<Accounts>>,
     revision: u64,
 }
 
 impl Tables {
     pub fn apply(&mut self, watched: Watched, change: Change) {
+        if watched == Watched::ServiceAccount {
+            return self.account(change);
+        }
         match change {
             Change::Put(seen) => self.put(watched, seen),
             Change::Gone(seen) => {
@@ -102,6 +110,20 @@ impl Tables {
                 self.refused.retain(|(of, ..), _| *of != watched);
                 self.listed.insert(watched);
             }
+        }
+    }
+
+    fn account(&mut self, change: Change) {
+        let name = |seen: &Seen| Name::new(&seen.namespace, &seen.name);
+        match (change, &mut self.accounts) {
+            (Change::All(all), accounts) => *accounts = Some(Arc::new(Accounts(all.iter().map(name).collect()))),
+            // What it says beside its name is nothing to us.
+            (Change::Put(seen), Some(accounts)) if !accounts.0.contains(&name(&seen)) => {
+                Arc::make_mut(accounts).0.insert(name(&seen));
+            }
+            (Change::Gone(seen), Some(accounts)) => drop(Arc::make_mut(accounts).0.remove(&name(&seen))),
+            (Change::Absent, accounts) => *accounts = None,
+            (Change::Put(_) | Change::Gone(_), _) => {}
         }
     }
 
@@ -223,7 +245,7 @@ impl Tables {
     }
 
     fn take(&mut self, objects: BTreeMap<Key, Object>) -> Objects {
-        let mut changed = objects.len() != self.current.len();
+        let mut changed = objects.len() != self.current.len() || self.accounts != self.current_accounts;
         let mut next = BTreeMap::new();
         for (key, object) in objects {
             let object = match self.current.get(&key) {
@@ -243,11 +265,13 @@ impl Tables {
             self.revision += 1;
         }
         self.current = next;
+        self.current_accounts.clone_from(&self.accounts);
         Objects {
             revision: self.revision,
             objects: self.current.clone(),
             committed_at: Instant::now(),
             seen: self.seen.clone(),
+            accounts: self.current_accounts.clone(),
         }
     }
 

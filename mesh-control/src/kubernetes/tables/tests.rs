@@ -357,3 +357,27 @@ fn a_pod_is_where_its_node_is() {
     tables.apply(NODE, node("node1", json!({})));
     assert_eq!(locality(&mut tables, "db-0"), ["", "", ""]);
 }
+
+#[test]
+fn service_accounts_are_known_once_all_of_them_are() {
+    const ACCOUNT: Watched = Watched::ServiceAccount;
+    let account =
+        |name: &str| Seen { namespace: "shop".to_owned(), name: name.to_owned(), resource_version: 1, fact: None };
+    let mut tables = Tables::default();
+    let mut now = |change: Option<Change>| {
+        change.into_iter().for_each(|change| tables.apply(ACCOUNT, change));
+        let objects = tables.objects();
+        let names =
+            |accounts: &Arc<Accounts>| accounts.0.iter().map(|it| it.name.clone()).collect::<Vec<_>>().join(" ");
+        (objects.revision, objects.accounts.as_ref().map(names))
+    };
+    let known = |names: &str| Some(names.to_owned());
+    assert_eq!(now(None), (1, None));
+    assert_eq!(now(Some(Change::All(vec![account("web")]))), (2, known("web")));
+    assert_eq!(now(Some(Change::Put(account("db")))), (3, known("db web")));
+    // A change of one that is known means nothing.
+    assert_eq!(now(Some(Change::Put(account("db")))), (3, known("db web")));
+    assert_eq!(now(Some(Change::Gone(account("web")))), (4, known("db")));
+    assert_eq!(now(Some(Change::All(vec![account("db")]))), (4, known("db")));
+    assert_eq!(now(Some(Change::All(Vec::new()))), (5, known("")));
+}
