@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use mesh_common::resource::{Key, Kind, Object};
 
+use crate::model::Accounts;
+
 /// All objects at one revision.
 #[derive(Debug)]
 pub struct Objects {
@@ -14,6 +16,8 @@ pub struct Objects {
     pub committed_at: Instant,
     /// The newest resourceVersion of each kind that the source has come to, where versions are not of one object alone.
     pub seen: BTreeMap<Kind, u64>,
+    /// The accounts that there are, where a platform tells.
+    pub accounts: Option<Arc<Accounts>>,
 }
 
 impl Objects {

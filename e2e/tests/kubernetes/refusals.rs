@@ -13,6 +13,7 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     objects(&namespace)?;
     annotations(&namespace)?;
     missing(&namespace)?;
+    nobody(&namespace)?;
     other_namespace(cluster, &namespace)?;
     conflict(&namespace)
 }
@@ -156,6 +157,43 @@ fn missing(namespace: &Namespace) -> anyhow::Result<()> {
     let (reason, message) = namespace.condition("httproute/orphan", "Accepted", "False")?;
     ensure!(message.contains("nobody"), "{reason}: {message}");
     Ok(())
+}
+
+/// Who is named and not there may come, so the object is accepted; but it is said, for as long as it is so.
+fn nobody(namespace: &Namespace) -> anyhow::Result<()> {
+    let targets = json!([{"group": "", "kind": "Service", "name": "reviews"}]);
+    let object = |kind: &str, spec: Value| json!({"apiVersion": "meshctl.dev/v1alpha1", "kind": kind, "metadata": {"name": "nobody"}, "spec": spec});
+    let faults = json!([{"percent": 1, "reset": {}}]);
+    let objects = [
+        object(
+            "FaultInjection",
+            json!({"targetRefs": targets, "from": [{"serviceAccount": "nobody"}], "faults": faults}),
+        ),
+        object(
+            "AuthorizationPolicy",
+            json!({"targetRefs": targets, "action": "AUDIT", "rules": [{"from": [{"serviceAccounts": ["nobody"]}]}]}),
+        ),
+    ];
+    namespace.apply(&objects)?;
+    for object in ["faultinjection/nobody", "authorizationpolicy/nobody"] {
+        let (reason, message) = namespace.condition(object, "FullyApplied", "False")?;
+        ensure!(
+            reason == "CallerNotFound" && message.contains("ServiceAccount refusals/nobody"),
+            "{reason}: {message}"
+        );
+        namespace.condition(object, "Accepted", "True")?;
+    }
+    let found = namespace.cluster.meshctl(&["check"])?;
+    ensure!(found.contains("FaultInjection refusals/nobody"), "{found}");
+    namespace.apply(&[apps::service_account("nobody")])?;
+    for object in ["faultinjection/nobody", "authorizationpolicy/nobody"] {
+        eventually(Duration::from_secs(20), || {
+            let status = namespace.get(&[object])?["status"].clone();
+            ensure!(!status.to_string().contains("FullyApplied"), "{object}: {status}");
+            Ok(())
+        })?;
+    }
+    namespace.delete(&["faultinjection/nobody", "authorizationpolicy/nobody"])
 }
 
 /// A backend in another namespace needs that namespace's consent.

@@ -1,5 +1,7 @@
 //! Gateway API's own kinds: installed where they are missing, or older than ours, and never taken back.
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use mesh_common::resource::MESH_GROUP;
 use serde_json::Value;
 
 use super::chart::documents;
@@ -8,6 +10,7 @@ use crate::failure::Failure;
 use crate::kubernetes::Cluster;
 
 const ANNOTATION_VERSION: &str = "gateway.networking.k8s.io/bundle-version";
+const RELEASES: &str = "https://github.com/kubernetes-sigs/gateway-api/releases/download";
 const ANNOTATION_CHANNEL: &str = "gateway.networking.k8s.io/channel";
 
 /// Of the standard channel.
@@ -62,6 +65,31 @@ fn decide(live: Option<&Value>, ours: &str) -> Plan {
     }
 }
 
+/// What to do about a definition that is not as the mesh needs it. One that `meshctl` would not renew is somebody else's, who
+/// may have more than the mesh to do with it.
+pub fn how_to_renew(live: &CustomResourceDefinition) -> String {
+    if live.spec.group == MESH_GROUP {
+        return "`meshctl install` puts back what belongs to the mesh".to_owned();
+    }
+    let ours = version().unwrap_or_default();
+    let json = serde_json::to_value(live).unwrap_or_default();
+    if let Plan::Upgrade { from } = decide(Some(&json), &ours) {
+        return format!("`meshctl upgrade` renews Gateway API from {from} to {ours}");
+    }
+    let version = annotation(&json, ANNOTATION_VERSION).unwrap_or_default();
+    if parse(version) > parse(&ours) {
+        return format!(
+            "it is of Gateway API {version}, which is newer than the mesh's {ours}: take a newer version of the mesh"
+        );
+    }
+    let channel = annotation(&json, ANNOTATION_CHANNEL).filter(|it| *it == "experimental").unwrap_or("standard");
+    format!(
+        "somebody else looks after this definition, so meshctl leaves it alone. Have it renewed in the way in which it was \
+         installed, or try what `kubectl apply --server-side --dry-run=server -f {RELEASES}/{ours}/{channel}-install.yaml` says, \
+         and then do it"
+    )
+}
+
 fn annotation<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
     object["metadata"]["annotations"][name].as_str()
 }
@@ -77,6 +105,7 @@ fn parse(version: &str) -> Option<[u32; 3]> {
 mod tests {
     use std::path::Path;
 
+    use mesh_common::resource::GATEWAY_GROUP;
     use serde_json::json;
 
     use super::*;
@@ -95,6 +124,24 @@ mod tests {
         assert_eq!(decide(Some(&json!({"metadata": {}})), "v1.6.3"), leave(""));
         let upgrade = Plan::Upgrade { from: "v1.5.9".to_owned() };
         assert_eq!(decide(Some(&live("v1.5.9", "standard")), "v1.6.3"), upgrade);
+    }
+
+    #[test]
+    fn what_is_ours_to_renew_is_renewed_by_meshctl() {
+        let told = |version: &str, channel: &str| {
+            let mut json = live(version, channel);
+            json["spec"] = json!({"group": GATEWAY_GROUP, "names": {"kind": "TCPRoute", "plural": "tcproutes"},
+                "scope": "Namespaced", "versions": []});
+            how_to_renew(&serde_json::from_value(json).unwrap())
+        };
+        let ours = version().unwrap();
+        assert_eq!(told("v1.0.0", "standard"), format!("`meshctl upgrade` renews Gateway API from v1.0.0 to {ours}"));
+        for (version, channel) in [("v1.0.0", "experimental"), (ours.as_str(), "standard"), ("", "standard")] {
+            let told = told(version, channel);
+            assert!(told.contains(&format!("/{ours}/{channel}-install.yaml")), "{told}");
+            assert!(!told.contains("meshctl upgrade"), "{told}");
+        }
+        assert!(told("v99.0.0", "standard").contains("take a newer version of the mesh"));
     }
 
     #[test]

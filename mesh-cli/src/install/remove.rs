@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
-use kube::core::ApiResource;
 use mesh_common::names::kubernetes as names;
 use mesh_common::resource::Kind;
 use serde_json::{Value, json};
@@ -14,16 +13,10 @@ use super::manifest::Manifest;
 use super::{CONTROL, FIELD_MANAGER, NAMESPACE, chart, gateway, rollout};
 use crate::commands::Context;
 use crate::failure::{Exit, Failure};
-use crate::kubernetes::{Cluster, resource};
+use crate::kubernetes::Cluster;
 
 const POLL: Duration = Duration::from_millis(300);
-const ROUTES: [(&str, &str); 5] = [
-    ("gateway.networking.k8s.io/v1", "HTTPRoute"),
-    ("gateway.networking.k8s.io/v1", "GRPCRoute"),
-    ("gateway.networking.k8s.io/v1", "TCPRoute"),
-    ("gateway.networking.k8s.io/v1", "TLSRoute"),
-    ("gateway.networking.k8s.io/v1", "UDPRoute"),
-];
+const ROUTES: [Kind; 5] = [Kind::HttpRoute, Kind::GrpcRoute, Kind::TcpRoute, Kind::TlsRoute, Kind::UdpRoute];
 
 /// What of the mesh is in a cluster.
 #[derive(Default)]
@@ -61,10 +54,10 @@ pub async fn inventory(cluster: &Cluster, gateway_api: bool) -> Result<Inventory
     for crd in chart::crds()? {
         if crd.live(cluster).await?.is_some() {
             let kind = crd.0["spec"]["names"]["kind"].as_str().unwrap_or_default();
-            let count = Kind::parse(kind).map(resource::of_kind);
-            let count = match count {
-                Ok(resource) => {
-                    cluster.dynamic(&resource, None).list_metadata(&ListParams::default()).await?.items.len()
+            let count = match Kind::parse(kind) {
+                Ok(kind) => {
+                    let api = cluster.dynamic(&cluster.kind(kind).await, None);
+                    api.list_metadata(&ListParams::default()).await?.items.len()
                 }
                 Err(_) => 0,
             };
@@ -219,8 +212,8 @@ async fn until_gone(cluster: &Cluster, manifest: &Manifest, deadline: Instant) -
 /// Takes our part out of the status of routes, which stay.
 async fn forget_routes(context: &Context, cluster: &Cluster) -> Result<(), Failure> {
     let mut forgotten = 0;
-    for (version, kind) in ROUTES {
-        let resource: ApiResource = resource::of(version, kind);
+    for kind in ROUTES {
+        let resource = cluster.kind(kind).await;
         let listed = match cluster.dynamic(&resource, None).list(&ListParams::default()).await {
             Ok(listed) => listed.items,
             // The kind is not there.

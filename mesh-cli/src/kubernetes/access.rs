@@ -60,7 +60,7 @@ impl Access {
             let message = format!("The API server {server} cannot be used: {}", sentence(&reason));
             Failure::with(Exit::Unreachable, message)
         })?;
-        Ok(Cluster { client, context, server })
+        Ok(Cluster::new(client, context, server))
     }
 
     fn read(&self) -> Result<Kubeconfig, KubeconfigError> {

@@ -4,8 +4,8 @@
 use kube::api::{DeleteParams, Preconditions};
 use mesh_common::resource::{Key, Object};
 
+use super::Cluster;
 use super::objects::{self, Refused, Taken, named};
-use super::{Cluster, resource};
 use crate::failure::{Exit, Failure};
 use crate::install::manifest::Outcome;
 
@@ -82,7 +82,7 @@ async fn remove(
     preconditions: Option<Preconditions>,
     dry_run: bool,
 ) -> Result<bool, Refused> {
-    let api = cluster.dynamic(&resource::of_kind(key.kind), Some(&key.namespace));
+    let api = cluster.dynamic(&cluster.kind(key.kind).await, Some(&key.namespace));
     let read = preconditions.is_some();
     match api.delete(&key.name, &DeleteParams { dry_run, preconditions, ..DeleteParams::default() }).await {
         Ok(_) => Ok(true),

@@ -6,7 +6,7 @@ use mesh_common::proto::control::ObjectVersion;
 use mesh_common::resource::{Key, Kind, Object};
 use serde_json::Value;
 
-use super::{Cluster, resource};
+use super::Cluster;
 use crate::failure::{Failure, sentence};
 use crate::install::FIELD_MANAGER;
 use crate::install::manifest::{Outcome, plain};
@@ -52,7 +52,7 @@ pub async fn list(
 ) -> Result<(Vec<Value>, Vec<String>), Failure> {
     let (mut found, mut unreadable) = (Vec::new(), Vec::new());
     for each in Kind::ALL.into_iter().filter(|each| kind.is_none_or(|kind| kind == *each)) {
-        let api = cluster.dynamic(&resource::of_kind(each), Some(namespace).filter(|n| !n.is_empty()));
+        let api = cluster.dynamic(&cluster.kind(each).await, Some(namespace).filter(|n| !n.is_empty()));
         let listed = match pages(&api, name).await {
             Ok(listed) => listed,
             Err(kube::Error::Api(status)) if status.code == 404 && kind.is_none() => continue,
@@ -88,7 +88,6 @@ async fn pages(api: &Api<DynamicObject>, name: &str) -> kube::Result<Vec<Dynamic
     }
 }
 
-/// Ports that are not TCP are not the mesh's.
 fn readable(kind: Kind, live: &DynamicObject) -> Result<Value, String> {
     let (object, _) = typed(kind, live)?;
     let mut json = object.to_json();
@@ -108,11 +107,6 @@ fn typed(kind: Kind, live: &DynamicObject) -> Result<(Object, Vec<String>), Stri
     let mut json = serde_json::to_value(live).map_err(|error| problem(&error))?;
     json["apiVersion"] = kind.api_version().into();
     json["kind"] = kind.as_str().into();
-    if kind == Kind::Service
-        && let Some(ports) = json.pointer_mut("/spec/ports").and_then(Value::as_array_mut)
-    {
-        ports.retain(|port| port.get("protocol").is_none_or(|protocol| protocol == "TCP"));
-    }
     let (object, left_out) = Object::from_newer_json(&json.to_string()).map_err(|error| problem(&error))?;
     Ok((object, left_out))
 }
@@ -122,7 +116,7 @@ fn typed(kind: Kind, live: &DynamicObject) -> Result<(Object, Vec<String>), Stri
 /// Fields of others are taken only by `force`.
 pub async fn write(cluster: &Cluster, object: &Object, dry_run: bool, force: bool) -> Result<Taken, Refused> {
     let key = object.key();
-    let resource = resource::of_kind(key.kind);
+    let resource = cluster.kind(key.kind).await;
     let api = cluster.dynamic(&resource, Some(&key.namespace));
     let before = api.get_opt(&key.name).await?;
     let mut json = object.to_json();
@@ -216,7 +210,7 @@ pub fn named(key: &Key, failure: Failure) -> Failure {
 
 /// The newest version that there is, asked for where the user has to do with objects.
 pub async fn newest(cluster: &Cluster, kind: Kind, namespace: &str) -> Result<u64, Failure> {
-    let api = cluster.dynamic(&resource::of_kind(kind), Some(namespace));
+    let api = cluster.dynamic(&cluster.kind(kind).await, Some(namespace));
     let list = api.list_metadata(&ListParams::default().limit(1)).await?;
     Ok(number(&list.metadata.resource_version.unwrap_or_default()))
 }
@@ -225,7 +219,7 @@ pub async fn newest(cluster: &Cluster, kind: Kind, namespace: &str) -> Result<u6
 pub async fn versions(cluster: &Cluster) -> Result<(Vec<ObjectVersion>, u64), Failure> {
     let (mut found, mut newest) = (Vec::new(), 0);
     for kind in Kind::ALL {
-        match cluster.dynamic(&resource::of_kind(kind), None).list_metadata(&ListParams::default()).await {
+        match cluster.dynamic(&cluster.kind(kind).await, None).list_metadata(&ListParams::default()).await {
             Ok(list) => {
                 newest = newest.max(number(&list.metadata.resource_version.unwrap_or_default()));
                 found.extend(list.items.into_iter().map(|object| of_metadata(kind, object)));
@@ -309,7 +303,8 @@ mod tests {
             {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
             {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53, "nodePort": 30053}]});
         let read = service(dns);
-        assert_eq!(read["spec"]["ports"].as_array().unwrap().len(), 1);
+        let ports = read["spec"]["ports"].as_array().unwrap();
+        assert_eq!((ports.len(), &ports[0]["protocol"]), (2, &json!("UDP")));
         assert!(read.get("status").is_none());
         let alias =
             service(json!({"type": "ExternalName", "externalName": "db.example.com", "sessionAffinity": "None"}));

@@ -1,7 +1,10 @@
 //! Which path of the API server each kind is at.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use kube::Client;
 use kube::core::{ApiResource, GroupVersionKind};
-use mesh_common::resource::Kind;
+use mesh_common::resource::{GATEWAY_GROUP, Kind};
 
 /// Kinds whose plural is not what English says.
 const PLURALS: [(&str, &str); 2] = [("NetworkPolicy", "networkpolicies"), ("ReferenceGrant", "referencegrants")];
@@ -17,9 +20,32 @@ pub fn of(api_version: &str, kind: &str) -> ApiResource {
     }
 }
 
-/// Of an object of the mesh, in the version that all API servers with these definitions know.
-pub fn of_kind(kind: Kind) -> ApiResource {
-    of(kind.served_version(), kind.as_str())
+/// Of an object of the mesh, in the newest version that is known here.
+pub fn newest(kind: Kind) -> ApiResource {
+    of(kind.api_versions()[0], kind.as_str())
+}
+
+/// Gateway API's kinds, each in the newest version of those that are known here and served there. Mostly one question answers
+/// that. What cannot be asked is left out: whoever needs it meets the reason.
+pub async fn served(client: &Client) -> BTreeMap<Kind, ApiResource> {
+    let mut wanted: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| kind.group() == GATEWAY_GROUP).collect();
+    let mut served = BTreeMap::new();
+    let longest = wanted.iter().map(|kind| kind.api_versions().len()).max().unwrap_or_default();
+    for age in 0..longest {
+        let versions: BTreeSet<&str> = wanted.iter().filter_map(|kind| kind.api_versions().get(age)).copied().collect();
+        for version in versions {
+            let Ok(there) = client.list_api_group_resources(version).await else { continue };
+            wanted.retain(|kind| {
+                let found = kind.api_versions().get(age) == Some(&version)
+                    && there.resources.iter().any(|resource| resource.name == kind.plural());
+                if found {
+                    served.insert(*kind, of(version, kind.as_str()));
+                }
+                !found
+            });
+        }
+    }
+    served
 }
 
 #[cfg(test)]
@@ -36,6 +62,6 @@ mod tests {
         assert_eq!(path(webhooks, "MutatingWebhookConfiguration"), "mutatingwebhookconfigurations");
         assert_eq!(path("apiextensions.k8s.io/v1", "CustomResourceDefinition"), "customresourcedefinitions");
         assert_eq!(path("v1", "Service"), "services");
-        assert_eq!(of_kind(Kind::TcpRoute).version, "v1");
+        assert_eq!(newest(Kind::TcpRoute).version, "v1");
     }
 }

@@ -55,6 +55,30 @@ fn asked(server: &ApiServer) -> Vec<String> {
     std::mem::take(&mut server.state().asked)
 }
 
+/// What is not recorded is how the versions were found out.
+#[tokio::test]
+async fn objects_are_read_and_written_in_the_version_that_the_cluster_serves() {
+    let server = ApiServer::start().await;
+    server.state().older =
+        [("tcproutes", "v1alpha2"), ("referencegrants", "v1beta1"), ("grpcroutes", "v1alpha2")].into();
+    let tcp = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: TCPRoute
+metadata: {name: t, namespace: shop}
+spec: {parentRefs: [{group: '', kind: Service, name: db}], rules: [{backendRefs: [{name: db, port: 70}]}]}
+";
+    assert_eq!(apply(&server, tcp, "").await.unwrap(), "TCPRoute shop/t created\n");
+    let stored = server.state().store.get(Kind::TcpRoute, "shop", "t").unwrap();
+    assert_eq!(stored["apiVersion"], "gateway.networking.k8s.io/v1alpha2");
+    assert_eq!(meshctl(&server, "get tcproutes -o name").await.unwrap(), "tcproute/t\n");
+    assert!(meshctl(&server, "get referencegrants").await.is_ok());
+    assert!(meshctl(&server, "get httproutes").await.is_ok());
+    assert_eq!(meshctl(&server, "delete tcproute t").await.unwrap(), "TCPRoute shop/t deleted\n");
+    // There in a version that is not known here.
+    let unknown = meshctl(&server, "get grpcroutes").await.unwrap_err();
+    assert!(unknown.hint.unwrap().contains("meshctl check"));
+}
+
 #[tokio::test]
 async fn a_batch_is_tried_as_a_whole_before_it_is_written() {
     let server = ApiServer::start().await;

@@ -210,7 +210,12 @@ fn destinations(rule: &RuleView) -> String {
 
 fn service(service: &Service) -> Vec<Cell> {
     let port = |p: &mesh_common::resource::ServicePort| {
-        let protocol = p.app_protocol.clone().or_else(|| (!p.name.is_empty()).then(|| p.name.clone()));
+        let spoken = p.app_protocol.clone().or_else(|| (!p.name.is_empty()).then(|| p.name.clone()));
+        let protocol = match p.protocol.as_deref() {
+            None | Some("TCP") => spoken,
+            // The same number may be a TCP port as well.
+            Some(other) => Some(other.to_ascii_lowercase()),
+        };
         protocol.map(|protocol| format!("{}/{protocol}", p.port)).unwrap_or_else(|| p.port.to_string())
     };
     let ports = service.spec.ports.iter().map(port).collect::<Vec<_>>().join(", ");
@@ -390,6 +395,16 @@ spec:
         let rows: Vec<&str> = text.lines().skip(1).collect();
         assert!(rows[0].contains("header end-user=jason -> reviews-v2; reviews-v1 90 %, reviews-v2 10 %"), "{text}");
         assert!(rows[1].starts_with("default") && rows[1].contains("80/http") && rows[1].contains("ok"), "{text}");
+    }
+
+    #[test]
+    fn a_services_udp_ports_are_told_from_tcp_ports_of_the_same_number() {
+        let service = stored(
+            "{apiVersion: v1, kind: Service, metadata: {name: dns}, spec: {ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53, protocol: TCP}]}}",
+            Value::Null,
+        );
+        let text = table(Kind::Service, &[service], false, now()).render(false, false, None);
+        assert!(text.contains("53/udp, 53/dns-tcp"), "{text}");
     }
 
     #[test]

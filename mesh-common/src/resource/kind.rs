@@ -156,33 +156,29 @@ impl Kind {
         }
     }
 
-    /// The version that is written.
+    /// The version that the standalone mesh writes.
     pub fn api_version(self) -> &'static str {
-        self.api_versions()[0]
-    }
-
-    /// The version that API servers with these definitions serve.
-    pub fn served_version(self) -> &'static str {
         match self {
-            // v1alpha2, in which the standalone mesh writes it, is not served any more.
-            Self::TcpRoute | Self::UdpRoute => "gateway.networking.k8s.io/v1",
-            other => other.api_version(),
+            Self::TcpRoute | Self::UdpRoute => "gateway.networking.k8s.io/v1alpha2",
+            Self::ReferenceGrant => "gateway.networking.k8s.io/v1beta1",
+            other => other.api_versions()[0],
         }
     }
 
-    /// All versions that are read; they have the same schema.
+    /// All versions that are read, the newest first; they have the same schema. Which of them an API server serves depends on
+    /// its definitions.
     pub fn api_versions(self) -> &'static [&'static str] {
         match self {
             Self::Service => &["v1"],
             Self::HttpRoute => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"],
             Self::GrpcRoute => &["gateway.networking.k8s.io/v1"],
-            Self::TcpRoute | Self::UdpRoute => &["gateway.networking.k8s.io/v1alpha2", "gateway.networking.k8s.io/v1"],
+            Self::TcpRoute | Self::UdpRoute => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"],
             Self::TlsRoute => &[
                 "gateway.networking.k8s.io/v1",
                 "gateway.networking.k8s.io/v1alpha3",
                 "gateway.networking.k8s.io/v1alpha2",
             ],
-            Self::ReferenceGrant => &["gateway.networking.k8s.io/v1beta1", "gateway.networking.k8s.io/v1"],
+            Self::ReferenceGrant => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"],
             _ => &["meshctl.dev/v1alpha1"],
         }
     }
@@ -217,6 +213,16 @@ impl fmt::Display for Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_the_newest_version_comes_first() {
+        for kind in Kind::ALL {
+            let versions = kind.api_versions();
+            assert!(versions.contains(&kind.api_version()), "{kind}");
+            let stable = versions.iter().position(|version| !version.contains("alpha") && !version.contains("beta"));
+            assert!(stable.is_none_or(|at| at == 0), "{kind}: {versions:?}");
+        }
+    }
 
     #[test]
     fn takes_what_people_type() {

@@ -73,7 +73,7 @@ mod tests {
         let object = Object::from_json(&json.to_string()).unwrap();
         let objects = there.then(|| (object.key(), Arc::new(object))).into_iter().collect();
         let seen = [(Kind::Service, version)].into();
-        Arc::new(Objects { revision: version, objects, committed_at: Instant::now(), seen })
+        Arc::new(Objects { revision: version, objects, committed_at: Instant::now(), seen, accounts: None })
     }
 
     #[tokio::test(start_paused = true)]

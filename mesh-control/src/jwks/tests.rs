@@ -63,7 +63,7 @@ impl Issuer {
             self.uri
         );
         let objects = parse_yaml("test", &text).unwrap().into_iter().map(|it| (it.key(), Arc::new(it))).collect();
-        Arc::new(Objects { revision, objects, committed_at: Instant::now(), seen: Default::default() })
+        Arc::new(Objects { revision, objects, committed_at: Instant::now(), seen: Default::default(), accounts: None })
     }
 }
 
@@ -173,6 +173,7 @@ async fn keys_come_with_the_object_that_names_them_and_go_with_it() {
         objects: Default::default(),
         committed_at: Instant::now(),
         seen: Default::default(),
+        accounts: None,
     });
     let (objects, watched) = watch::channel(none.clone());
     let (sender, mut keys) = watch::channel(Arc::new(Keys::default()));

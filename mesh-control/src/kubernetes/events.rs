@@ -105,7 +105,7 @@ async fn write(recorder: Recorder, mut events: mpsc::Receiver<(ObjectReference, 
 
 fn reference(key: &Key, standing: &Standing) -> ObjectReference {
     ObjectReference {
-        api_version: Some(key.kind.api_version().to_owned()),
+        api_version: Some(standing.api_version.to_owned()),
         kind: Some(key.kind.as_str().to_owned()),
         namespace: Some(key.namespace.clone()),
         name: Some(key.name.clone()),
@@ -148,7 +148,7 @@ mod tests {
     }
 
     fn standing(status: Value) -> Standing {
-        Standing { uid: Some("u-1".to_owned()), status, ..Standing::default() }
+        Standing { uid: Some("u-1".to_owned()), api_version: "meshctl.dev/v1alpha1", status, ..Standing::default() }
     }
 
     #[test]

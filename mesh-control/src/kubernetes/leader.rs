@@ -1,16 +1,16 @@
 //! The work that only one replica may do: what others in the cluster read of the mesh.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, Preconditions};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::runtime::watcher;
 use kube::{Client, Error};
-use mesh_common::resource::Kind;
+use mesh_common::resource::{Key, Kind};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -18,7 +18,8 @@ use tokio::time::Instant;
 
 use super::events::{Events, transitions};
 use super::lease::Election;
-use super::{Source, View, retry, standing, trust};
+use super::presence::resource;
+use super::{Source, Standing, View, retry, standing, trust};
 use crate::ca::Ca;
 use crate::housekeeping::has_expired;
 use crate::objects::Objects;
@@ -130,10 +131,12 @@ impl Leader {
         mut snapshots: watch::Receiver<Arc<Snapshot>>,
         events: Events,
     ) {
+        let mut refused = Refused::default();
         loop {
             let (now, snapshot) = (view.borrow_and_update().clone(), snapshots.borrow_and_update().clone());
             // A generation is spoken about only once the model knows it.
-            let well = snapshot.revision < now.revision || self.write_round(&now, &snapshot, &events).await;
+            let well =
+                snapshot.revision < now.revision || self.write_round(&now, &snapshot, &events, &mut refused).await;
             let retry = async {
                 match well {
                     true => std::future::pending().await,
@@ -149,20 +152,38 @@ impl Leader {
     }
 
     /// False: something could not be written.
-    async fn write_round(&self, view: &View, snapshot: &Snapshot, events: &Events) -> bool {
+    async fn write_round(&self, view: &View, snapshot: &Snapshot, events: &Events, refused: &mut Refused) -> bool {
         let mut well = true;
-        let mut apis: BTreeMap<Kind, ApiResource> = BTreeMap::new();
+        let mut apis: BTreeMap<Place, ApiResource> = BTreeMap::new();
+        refused.begin(view);
         for (key, standing) in &view.written {
+            let place = (key.kind, standing.api_version);
+            if refused.is_hopeless(place) {
+                continue;
+            }
             let status = snapshot.model.status(key);
             let Some(fresh) = standing::wanted(key.kind, standing, &status, Timestamp::now()) else { continue };
-            let resource = apis.entry(key.kind).or_insert_with(|| resource(key.kind));
+            let resource = apis.entry(place).or_insert_with(|| resource(key.kind, standing.api_version));
             let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, resource);
             // Whoever wrote in between is not overwritten: the watch brings what they wrote, and then it is our turn again.
             let patch =
                 json!({"metadata": {"resourceVersion": standing.resource_version.to_string()}, "status": &fresh});
             match api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await {
-                Ok(_) => events.tell(key, standing, transitions(standing, &fresh)),
-                Err(Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                Ok(_) => {
+                    refused.taken(key, place);
+                    events.tell(key, standing, transitions(standing, &fresh));
+                }
+                Err(Error::Api(status)) if status.code == 409 => {}
+                Err(Error::Api(status)) if status.code == 404 => match refused.not_found(key, standing, Instant::now())
+                {
+                    NotFound::Again => well = false,
+                    NotFound::Tell => tracing::warn!(
+                        object = %key, api_version = standing.api_version,
+                        "the API server knows no status of this kind in the version in which it has the objects, so what becomes \
+                         of them is told nowhere but by `meshctl`; `meshctl check` says what to do"
+                    ),
+                    NotFound::Told => {}
+                },
                 Err(error) => {
                     tracing::warn!(object = %key, %error, "cannot write its status");
                     well = false;
@@ -174,7 +195,7 @@ impl Leader {
 
     /// Proxies end faults by themselves; this is for those who read the objects.
     async fn end_faults(&self, objects: watch::Receiver<Arc<Objects>>) {
-        let resource = resource(Kind::FaultInjection);
+        let resource = resource(Kind::FaultInjection, Kind::FaultInjection.api_version());
         loop {
             tokio::time::sleep(RETRY).await;
             let (now, current) = (Timestamp::now(), objects.borrow().clone());
@@ -199,10 +220,61 @@ impl Leader {
     }
 }
 
-fn resource(kind: Kind) -> ApiResource {
-    let api_version = kind.served_version();
-    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.as_str()), kind.plural())
+/// Kind and version.
+type Place = (Kind, &'static str);
+
+/// Statuses of objects that the API server does not find. Mostly these are gone and the watch has not said so yet; but when an
+/// object stays as it is, its kind has no status there.
+#[derive(Default)]
+struct Refused {
+    /// The versions of objects that were not found, and since when.
+    since: BTreeMap<Key, (u64, Instant)>,
+    told: BTreeSet<Place>,
+    /// Of those that were told, where this round has tried one. More of them would fare no better.
+    tried: BTreeSet<Place>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum NotFound {
+    /// It is too early to tell.
+    Again,
+    Tell,
+    Told,
+}
+
+impl Refused {
+    fn begin(&mut self, view: &View) {
+        self.tried.clear();
+        self.since.retain(|key, _| view.written.contains_key(key));
+    }
+
+    fn is_hopeless(&self, place: Place) -> bool {
+        self.tried.contains(&place)
+    }
+
+    fn taken(&mut self, key: &Key, place: Place) {
+        self.since.remove(key);
+        self.told.remove(&place);
+    }
+
+    fn not_found(&mut self, key: &Key, standing: &Standing, now: Instant) -> NotFound {
+        let place = (key.kind, standing.api_version);
+        if self.told.contains(&place) {
+            self.tried.insert(place);
+            return NotFound::Told;
+        }
+        let (version, since) = *self.since.entry(key.clone()).or_insert((standing.resource_version, now));
+        if version != standing.resource_version {
+            self.since.insert(key.clone(), (standing.resource_version, now));
+            return NotFound::Again;
+        }
+        if now < since + LOOK {
+            return NotFound::Again;
+        }
+        self.told.insert(place);
+        self.tried.insert(place);
+        NotFound::Tell
+    }
 }
 
 #[cfg(test)]
@@ -211,6 +283,7 @@ mod tests {
 
     use super::super::lease::tests::{Mood, Server};
     use super::*;
+    use crate::model::{Addresses, Settings};
 
     /// Counts itself while it runs.
     struct Running(Arc<AtomicU32>);
@@ -221,17 +294,70 @@ mod tests {
         }
     }
 
-    /// Else its status would never be written, and nobody would be told.
-    #[test]
-    fn kinds_are_written_in_a_version_that_is_served() {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/gateway-api");
-        for kind in [Kind::HttpRoute, Kind::GrpcRoute, Kind::TcpRoute, Kind::TlsRoute, Kind::UdpRoute] {
-            let resource = resource(kind);
-            let file = folder.join(format!("gateway.networking.k8s.io_{}.yaml", resource.plural));
-            let text = std::fs::read_to_string(file).unwrap();
-            let (_, of_version) = text.split_once(&format!("\n    name: {}\n", resource.version)).unwrap();
-            let served = of_version.lines().find(|line| line.starts_with("    served: ")).unwrap();
-            assert_eq!(served, "    served: true", "{kind} {}", resource.version);
+    #[tokio::test(start_paused = true)]
+    async fn a_status_that_is_not_found_again_and_again_is_told_once() {
+        let of = |resource_version| Standing { api_version: "v1", resource_version, ..Standing::default() };
+        let [a, b] = ["a", "b"].map(|name| Key::new(Kind::TcpRoute, "shop", name));
+        let place = (Kind::TcpRoute, "v1");
+        let (mut refused, start) = (Refused::default(), Instant::now());
+        assert_eq!(refused.not_found(&a, &of(1), start), NotFound::Again);
+        // It was changed, so it was there again.
+        assert_eq!(refused.not_found(&a, &of(2), start + LOOK), NotFound::Again);
+        assert_eq!(refused.not_found(&a, &of(2), start + LOOK), NotFound::Again);
+        assert!(!refused.is_hopeless(place));
+        assert_eq!(refused.not_found(&a, &of(2), start + LOOK * 2), NotFound::Tell);
+        assert!(refused.is_hopeless(place) && !refused.is_hopeless((Kind::TcpRoute, "v2")));
+
+        // The next round tries one of them.
+        let written = [(b.clone(), of(1))].into();
+        refused.begin(&View { revision: 1, written });
+        assert!(!refused.is_hopeless(place) && refused.since.is_empty());
+        assert_eq!(refused.not_found(&b, &of(1), start + LOOK * 3), NotFound::Told);
+        assert!(refused.is_hopeless(place));
+        // Another definition has come, and goes.
+        refused.begin(&View::default());
+        refused.taken(&b, place);
+        assert_eq!(refused.not_found(&b, &of(1), start + LOOK * 4), NotFound::Again);
+    }
+
+    /// Writes the status of one TCPRoute that was read in this version, and gives the path that was written to.
+    async fn written_to(api_version: &'static str) -> String {
+        let asked: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+        let seen = asked.clone();
+        let answer = move |request: http::Request<kube::client::Body>| {
+            seen.lock().unwrap().push(request.uri().path().to_owned());
+            let route = json!({"apiVersion": api_version, "kind": "TCPRoute", "metadata": {"name": "r"}});
+            let response = http::Response::new(kube::client::Body::from(route.to_string().into_bytes()));
+            std::future::ready(Ok::<_, std::convert::Infallible>(response))
+        };
+        let client = Client::new(tower::service_fn(answer), "default");
+        let now = Timestamp::now();
+        let ca = Arc::new(Ca::create("mesh.local", now).unwrap().0);
+        let leader = Leader { client: client.clone(), ca, me: "a".to_owned() };
+        let parents = json!([{"group": "", "kind": "Service", "name": "web"}]);
+        let standing = Standing { api_version, refused: vec!["no".to_owned()], parents, ..Standing::default() };
+        let written = [(Key::new(Kind::TcpRoute, "shop", "r"), standing)].into();
+        let objects = Objects {
+            revision: 1,
+            objects: BTreeMap::new(),
+            committed_at: std::time::Instant::now(),
+            seen: BTreeMap::new(),
+            accounts: None,
+        };
+        let settings = Settings { trust_domain: "mesh.local".to_owned() };
+        let snapshot = crate::snapshot::first(&objects, &Arc::default(), &settings, &Addresses::default());
+        let (events, _writing) = Events::new(client, "a".to_owned());
+        let view = View { revision: 1, written };
+        assert!(leader.write_round(&view, &snapshot, &events, &mut Refused::default()).await);
+        let asked = asked.lock().unwrap();
+        asked.join(" ")
+    }
+
+    #[tokio::test]
+    async fn a_status_is_written_in_the_version_in_which_the_object_was_read() {
+        for version in Kind::TcpRoute.api_versions() {
+            let path = format!("/apis/{version}/namespaces/shop/tcproutes/r/status");
+            assert_eq!(written_to(version).await, path);
         }
     }
 

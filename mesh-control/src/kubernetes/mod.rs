@@ -7,6 +7,7 @@ mod convert;
 mod events;
 mod leader;
 mod lease;
+mod presence;
 mod retry;
 mod review;
 mod secret;

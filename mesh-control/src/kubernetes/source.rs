@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::{Api, Client};
+use kube::Client;
+use kube::api::{Api, PartialObjectMeta};
 use mesh_common::resource::Kind;
 use tokio::sync::{mpsc, watch};
 
@@ -37,6 +38,9 @@ impl Source {
         tokio::spawn(builtin(slices, Watched::EndpointSlice, convert::slice, changes.clone()));
         let services = Api::<Service>::all(client.clone());
         tokio::spawn(builtin(services, Watched::Kind(Kind::Service), convert::service, changes.clone()));
+        // Nothing waits for them: they only tell of names that are written wrongly.
+        let accounts = Api::<PartialObjectMeta<ServiceAccount>>::all(client.clone());
+        tokio::spawn(builtin(accounts, Watched::ServiceAccount, |_| None, changes.clone()));
         let mut kinds = vec![Watched::Pod, Watched::Node, Watched::EndpointSlice, Watched::Kind(Kind::Service)];
         for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Service) {
             tokio::spawn(custom(client.clone(), kind, changes.clone()));

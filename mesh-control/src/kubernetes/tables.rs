@@ -9,6 +9,7 @@ use mesh_common::resource::{Key, Kind, Object, WorkloadEntry};
 use serde_json::Value;
 
 use super::convert::{self, Fact, Written};
+use crate::model::{Accounts, Name};
 use crate::objects::Objects;
 
 /// A kind that is watched.
@@ -17,6 +18,7 @@ pub(super) enum Watched {
     Pod,
     Node,
     EndpointSlice,
+    ServiceAccount,
     Kind(Kind),
 }
 
@@ -53,6 +55,8 @@ pub struct Standing {
     pub uid: Option<String>,
     pub generation: Option<i64>,
     pub resource_version: u64,
+    /// In which it was read, and its status is written.
+    pub api_version: &'static str,
     pub status: Value,
     /// Why it is not taken as it is now.
     pub refused: Vec<String>,
@@ -66,16 +70,22 @@ type Place = (Watched, String, String);
 #[derive(Default)]
 pub(super) struct Tables {
     facts: BTreeMap<Place, (u64, Fact)>,
-    /// Refused objects, beside what they were when they were last taken.
+    /// Refused objects, beside what they were when they were last taken; and such as are to lose the status that they have.
     refused: BTreeMap<Place, Standing>,
     seen: BTreeMap<Kind, u64>,
     listed: BTreeSet<Watched>,
     current: BTreeMap<Key, Arc<Object>>,
+    /// Service accounts, once they are all known, and those of the current revision.
+    accounts: Option<Arc<Accounts>>,
+    current_accounts: Option<Arc<Accounts>>,
     revision: u64,
 }
 
 impl Tables {
     pub fn apply(&mut self, watched: Watched, change: Change) {
+        if watched == Watched::ServiceAccount {
+            return self.account(change);
+        }
         match change {
             Change::Put(seen) => self.put(watched, seen),
             Change::Gone(seen) => {
@@ -103,6 +113,20 @@ impl Tables {
         }
     }
 
+    fn account(&mut self, change: Change) {
+        let name = |seen: &Seen| Name::new(&seen.namespace, &seen.name);
+        match (change, &mut self.accounts) {
+            (Change::All(all), accounts) => *accounts = Some(Arc::new(Accounts(all.iter().map(name).collect()))),
+            // What it says beside its name is nothing to us.
+            (Change::Put(seen), Some(accounts)) if !accounts.0.contains(&name(&seen)) => {
+                Arc::make_mut(accounts).0.insert(name(&seen));
+            }
+            (Change::Gone(seen), Some(accounts)) => drop(Arc::make_mut(accounts).0.remove(&name(&seen))),
+            (Change::Absent, accounts) => *accounts = None,
+            (Change::Put(_) | Change::Gone(_), _) => {}
+        }
+    }
+
     /// Whether every one of these kinds has been listed once.
     pub fn complete(&self, kinds: &[Watched]) -> bool {
         kinds.iter().all(|kind| self.listed.contains(kind))
@@ -120,11 +144,24 @@ impl Tables {
         let place = (watched, seen.namespace, seen.name);
         match seen.fact {
             // What it was before stays in force: better the old than nothing.
-            Some(Fact::Refused { reasons, uid, generation, status, parents }) => {
+            Some(Fact::Refused { api_version, reasons, uid, generation, status, parents }) => {
+                let standing = Standing {
+                    uid,
+                    generation,
+                    resource_version: seen.resource_version,
+                    api_version,
+                    status,
+                    refused: reasons,
+                    parents,
+                    left_out: Vec::new(),
+                };
+                self.refused.insert(place, standing);
+            }
+            Some(Fact::Left { api_version, uid, generation, status }) => {
+                self.facts.remove(&place);
                 let resource_version = seen.resource_version;
-                let left_out = Vec::new();
                 let standing =
-                    Standing { uid, generation, resource_version, status, refused: reasons, parents, left_out };
+                    Standing { uid, generation, resource_version, api_version, status, ..Standing::default() };
                 self.refused.insert(place, standing);
             }
             Some(fact) => {
@@ -199,7 +236,7 @@ impl Tables {
                     }
                 }
                 // Below, or none.
-                Fact::Pod(_) | Fact::Node(_) | Fact::Refused { .. } => {}
+                Fact::Pod(_) | Fact::Node(_) | Fact::Left { .. } | Fact::Refused { .. } => {}
             }
         }
         // A pod goes before an entry that somebody wrote under its name: its proxy speaks for it.
@@ -215,7 +252,7 @@ impl Tables {
     }
 
     fn take(&mut self, objects: BTreeMap<Key, Object>) -> Objects {
-        let mut changed = objects.len() != self.current.len();
+        let mut changed = objects.len() != self.current.len() || self.accounts != self.current_accounts;
         let mut next = BTreeMap::new();
         for (key, object) in objects {
             let object = match self.current.get(&key) {
@@ -235,22 +272,25 @@ impl Tables {
             self.revision += 1;
         }
         self.current = next;
+        self.current_accounts.clone_from(&self.accounts);
         Objects {
             revision: self.revision,
             objects: self.current.clone(),
             committed_at: Instant::now(),
             seen: self.seen.clone(),
+            accounts: self.current_accounts.clone(),
         }
     }
 
     pub fn view(&self) -> View {
         let mut written = BTreeMap::new();
         for ((_, namespace, name), (resource_version, fact)) in &self.facts {
-            let Fact::Object(Written { object, status, left_out }) = fact else { continue };
+            let Fact::Object(Written { object, api_version, status, left_out }) = fact else { continue };
             let standing = Standing {
                 uid: object.metadata().uid.clone(),
                 generation: object.metadata().generation,
                 resource_version: *resource_version,
+                api_version,
                 status: status.clone(),
                 left_out: left_out.clone(),
                 ..Standing::default()

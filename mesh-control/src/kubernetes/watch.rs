@@ -4,14 +4,16 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
+use kube::api::{Api, DynamicObject};
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource, ResourceExt};
 use mesh_common::resource::Kind;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::convert::{self, Fact};
+use super::presence::{self, Presence, Unknown};
 use super::retry;
 use super::tables::{Change, Seen, Watched};
 
@@ -30,28 +32,32 @@ where
     }
 }
 
-/// Follows a kind that a CustomResourceDefinition brings, or will bring.
+/// Follows a kind that a CustomResourceDefinition brings, or will bring: in the newest version that is served, of those that
+/// are known here.
 pub(super) async fn custom(client: Client, kind: Kind, changes: Changes) {
-    // Rounds in which no version was known. One that was there is gone only when it stays so for a second round: an API
-    // server that has just started may not know it yet.
-    let (mut there, mut rounds) = (false, 0_u32);
+    let (mut presence, mut unknown) = (Presence::default(), Unknown::default());
     loop {
         for api_version in kind.api_versions() {
-            let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-            let resource =
-                ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.as_str()), kind.plural());
-            let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-            let convert = move |object: &DynamicObject| convert::object(kind, object);
+            let api: Api<DynamicObject> = Api::all_with(client.clone(), &presence::resource(kind, api_version));
+            let convert = move |object: &DynamicObject| convert::object(kind, api_version, object);
             match follow(api, Watched::Kind(kind), convert, &changes).await {
                 End::Missing => {}
                 End::Closed => return,
-                End::Lost => (there, rounds) = (true, 0),
+                End::Lost => presence.lost(),
             }
         }
-        rounds += 1;
-        let gone = !there || rounds > 1;
-        if gone && changes.send((Watched::Kind(kind), Change::Absent)).await.is_err() {
-            return;
+        if presence.is_gone() {
+            if changes.send((Watched::Kind(kind), Change::Absent)).await.is_err() {
+                return;
+            }
+            if unknown.is_due(Instant::now()) {
+                match presence::served(&client, kind).await {
+                    Ok(served) => {
+                        unknown.tell(kind, served).into_iter().for_each(|told| tracing::warn!("{told}"));
+                    }
+                    Err(error) => tracing::debug!(%kind, %error, "cannot see in which versions it is served"),
+                }
+            }
         }
         pause().await;
     }
@@ -126,5 +132,120 @@ fn seen<K: Resource>(object: &K, fact: Option<Fact>) -> Seen {
         name: object.name_any(),
         resource_version: version.unwrap_or_default(),
         fact,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::{Arc, Mutex};
+
+    use http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::kubernetes::convert::Written;
+
+    const GROUP: &str = "/apis/gateway.networking.k8s.io";
+
+    /// The versions in which an API server has TCPRoutes, of which there is one. Whoever watches them is told nothing, and has
+    /// to ask again after a second.
+    #[derive(Clone, Default)]
+    struct Server(Arc<Mutex<Vec<&'static str>>>);
+
+    impl Server {
+        fn serve(&self, versions: &[&'static str]) {
+            *self.0.lock().unwrap() = versions.to_vec();
+        }
+
+        fn client(&self) -> Client {
+            let server = self.clone();
+            let answer = move |request: Request<Body>| {
+                let server = server.clone();
+                async move {
+                    let uri = request.uri();
+                    let watch = uri.query().is_some_and(|query| query.contains("watch="));
+                    if watch {
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                    let (code, body) = match server.list(uri.path()) {
+                        None => (404, "404 page not found".to_owned()),
+                        Some(_) if watch => (200, String::new()),
+                        Some(list) => (200, list.to_string()),
+                    };
+                    let response = Response::builder().status(code).body(Body::from(body.into_bytes()));
+                    Ok::<_, Infallible>(response.unwrap())
+                }
+            };
+            Client::new(tower::service_fn(answer), "default")
+        }
+
+        fn list(&self, path: &str) -> Option<Value> {
+            let (version, plural) = path.strip_prefix(GROUP)?.strip_prefix('/')?.split_once('/')?;
+            if plural != "tcproutes" || !self.0.lock().unwrap().contains(&version) {
+                return None;
+            }
+            let api_version = format!("gateway.networking.k8s.io/{version}");
+            let parents = json!([{"group": "", "kind": "Service", "name": "web"}]);
+            let spec = json!({"parentRefs": parents, "rules": [{"backendRefs": [{"name": "web", "port": 70}]}]});
+            let metadata = json!({"name": "r", "namespace": "shop", "resourceVersion": "5"});
+            let route = json!({"apiVersion": api_version, "kind": "TCPRoute", "metadata": metadata, "spec": spec});
+            let metadata = json!({"resourceVersion": "7"});
+            Some(json!({"apiVersion": api_version, "kind": "TCPRouteList", "metadata": metadata, "items": [route]}))
+        }
+    }
+
+    /// The version in which the route was read; "" for a kind that is not there.
+    fn read_in((watched, change): (Watched, Change)) -> &'static str {
+        assert_eq!(watched, Watched::Kind(Kind::TcpRoute));
+        match change {
+            Change::Absent => "",
+            Change::All(all) => match all.as_slice() {
+                [Seen { fact: Some(Fact::Object(Written { api_version, .. })), .. }] => api_version,
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_is_followed_once_it_is_there_in_the_newest_version_that_is_served() {
+        let server = Server::default();
+        let (changes, mut received) = mpsc::channel(1);
+        let following = tokio::spawn(custom(server.client(), Kind::TcpRoute, changes));
+        let mut next = async || read_in(received.recv().await.unwrap());
+        assert_eq!(next().await, "");
+        // Nobody is kept waiting for a kind that is not there, and it may come.
+        server.serve(&["v1alpha2"]);
+        while next().await != "gateway.networking.k8s.io/v1alpha2" {}
+        // Served in another version from now on: there is no time in which the objects are gone.
+        server.serve(&["v1"]);
+        assert_eq!(next().await, "gateway.networking.k8s.io/v1");
+        server.serve(&["v1alpha2"]);
+        assert_eq!(next().await, "gateway.networking.k8s.io/v1alpha2");
+        server.serve(&[]);
+        assert_eq!(next().await, "");
+        server.serve(&["v1alpha2", "v1"]);
+        while next().await != "gateway.networking.k8s.io/v1" {}
+        drop(received);
+        following.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_that_an_api_server_does_not_know_for_a_moment_is_not_gone() {
+        let server = Server::default();
+        server.serve(&["v1"]);
+        let (changes, mut received) = mpsc::channel(1);
+        let following = tokio::spawn(custom(server.client(), Kind::TcpRoute, changes));
+        let mut next = async || read_in(received.recv().await.unwrap());
+        assert_eq!(next().await, "gateway.networking.k8s.io/v1");
+        server.serve(&[]);
+        // Longer than a watch lasts here, and shorter than a round.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        server.serve(&["v1"]);
+        assert_eq!(next().await, "gateway.networking.k8s.io/v1");
+        drop(received);
+        following.abort();
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! In: objects. Out: a [`Model`], with conditions for what can't be as it was asked.
 
+mod accounts;
 mod address;
 mod attach;
 mod authorization;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use mesh_common::names::{self, CLUSTER_DOMAIN};
 use mesh_common::resource::{JwtRule, Key, Kind, MESH_NAMESPACE, Object, PeerMode};
 
+pub use accounts::Accounts;
 pub use address::Addresses;
 pub use authorization::Authorization;
 pub use condition::Condition;

@@ -97,7 +97,10 @@ fn build(
     previous: Option<&Snapshot>,
 ) -> Snapshot {
     let begun = std::time::Instant::now();
-    let model = model::build(&objects.objects, settings, before).with_keys(keys);
+    let mut model = model::build(&objects.objects, settings, before).with_keys(keys);
+    if let Some(accounts) = &objects.accounts {
+        model = model.with_accounts(accounts, &objects.objects);
+    }
     let snapshot = Snapshot::new(last, merged, model, previous);
     metrics::histogram!("mesh_control_snapshot_build_seconds").record(begun.elapsed());
     metrics::gauge!("mesh_control_snapshot_revision").set(objects.revision as f64);

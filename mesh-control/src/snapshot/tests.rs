@@ -20,7 +20,13 @@ fn no_keys() -> watch::Receiver<Arc<Keys>> {
 }
 
 fn objects(revision: u64) -> Arc<Objects> {
-    Arc::new(Objects { revision, objects: Default::default(), committed_at: Instant::now(), seen: Default::default() })
+    Arc::new(Objects {
+        revision,
+        objects: Default::default(),
+        committed_at: Instant::now(),
+        seen: Default::default(),
+        accounts: None,
+    })
 }
 
 fn scope(workload: &str) -> Scope {

@@ -91,7 +91,13 @@ impl Store {
         }
         let db = Arc::new(db);
         let tokens = Arc::new(Tokens::open(db.clone(), tokens)?);
-        let objects = Objects { revision, objects: by_key, committed_at: Instant::now(), seen: Default::default() };
+        let objects = Objects {
+            revision,
+            objects: by_key,
+            committed_at: Instant::now(),
+            seen: Default::default(),
+            accounts: None,
+        };
         let current = watch::Sender::new(Arc::new(objects));
         Ok(Self {
             inner: Arc::new(Inner {
@@ -288,7 +294,8 @@ impl Store {
     }
 
     fn publish(&self, revision: u64, objects: BTreeMap<Key, Arc<Object>>) {
-        let objects = Objects { revision, objects, committed_at: Instant::now(), seen: Default::default() };
+        let objects =
+            Objects { revision, objects, committed_at: Instant::now(), seen: Default::default(), accounts: None };
         self.inner.current.send_replace(Arc::new(objects));
     }
 }

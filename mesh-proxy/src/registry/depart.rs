@@ -12,9 +12,9 @@ use mesh_common::proto::workload::workload_registry_client::WorkloadRegistryClie
 use mesh_common::proto::workload::{DepartRequest, DepartResponse};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
-use tonic::Code;
 use tonic::transport::Channel;
 
+use super::is_refusal;
 use crate::control::{Backoff, explain_status};
 use crate::listen::{InFlight, Phase};
 
@@ -298,11 +298,9 @@ where
         let asking = async {
             let channel = (self.dial)().await.map_err(Unanswered::Failed)?;
             let answer = WorkloadRegistryClient::new(channel).depart(request).await;
-            answer.map(tonic::Response::into_inner).map_err(|status| match status.code() {
-                Code::FailedPrecondition | Code::PermissionDenied | Code::AlreadyExists | Code::Unimplemented => {
-                    Unanswered::Refused(explain_status(&status))
-                }
-                _ => Unanswered::Failed(explain_status(&status)),
+            answer.map(tonic::Response::into_inner).map_err(|status| match is_refusal(status.code()) {
+                true => Unanswered::Refused(explain_status(&status)),
+                false => Unanswered::Failed(explain_status(&status)),
             })
         };
         let answer = tokio::time::timeout(wait + ANSWER_TIMEOUT, asking).await;

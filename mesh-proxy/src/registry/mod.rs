@@ -96,16 +96,23 @@ impl Why {
     }
 
     fn of(status: &Status) -> Self {
-        let refused = matches!(
-            status.code(),
-            Code::InvalidArgument
-                | Code::FailedPrecondition
-                | Code::PermissionDenied
-                | Code::AlreadyExists
-                | Code::ResourceExhausted
-        );
-        Self { reason: explain_status(status), refused }
+        Self { reason: explain_status(status), refused: is_refusal(status.code()) }
     }
+}
+
+/// Whether the control plane has decided about the workload and would say the same again. Any other status tells of the moment:
+/// the next attempt may fare better, or another replica. That it has too much to do is no decision, and neither is that it
+/// doesn't know us: a certificate or a token may be about to be renewed.
+fn is_refusal(code: Code) -> bool {
+    matches!(
+        code,
+        Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::PermissionDenied
+            | Code::AlreadyExists
+            // It has no such service.
+            | Code::Unimplemented
+    )
 }
 
 /// How one stream ended.

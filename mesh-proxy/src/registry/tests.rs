@@ -163,6 +163,8 @@ async fn a_refusal_is_known_also_in_the_middle_of_an_outage() {
         (Status::unavailable("starting"), Standing::Unknown),
         (Status::permission_denied("not yours"), Standing::Refused("not yours".to_owned())),
         (Status::unavailable("stopping"), Standing::Unknown),
+        (Status::unimplemented("no registry here"), Standing::Refused("no registry here".to_owned())),
+        (Status::resource_exhausted("too much to do"), Standing::Unknown),
     ] {
         bench.stream().await.responses.send(Err(status)).unwrap();
         bench.standing.changed().await.unwrap();
@@ -367,6 +369,15 @@ async fn a_drain_is_asked_for_again_when_the_first_questions_fail() {
     leaver.question().await.gone(true);
     assert_eq!(drain.await.unwrap(), Ok(()));
     assert_eq!(*leaver.phase.borrow(), Phase::Draining);
+}
+
+#[tokio::test]
+async fn a_control_plane_with_too_much_to_do_is_asked_to_drain_again_and_one_that_refuses_is_not() {
+    let mut leaver = Leaver::start().await;
+    let drain = leaver.drain();
+    leaver.question().await.1.send(Err(Status::resource_exhausted("too much to do"))).unwrap();
+    leaver.question().await.1.send(Err(Status::invalid_argument("no such name"))).unwrap();
+    assert_eq!(drain.await.unwrap(), Err(Stays::Refused("no such name".into())));
 }
 
 #[tokio::test]

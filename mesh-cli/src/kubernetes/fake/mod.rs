@@ -14,6 +14,7 @@ use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
+use mesh_common::resource::{GATEWAY_GROUP, Kind};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinHandle};
@@ -33,6 +34,8 @@ type Meanwhile = Box<dyn FnOnce(&mut State) + Send>;
 pub struct State {
     pub store: Store,
     pub asked: Vec<String>,
+    /// Kinds of Gateway API, by their plurals, that are served in another version than `v1`, and in that alone.
+    pub older: BTreeMap<&'static str, &'static str>,
     refused: BTreeMap<String, (u16, Value)>,
     meanwhile: VecDeque<(String, Meanwhile)>,
     /// By namespace and name.
@@ -116,6 +119,22 @@ impl State {
         self.forwarded.remove(&place).into_iter().flatten().for_each(|task| task.abort());
     }
 
+    fn serves(&self, plural: &str, version: &str) -> bool {
+        version == self.older.get(plural).copied().unwrap_or("v1")
+    }
+
+    /// The kinds of Gateway API in a version.
+    fn discover(&self, api_version: &str) -> Value {
+        let Some(version) = api_version.strip_prefix(GATEWAY_GROUP).and_then(|rest| rest.strip_prefix('/')) else {
+            return status(404, &json!({"reason": "NotFound"}));
+        };
+        let kinds = Kind::ALL.into_iter().filter(|kind| kind.group() == GATEWAY_GROUP);
+        let there = kinds.filter(|kind| self.serves(kind.plural(), version)).map(|kind| {
+            json!({"name": kind.plural(), "singularName": "", "namespaced": true, "kind": kind.as_str(), "verbs": []})
+        });
+        json!({"kind": "APIResourceList", "groupVersion": api_version, "resources": there.collect::<Vec<_>>()})
+    }
+
     /// Those of the control plane, where no namespace is named.
     fn list_pods(&self, namespace: &str) -> Value {
         let wanted = if namespace.is_empty() { NAMESPACE } else { namespace };
@@ -159,6 +178,9 @@ async fn serve(state: Arc<Mutex<State>>, mut request: Request<Incoming>) -> Resu
         // Where it is said for a deletion.
         asked.dry_run |= body["dryRun"].is_array();
     }
+    if asked.plural.is_empty() && asked.api_version.contains('/') {
+        return Ok(answer(&state.lock().unwrap().discover(&asked.api_version)));
+    }
     let line = asked.line();
     {
         let mut state = state.lock().unwrap();
@@ -176,6 +198,10 @@ async fn serve(state: Arc<Mutex<State>>, mut request: Request<Incoming>) -> Resu
         return Ok(forward::answer(&state, &asked, &mut request).unwrap_or_else(|status| answer(&status)));
     }
     let mut state = state.lock().unwrap();
+    let of_gateway_api = asked.api_version.strip_prefix(GATEWAY_GROUP).and_then(|rest| rest.strip_prefix('/'));
+    if of_gateway_api.is_some_and(|version| !state.serves(&asked.plural, version)) {
+        return Ok(answer(&status(404, &json!({"reason": "NotFound"}))));
+    }
     Ok(answer(&match asked.plural.as_str() {
         "pods" => state.list_pods(&asked.namespace),
         "" if asked.api_version == "version" => version(),

@@ -29,8 +29,16 @@ pub(super) enum Fact {
     Slice(Slice),
     Service(Object),
     Object(Written),
+    /// A route that is nobody's in the mesh any more, while its status says that it is.
+    Left {
+        api_version: &'static str,
+        uid: Option<String>,
+        generation: Option<i64>,
+        status: Value,
+    },
     /// An object that cannot be taken, with the reasons.
     Refused {
+        api_version: &'static str,
         reasons: Vec<String>,
         uid: Option<String>,
         generation: Option<i64>,
@@ -43,6 +51,8 @@ pub(super) enum Fact {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Written {
     pub object: Object,
+    /// In which it was read, and its status is written.
+    pub api_version: &'static str,
     pub status: Value,
     /// Paths of fields that are not known here.
     pub left_out: Vec<String>,

@@ -1,12 +1,13 @@
 use kube::api::DynamicObject;
+use mesh_common::names::kubernetes::CONTROLLER;
 use mesh_common::resource::{Kind, Object, validate};
 use serde_json::Value;
 
 use super::{Fact, Written};
 
 /// An object of Gateway API or of our own group. Routes are taken with those parents that are Services; nothing is made of
-/// a route that has none, which is another controller's.
-pub(in crate::kubernetes) fn object(kind: Kind, given: &DynamicObject) -> Option<Fact> {
+/// a route that has none, which is another controller's. `api_version` is the one in which it was read.
+pub(in crate::kubernetes) fn object(kind: Kind, api_version: &'static str, given: &DynamicObject) -> Option<Fact> {
     let mut json = serde_json::to_value(given).ok()?;
     json["apiVersion"] = kind.api_version().into();
     json["kind"] = kind.as_str().into();
@@ -15,11 +16,13 @@ pub(in crate::kubernetes) fn object(kind: Kind, given: &DynamicObject) -> Option
     if let Some(parents) = json.pointer_mut("/spec/parentRefs").and_then(Value::as_array_mut) {
         parents.retain(is_service);
         if parents.is_empty() {
-            return None;
+            let (uid, generation) = (given.metadata.uid.clone(), given.metadata.generation);
+            return is_in(&status).then_some(Fact::Left { api_version, uid, generation, status });
         }
         ours = Value::Array(parents.clone());
     }
     let refused = |reasons| Fact::Refused {
+        api_version,
         reasons,
         uid: given.metadata.uid.clone(),
         generation: given.metadata.generation,
@@ -35,9 +38,19 @@ pub(in crate::kubernetes) fn object(kind: Kind, given: &DynamicObject) -> Option
         Ok((object, left_out)) => {
             let errors = validate(&object).into_iter().filter(|error| !for_the_model(&error.path));
             let reasons: Vec<String> = errors.map(|error| error.to_string()).collect();
-            if reasons.is_empty() { Fact::Object(Written { object, status, left_out }) } else { refused(reasons) }
+            if reasons.is_empty() {
+                Fact::Object(Written { object, api_version, status, left_out })
+            } else {
+                refused(reasons)
+            }
         }
     })
+}
+
+/// Whether we have said something about a route.
+fn is_in(status: &Value) -> bool {
+    let parents = status.get("parents").and_then(Value::as_array);
+    parents.into_iter().flatten().any(|parent| parent["controllerName"] == CONTROLLER)
 }
 
 fn is_service(parent: &Value) -> bool {
@@ -63,7 +76,7 @@ mod tests {
             "spec": {"parentRefs": parents, "rules": [rule]},
             "status": {"parents": []}
         });
-        object(Kind::HttpRoute, &serde_json::from_value(json).unwrap())
+        object(Kind::HttpRoute, "gateway.networking.k8s.io/v1", &serde_json::from_value(json).unwrap())
     }
 
     #[test]

@@ -1,6 +1,8 @@
 use serde_json::{Value, json};
 
-use super::super::convert;
+use mesh_common::names::kubernetes::CONTROLLER;
+
+use super::super::{convert, standing};
 use super::*;
 use crate::model::{self, Called, Endpoint, Model, Name};
 
@@ -10,7 +12,7 @@ fn policy(version: u64, status: Value, mode: &str) -> Seen {
         "spec": {"mode": mode}, "status": status
     });
     let object = serde_json::from_value(json).unwrap();
-    let fact = convert::object(Kind::PeerAuthentication, &object);
+    let fact = convert::object(Kind::PeerAuthentication, "meshctl.dev/v1alpha1", &object);
     Seen { namespace: "shop".to_owned(), name: "p".to_owned(), resource_version: version, fact }
 }
 
@@ -37,6 +39,38 @@ fn a_revision_is_new_when_something_means_something_else() {
     assert!(tables.view().written[&key].refused[0].contains("MAYBE"));
     tables.apply(KIND, Change::All(Vec::new()));
     assert_eq!((tables.objects().revision, tables.view().written.len()), (3, 0));
+}
+
+#[test]
+fn a_route_that_leaves_the_mesh_loses_what_the_mesh_said_of_it() {
+    let route = |version: u64, parent: Value, status: Value| {
+        let json = json!({
+            "metadata": {"name": "r", "namespace": "shop", "resourceVersion": version.to_string(), "generation": version},
+            "spec": {"parentRefs": [parent], "rules": [{"backendRefs": [{"name": "web", "port": 80}]}]},
+            "status": status
+        });
+        let object = serde_json::from_value(json).unwrap();
+        let fact = convert::object(Kind::HttpRoute, Kind::HttpRoute.api_version(), &object);
+        Change::Put(Seen { namespace: "shop".to_owned(), name: "r".to_owned(), resource_version: version, fact })
+    };
+    let kind = Watched::Kind(Kind::HttpRoute);
+    let key = Key::new(Kind::HttpRoute, "shop", "r");
+    let service = json!({"group": "", "kind": "Service", "name": "web"});
+    let gateway = json!({"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "in"});
+    let other = json!({"parentRef": gateway, "controllerName": "example.com/other", "conditions": []});
+    let ours = json!({"parentRef": service, "controllerName": CONTROLLER, "conditions": []});
+    let mut tables = Tables::default();
+    tables.apply(kind, route(1, service, json!({"parents": []})));
+    assert!(tables.objects().objects.contains_key(&key));
+
+    tables.apply(kind, route(2, gateway.clone(), json!({"parents": [ours, other]})));
+    assert!(!tables.objects().objects.contains_key(&key));
+    let view = tables.view();
+    let wanted = standing::wanted(Kind::HttpRoute, &view.written[&key], &Value::Null, jiff::Timestamp::UNIX_EPOCH);
+    assert_eq!(wanted, Some(json!({"parents": [other]})));
+    // That is all that there was to say.
+    tables.apply(kind, route(3, gateway, json!({"parents": [other]})));
+    assert!(!tables.view().written.contains_key(&key));
 }
 
 const POD: Watched = Watched::Pod;
@@ -349,11 +383,35 @@ fn a_pod_is_where_its_node_is() {
         "metadata": {"name": "db-0", "namespace": "shop"},
         "spec": {"addresses": ["192.0.2.1"], "service": "leader", "locality": "us"},
     });
-    let fact = convert::object(Kind::WorkloadEntry, &from(written));
+    let fact = convert::object(Kind::WorkloadEntry, "meshctl.dev/v1alpha1", &from(written));
     tables.apply(Watched::Kind(Kind::WorkloadEntry), seen("shop", "db-0", fact));
     assert_eq!(locality(&mut tables, "db-0"), ["eu", "eu-a", ""]);
     assert_eq!(model(&mut tables).workload("shop", "db-0").unwrap().addresses[0].to_string(), "10.0.0.1");
 
     tables.apply(NODE, node("node1", json!({})));
     assert_eq!(locality(&mut tables, "db-0"), ["", "", ""]);
+}
+
+#[test]
+fn service_accounts_are_known_once_all_of_them_are() {
+    const ACCOUNT: Watched = Watched::ServiceAccount;
+    let account =
+        |name: &str| Seen { namespace: "shop".to_owned(), name: name.to_owned(), resource_version: 1, fact: None };
+    let mut tables = Tables::default();
+    let mut now = |change: Option<Change>| {
+        change.into_iter().for_each(|change| tables.apply(ACCOUNT, change));
+        let objects = tables.objects();
+        let names =
+            |accounts: &Arc<Accounts>| accounts.0.iter().map(|it| it.name.clone()).collect::<Vec<_>>().join(" ");
+        (objects.revision, objects.accounts.as_ref().map(names))
+    };
+    let known = |names: &str| Some(names.to_owned());
+    assert_eq!(now(None), (1, None));
+    assert_eq!(now(Some(Change::All(vec![account("web")]))), (2, known("web")));
+    assert_eq!(now(Some(Change::Put(account("db")))), (3, known("db web")));
+    // A change of one that is known means nothing.
+    assert_eq!(now(Some(Change::Put(account("db")))), (3, known("db web")));
+    assert_eq!(now(Some(Change::Gone(account("web")))), (4, known("db")));
+    assert_eq!(now(Some(Change::All(vec![account("db")]))), (4, known("db")));
+    assert_eq!(now(Some(Change::All(Vec::new()))), (5, known("")));
 }
