@@ -27,7 +27,7 @@ pub struct Server {
     listen: SocketAddr,
     #[arg(long, default_value = "v1")]
     version: String,
-    /// Ask here before each answer, which then has that one's status.
+    /// Ask here before each answer to `/`, which then has that one's status.
     #[arg(long, value_name = "URL")]
     forward: Option<Uri>,
 }
@@ -79,7 +79,7 @@ async fn answer(
         Some(("stream", ms)) => streamed = Some(milliseconds(ms)),
         _ => {}
     }
-    if let Some(next) = &server.forward {
+    if let Some(next) = server.forward.as_ref().filter(|_| head.uri.path() == "/") {
         status = asked(next).await.unwrap_or(StatusCode::BAD_GATEWAY);
     }
     let headers: serde_json::Map<_, _> = head

@@ -101,6 +101,8 @@ fn middle() -> Value {
     let mut deployment = apps::server("middle", "v1");
     let container = &mut deployment["spec"]["template"]["spec"]["containers"][0];
     container["args"] = json!(["http", "--forward", SERVICE]);
+    // It is well when those are not that it calls.
+    container["readinessProbe"]["httpGet"]["path"] = "/status/200".into();
     let command = ["/testapp", "load", "--requests", "1", "--url", "http://localhost:15021/drain"];
     container["lifecycle"] = json!({"preStop": {"exec": {"command": command}}});
     deployment
