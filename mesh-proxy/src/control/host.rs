@@ -9,6 +9,8 @@ use std::time::Duration;
 
 /// How long a name server is waited for by somebody who knows an answer from before.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// The same for who knows none, and asks again: a question that got lost is not missed before the resolver's five seconds.
+const FIRST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A host name and a port. Clones remember the same.
 #[derive(Clone, Debug)]
@@ -45,7 +47,7 @@ impl Host {
         let known = self.known();
         // An answer that comes late is for the next one who asks.
         let mut finding = tokio::spawn(self.clone().find(lookup));
-        let patience = if known.is_empty() { Duration::MAX } else { PATIENCE };
+        let patience = if known.is_empty() { FIRST_PATIENCE } else { PATIENCE };
         let failure = match tokio::time::timeout(patience, &mut finding).await {
             Ok(Ok(Ok(found))) => return Ok(found),
             Ok(Ok(Err(error))) => error,
@@ -88,15 +90,18 @@ mod tests {
         fn refused() -> io::Result<Vec<SocketAddr>> {
             Err(io::Error::from(io::ErrorKind::ConnectionRefused))
         }
-        // Nothing is known: the answer counts, however long it takes.
+        // Nothing is known: the answer counts, and one that takes long at the next time.
         assert_eq!(host.answered(async { refused() }).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         assert_eq!(host.answered(async { found("") }).await.unwrap_err().kind(), io::ErrorKind::NotFound);
         let slow = async {
             tokio::time::sleep(Duration::from_secs(4)).await;
             found("10.0.0.1:1 10.0.0.2:1")
         };
-        let first = host.answered(slow).await.unwrap();
-        assert_eq!(first, found("10.0.0.1:1 10.0.0.2:1").unwrap());
+        let began = tokio::time::Instant::now();
+        assert_eq!(host.answered(slow).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(began.elapsed(), FIRST_PATIENCE);
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let first = found("10.0.0.1:1 10.0.0.2:1").unwrap();
         for failure in [refused(), found("")] {
             assert_eq!(host.answered(async { failure }).await.unwrap(), first);
         }

@@ -28,7 +28,7 @@ pub(crate) use files::pem;
 use request::{KeyRequest, ResponseError};
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-const FIRST_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+const FIRST_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 const RENEWAL_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 #[derive(Debug, thiserror::Error)]
