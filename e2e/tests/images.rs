@@ -87,7 +87,8 @@ fn the_programs_of_images_do_not_say_where_they_were_built() {
         let bytes = fs::read(&program).unwrap();
         // The folder that cargo builds in has one for the target, and in it one for the profile.
         let target = program.ancestors().nth(3).unwrap();
-        for folder in [cargo.as_path(), repository, target] {
+        // Programs that were copied elsewhere have no such folder.
+        for folder in [cargo.as_path(), repository, target].into_iter().filter(|folder| folder.parent().is_some()) {
             let folder = format!("{}/", folder.display());
             let found = bytes.windows(folder.len()).position(|it| it == folder.as_bytes());
             let text = |at: usize| String::from_utf8_lossy(&bytes[at..bytes.len().min(at + 200)]).into_owned();
