@@ -183,11 +183,15 @@ async fn only_pods(
     let api = cluster.namespaced::<Pod>(namespace);
     let theirs = ListParams::default().labels(&format!("app.kubernetes.io/name={of}"));
     loop {
+        let mut left = api.list(&theirs).await?.items;
+        left.retain(|pod| !stays(pod));
+        if left.is_empty() {
+            return Ok(());
+        }
         // Nobody there ends one.
         let down = rollout::nodes_down(cluster).await?;
-        let elsewhere =
-            |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).is_some_and(|it| down.contains(it));
-        if api.list(&theirs).await?.items.iter().all(|pod| stays(pod) || elsewhere(pod)) {
+        let node = |pod: &Pod| pod.spec.as_ref()?.node_name.clone();
+        if left.iter().all(|pod| node(pod).is_some_and(|node| down.contains(&node))) {
             return Ok(());
         }
         if Instant::now() > deadline {

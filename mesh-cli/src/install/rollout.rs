@@ -114,9 +114,11 @@ pub async fn on_every_node(
     loop {
         let live = api.get(name).await?;
         let status = live.status.unwrap_or_default();
-        let down = nodes_down(cluster).await?;
-        let wanted = status.desired_number_scheduled - i32::try_from(down.len()).unwrap_or(i32::MAX);
+        let all = status.desired_number_scheduled;
         let ready = status.number_available.unwrap_or(0).min(status.updated_number_scheduled.unwrap_or(0));
+        // Nobody asks for all nodes of a large cluster again and again where nothing is missing.
+        let down = if ready < all { nodes_down(cluster).await? } else { BTreeSet::new() };
+        let wanted = all - i32::try_from(down.len()).unwrap_or(i32::MAX);
         if status.observed_generation >= live.metadata.generation && ready >= wanted {
             progress.clear();
             if !down.is_empty() {
