@@ -202,7 +202,11 @@ impl Steps<'_> {
 impl Settings {
     /// The defaults, then what was given earlier, then what is given now.
     pub fn values(&self, kept: &[Setting]) -> Result<Values, Failure> {
-        let mut values = chart::values(kept)?;
+        let mut values = chart::defaults()?;
+        for setting in kept {
+            // A setting of an older version that is not there any more has no effect any more.
+            let _ = values.set(setting);
+        }
         let short = [("image.registry", &self.registry), ("image.tag", &self.tag)];
         for (path, value) in short {
             if let Some(value) = value {
@@ -239,7 +243,7 @@ pub async fn greet(context: &Context, cluster: &Cluster) -> Result<(), Failure> 
     }
 }
 
-/// The version that is installed.
+/// The version that meshctl has installed. What Helm has installed is Helm's to change.
 pub async fn installed(cluster: &Cluster) -> Result<Option<String>, Failure> {
     let Some(deployment) = cluster.namespaced::<Deployment>(NAMESPACE).get_opt(CONTROL).await? else { return Ok(None) };
     let mut labels = deployment.metadata.labels.unwrap_or_default();

@@ -72,16 +72,6 @@ pub fn kept(annotation: &str) -> Vec<super::values::Setting> {
     settings.iter().filter_map(|(path, value)| format!("{path}={}", text(value)?).parse().ok()).collect()
 }
 
-/// The defaults, and what an earlier installation was given. A setting of an older version that is not there any more has no
-/// effect any more.
-pub fn values(kept: &[super::values::Setting]) -> Result<Values, Failure> {
-    let mut values = defaults()?;
-    for setting in kept {
-        let _ = values.set(setting);
-    }
-    Ok(values)
-}
-
 /// All objects of the chart that these values want.
 pub fn render(values: &Values) -> Result<Vec<Manifest>, Failure> {
     some(values, |condition| values.get(condition).as_deref() == Some("true"))

@@ -141,32 +141,23 @@ impl Tables {
 
     fn put(&mut self, watched: Watched, seen: Seen) {
         self.saw(watched, seen.resource_version);
-        let place = (watched, seen.namespace, seen.name);
+        let (place, resource_version) = ((watched, seen.namespace, seen.name), seen.resource_version);
         match seen.fact {
             // What it was before stays in force: better the old than nothing.
             Some(Fact::Refused { api_version, reasons, uid, generation, status, parents }) => {
-                let standing = Standing {
-                    uid,
-                    generation,
-                    resource_version: seen.resource_version,
-                    api_version,
-                    status,
-                    refused: reasons,
-                    parents,
-                    left_out: Vec::new(),
-                };
-                self.refused.insert(place, standing);
+                let standing =
+                    Standing { uid, generation, resource_version, api_version, status, ..Standing::default() };
+                self.refused.insert(place, Standing { refused: reasons, parents, ..standing });
             }
             Some(Fact::Left { api_version, uid, generation, status }) => {
                 self.facts.remove(&place);
-                let resource_version = seen.resource_version;
                 let standing =
                     Standing { uid, generation, resource_version, api_version, status, ..Standing::default() };
                 self.refused.insert(place, standing);
             }
             Some(fact) => {
                 self.refused.remove(&place);
-                self.facts.insert(place, (seen.resource_version, fact));
+                self.facts.insert(place, (resource_version, fact));
             }
             None => {
                 self.refused.remove(&place);
