@@ -75,14 +75,30 @@ fn an_image_that_is_too_large_is_refused() {
     assert!(build_with(&program, &out, &["--limit", "1000"]).status.success());
 }
 
-/// Those that `deploy/images/static-build` has made, if `e2e/test.sh` names them. `meshctl` may: it looks for the source there.
+/// Those that `deploy/images/static-build` has made, if `e2e/test.sh` names them.
+fn of_images() -> Vec<PathBuf> {
+    let programs = std::env::var_os("MESH_E2E_PROGRAMS").map(PathBuf::from);
+    let all = programs.map(|folder| ["mesh-proxy", "mesh-control"].map(|name| folder.join(name)));
+    all.into_iter().flatten().collect()
+}
+
+#[test]
+fn the_programs_of_images_are_linked_with_nothing() {
+    for program in of_images() {
+        // The interpreter of a dynamic program, and what it has that load for it.
+        let said = run(Command::new("readelf").arg("-lWd").arg(&program), None).unwrap();
+        assert!(said.contains("LOAD"), "{said}");
+        assert!(!said.contains("INTERP") && !said.contains("(NEEDED)"), "{}: {said}", program.display());
+    }
+}
+
+/// `meshctl` may: it looks for the source there.
 #[test]
 fn the_programs_of_images_do_not_say_where_they_were_built() {
-    let Some(programs) = std::env::var_os("MESH_E2E_PROGRAMS").map(PathBuf::from) else { return };
     let home = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let cargo = home("CARGO_HOME").or_else(|| Some(home("HOME")?.join(".cargo"))).unwrap();
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    for program in ["mesh-proxy", "mesh-control"].map(|name| programs.join(name)) {
+    for program in of_images() {
         let program = fs::canonicalize(program).unwrap();
         let bytes = fs::read(&program).unwrap();
         // The folder that cargo builds in has one for the target, and in it one for the profile.

@@ -3,12 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use mesh_common::identity::check_trust_domain;
 use mesh_common::inject::{InjectConfig, check_log_filter};
 use mesh_common::names;
 use mesh_common::telemetry::LogFormat;
+
+use crate::ca::{DEFAULT_TTL, MAX_TTL, MIN_TTL};
 
 /// The control plane of the mesh: keeps its objects, signs its certificates, and configures its proxies.
 #[derive(Clone, Debug, Parser)]
@@ -60,6 +63,11 @@ pub struct Args {
     /// A further DNS name or IP address for the server's certificate; may be given several times.
     #[arg(long, value_name = "NAME", value_parser = subject_name)]
     pub san: Vec<String>,
+
+    /// How long a certificate of its own servers lives, in seconds. They are renewed at half of that.
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_TTL.as_secs(), env = "MESH_CERTIFICATE_TTL",
+          value_parser = clap::value_parser!(u64).range(MIN_TTL.as_secs()..=MAX_TTL.as_secs()))]
+    pub certificate_ttl: u64,
 }
 
 /// What the webhook puts into pods.
@@ -106,6 +114,10 @@ impl InjectArgs {
 }
 
 impl Args {
+    pub fn certificate_life(&self) -> Duration {
+        Duration::from_secs(self.certificate_ttl)
+    }
+
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         let everywhere = self.mode == Mode::Kubernetes;
         let ip = if everywhere { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };

@@ -48,6 +48,7 @@ mod tests {
     use mesh_common::identity::Identity;
 
     use super::*;
+    use crate::ca::DEFAULT_TTL;
 
     #[test]
     fn a_certificate_is_what_was_issued() {
@@ -64,7 +65,7 @@ mod tests {
         assert_eq!(found.issuer, "CN=Mesh intermediate of mesh.local, 2030-01-02T03:03:05Z");
         assert_eq!(found.serial.split(':').count(), 16, "{}", found.serial);
 
-        let tls = ServerTls::new(ca.clone(), &["localhost".to_owned()], now).unwrap();
+        let tls = ServerTls::new(ca.clone(), &["localhost".to_owned()], DEFAULT_TTL, now).unwrap();
         let all = authorities(&ca, &tls);
         let ends: Vec<_> = all.iter().map(|it| (it.role(), it.certificate.as_ref().unwrap().not_after_unix)).collect();
         let expected = [

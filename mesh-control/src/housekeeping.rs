@@ -6,14 +6,13 @@ use std::time::Instant;
 use jiff::Timestamp;
 use mesh_common::resource::{Kind, Object};
 
-use crate::ca::{Ca, CaError, ServerTls};
+use crate::ca::ServerTls;
 use crate::registry::Registry;
 use crate::store::{Store, StoreError, blocking};
 
 pub struct House {
     pub store: Store,
     pub registry: Registry,
-    pub ca: Arc<Ca>,
     pub tls: Arc<ServerTls>,
 }
 
@@ -37,9 +36,7 @@ impl House {
         if let Err(error) = blocking(move || tokens.purge(now)).await {
             tracing::error!(%error, "cannot remove tokens that have expired; they are refused nevertheless");
         }
-        if let Err(error) = self.renew(now).await {
-            tracing::error!(%error, "cannot renew a certificate of mesh-control");
-        }
+        self.tls.keep(now).await;
     }
 
     async fn end_faults(&self, now: Timestamp) -> Result<(), StoreError> {
@@ -57,23 +54,6 @@ impl House {
         gone.iter().for_each(|key| tracing::info!(object = %key, revision, "removed, its time is over"));
         Ok(())
     }
-
-    async fn renew(&self, now: Timestamp) -> Result<(), CaError> {
-        let (ca, tls) = (self.ca.clone(), self.tls.clone());
-        let renew = move || {
-            ca.renew(now)?;
-            tls.renew(now)
-        };
-        match tokio::task::spawn_blocking(renew).await {
-            Ok(Ok(true)) => {
-                tracing::debug!(until = %self.tls.not_after(), "renewed the server's certificate");
-                Ok(())
-            }
-            Ok(result) => result.map(|_| ()),
-            // Only when the process is ending.
-            Err(_) => Ok(()),
-        }
-    }
 }
 
 pub(crate) fn has_expired(object: &Object, now: Timestamp) -> bool {
@@ -89,6 +69,7 @@ mod tests {
     use mesh_common::identity::Identity;
 
     use super::*;
+    use crate::ca::{Ca, DEFAULT_TTL};
 
     fn fault(name: &str, expires: Option<&str>) -> Object {
         let mut json = serde_json::json!({
@@ -109,9 +90,9 @@ mod tests {
         let now: Timestamp = "2030-01-01T00:00:00Z".parse().unwrap();
         let store = Store::open(&dir.path().join("data")).unwrap();
         let ca = Arc::new(Ca::open(&dir.path().join("ca"), "mesh.local", now).unwrap());
-        let tls = Arc::new(ServerTls::new(ca.clone(), &[], now).unwrap());
+        let tls = Arc::new(ServerTls::new(ca, &[], DEFAULT_TTL, now).unwrap());
         let registry = Registry::new(store.clone(), Instant::now());
-        let house = House { store: store.clone(), registry, ca, tls: tls.clone() };
+        let house = House { store: store.clone(), registry, tls: tls.clone() };
         let faults = ["2030-01-01T00:05:00Z", "2030-01-01T02:00:00+01:00"];
         let objects = vec![fault("a", Some(faults[0])), fault("b", Some(faults[1])), fault("c", None)];
         store.apply(objects, false).unwrap();

@@ -20,8 +20,7 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     let namespace = cluster.meshed("canary")?;
     namespace.shop(&["web"])?;
     for (v1, v2) in [(100, 0), (90, 10), (50, 50), (0, 100)] {
-        let weights = apps::backends(&[("reviews-v1", v1), ("reviews-v2", v2)]);
-        namespace.apply(&[apps::http_route("reviews", json!([{"backendRefs": weights}]))])?;
+        set_weight(&namespace, v1, v2)?;
         namespace.condition("httproute/reviews", "Accepted", "True")?;
         settled(&namespace, v1, v2)?;
         for protocol in [&[][..], &["--http2"], &["--grpc"]] {
@@ -46,11 +45,11 @@ fn crossed(namespace: &Namespace) -> anyhow::Result<()> {
     for (name, _) in STEADY {
         namespace.kubectl(&["wait", "--for=condition=Ready", "--timeout=30s", &format!("pod/{name}")])?;
     }
-    for (v1, v2) in [(100, 0), (90, 10), (50, 50), (0, 100), (50, 50), (100, 0)] {
-        if v1 == 50 {
-            let weights = [format!("v1={v1}"), format!("v2={v2}")];
-            let args = ["-n", &namespace.name, "route", "set-weight", "reviews", &weights[0], &weights[1], "--wait"];
-            namespace.cluster.meshctl(&args)?;
+    let changes = [(100, 0), (90, 10), (50, 50), (0, 100), (50, 50), (100, 0)];
+    for (index, (v1, v2)) in changes.into_iter().enumerate() {
+        // By turns.
+        if index % 2 == 0 {
+            set_weight(namespace, v1, v2)?;
         } else {
             let weights = apps::backends(&[("reviews-v1", v1), ("reviews-v2", v2)]);
             namespace.apply(&[apps::http_route("reviews", json!([{"backendRefs": weights}]))])?;
@@ -67,6 +66,12 @@ fn crossed(namespace: &Namespace) -> anyhow::Result<()> {
         println!("   {name}: {} requests crossed six changes of weights, none failed", report.requests);
     }
     Ok(())
+}
+
+fn set_weight(namespace: &Namespace, v1: u32, v2: u32) -> anyhow::Result<()> {
+    let weights = [format!("v1={v1}"), format!("v2={v2}")];
+    let args = ["-n", &namespace.name, "route", "set-weight", "reviews", &weights[0], &weights[1], "--wait"];
+    namespace.cluster.meshctl(&args).map(drop)
 }
 
 /// Waits until the client's proxy has these weights; even then nothing may fail. A hundred requests show each of them.

@@ -3,6 +3,7 @@ use tonic::Code;
 
 use super::*;
 use crate::auth::Authenticator;
+use crate::ca::DEFAULT_TTL;
 use crate::snapshot;
 
 fn open(dir: &std::path::Path) -> MeshService {
@@ -25,7 +26,7 @@ fn open(dir: &std::path::Path) -> MeshService {
     let xds = Xds::new(snapshots.clone(), ca.clone(), Authenticator::Tokens(store.tokens()));
     let objects = store.watch();
     let store = Some(store);
-    let tls = Arc::new(ServerTls::new(ca.clone(), &[], Timestamp::now()).unwrap());
+    let tls = Arc::new(ServerTls::new(ca.clone(), &[], DEFAULT_TTL, Timestamp::now()).unwrap());
     MeshService {
         objects,
         store,

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use mesh_common::identity::{Identity, IdentityError};
@@ -12,7 +13,7 @@ use mesh_common::tls::{
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
-use super::{Ca, CaError, DEFAULT_TTL};
+use super::{Ca, CaError};
 
 /// Who mesh-control is to its clients.
 pub fn control_identity(trust_domain: &str) -> Result<Identity, IdentityError> {
@@ -23,14 +24,15 @@ pub struct ServerTls {
     ca: Arc<Ca>,
     identity: Identity,
     names: Vec<SanType>,
+    ttl: Duration,
     /// What new connections get.
     certificate: SharedCertificate,
     not_after: Mutex<Timestamp>,
 }
 
 impl ServerTls {
-    /// `names`: DNS names and addresses besides the SPIFFE ID, for clients that verify those.
-    pub fn new(ca: Arc<Ca>, names: &[String], now: Timestamp) -> Result<Self, CaError> {
+    /// `names`: DNS names and addresses besides the SPIFFE ID, for clients that verify those. `ttl`: how long a certificate lives.
+    pub fn new(ca: Arc<Ca>, names: &[String], ttl: Duration, now: Timestamp) -> Result<Self, CaError> {
         let identity = control_identity(ca.trust_domain())?;
         let names = names
             .iter()
@@ -43,6 +45,7 @@ impl ServerTls {
             ca,
             identity,
             names,
+            ttl,
             certificate: SharedCertificate::default(),
             not_after: Mutex::new(Timestamp::MIN),
         };
@@ -62,14 +65,31 @@ impl ServerTls {
         Ok(config)
     }
 
-    /// Renews the certificate when it is past half of its life; call it from time to time. True: it was renewed.
+    /// Renews the certificate, and the intermediate that signs, each when it is past half of its life. Call it once a second or
+    /// so; what fails is logged, and tried again the next time.
+    pub async fn keep(self: &Arc<Self>, now: Timestamp) {
+        let tls = self.clone();
+        let renewing = tokio::task::spawn_blocking(move || {
+            tls.ca.renew(now)?;
+            tls.renew(now)
+        });
+        match renewing.await {
+            Ok(Ok(true)) => tracing::debug!(until = %self.not_after(), "renewed the server's certificate"),
+            Ok(Ok(false)) => (),
+            Ok(Err(error)) => tracing::error!(%error, "cannot renew a certificate of mesh-control"),
+            // Only when the process is ending.
+            Err(_) => (),
+        }
+    }
+
+    /// Renews the certificate when it is past half of its life. True: it was.
     pub fn renew(&self, now: Timestamp) -> Result<bool, CaError> {
         let mut not_after = self.not_after.lock().unwrap_or_else(PoisonError::into_inner);
-        if now + DEFAULT_TTL / 2 < *not_after {
+        if now + self.ttl / 2 < *not_after {
             return Ok(false);
         }
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let issued = self.ca.sign(&key, &self.identity, &self.names, DEFAULT_TTL, now)?;
+        let issued = self.ca.sign(&key, &self.identity, &self.names, self.ttl, now)?;
         // The root goes with it, so that a workload that knows only its fingerprint (from a join token) can check it.
         let chain = issued.chain.into_iter().chain(self.ca.roots_der()).map(CertificateDer::from).collect();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));

@@ -184,7 +184,7 @@ fn servers_and_workloads_meet_in_mutual_tls() {
     let now = now();
     let ca = Arc::new(Ca::open(&dir.path().join("ca"), "mesh.local", now).unwrap());
     let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let server = ServerTls::new(ca.clone(), &names, now).unwrap();
+    let server = ServerTls::new(ca.clone(), &names, DEFAULT_TTL, now).unwrap();
     let roots: Vec<_> = ca.roots_der().into_iter().map(CertificateDer::from).collect();
     let bundle = SharedBundle::new(TrustBundle::new("mesh.local", roots).unwrap());
     let verifier =

@@ -31,9 +31,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::{FAREWELL, Servers, say_ready, subject_names};
-
-const RENEW: Duration = Duration::from_secs(30);
+use super::{FAREWELL, Servers, TICK, say_ready, subject_names};
 
 pub(crate) async fn run(args: Args, log: LogFilter) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -89,7 +87,7 @@ async fn serve(
     let client = client().await.context("cannot find out how to reach the API server")?;
     let now = Timestamp::now();
     let ca = Arc::new(until_it_answers(|| open_ca(&client, &args.trust_domain, now)).await?);
-    let tls = Arc::new(ServerTls::new(ca.clone(), &service_names(&args), now)?);
+    let tls = Arc::new(ServerTls::new(ca.clone(), &service_names(&args), args.certificate_life(), now)?);
     let source = Source::start(&client).await;
 
     let settings = Settings { trust_domain: args.trust_domain.clone() };
@@ -137,7 +135,7 @@ async fn serve(
         let config = WebhookConfig { inject: args.inject.config() };
         tokio::spawn(webhook::serve(listener, tls.config()?, config));
     }
-    tokio::spawn(renew(ca.clone(), tls));
+    tokio::spawn(keep(tls));
     tokio::spawn(async move {
         lead(client, ca, source, snapshots, stopping).await;
         drop(leading);
@@ -183,12 +181,9 @@ fn service_names(args: &Args) -> Vec<String> {
     names
 }
 
-async fn renew(ca: Arc<Ca>, tls: Arc<ServerTls>) {
+async fn keep(tls: Arc<ServerTls>) {
     loop {
-        tokio::time::sleep(RENEW).await;
-        let now = Timestamp::now();
-        if let Err(error) = ca.renew(now).and_then(|_| tls.renew(now)) {
-            tracing::error!(%error, "cannot renew a certificate of mesh-control");
-        }
+        tokio::time::sleep(TICK).await;
+        tls.keep(Timestamp::now()).await;
     }
 }

@@ -63,7 +63,7 @@ async fn standalone(args: Args, log: LogFilter) -> anyhow::Result<()> {
     let opened = Trail::open(&audit).with_context(|| format!("cannot open the audit log {}", audit.display()));
     store.keep_trail(opened?);
     let ca = Arc::new(Ca::open(&data.join("ca"), &args.trust_domain, now)?);
-    let tls = Arc::new(ServerTls::new(ca.clone(), &subject_names(&args), now)?);
+    let tls = Arc::new(ServerTls::new(ca.clone(), &subject_names(&args), args.certificate_life(), now)?);
     let sockets = Sockets::bind(&args, &data).await?;
 
     let settings = Settings { trust_domain: args.trust_domain.clone() };
@@ -141,7 +141,7 @@ async fn standalone(args: Args, log: LogFilter) -> anyhow::Result<()> {
     if let Some(listener) = sockets.metrics {
         tokio::spawn(StatusServer { metrics, ready: is_ready }.serve(listener));
     }
-    tokio::spawn(keep_house(House { store, registry: registry.clone(), ca, tls }));
+    tokio::spawn(keep_house(House { store, registry: registry.clone(), tls }));
     say_ready(&args, &sockets.addresses);
 
     let failed = tokio::select! {

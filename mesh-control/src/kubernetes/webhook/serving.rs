@@ -26,7 +26,7 @@ impl Server {
         // So long ago that its certificate is to be renewed, and is still valid.
         let begun = Timestamp::now() - DEFAULT_TTL * 2 / 3;
         let ca = Arc::new(Ca::open(&dir.path().join("ca"), "mesh.local", begun).unwrap());
-        let tls = ServerTls::new(ca.clone(), &["localhost".to_owned()], begun).unwrap();
+        let tls = ServerTls::new(ca.clone(), &["localhost".to_owned()], DEFAULT_TTL, begun).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(serve(listener, tls.config().unwrap(), WebhookConfig::default()));
