@@ -30,7 +30,7 @@ pub fn may_come_and_go(cluster: &Cluster, before: &str) -> anyhow::Result<()> {
 
 pub fn install(cluster: &Cluster) -> anyhow::Result<()> {
     // So short that without a renewal no check would go far: neither webhooks nor proxies could reach it.
-    let installed = cluster.meshctl(&["install", "--set", "control.certificateSeconds=60"])?;
+    let installed = cluster.meshctl(&["install", "--set", "control.certificateSeconds=120"])?;
     ensure!(installed.contains("All is well."), "{installed}");
     let again = cluster.meshctl(&["install"])?;
     ensure!(again.contains("Nothing had to be changed"), "{again}");

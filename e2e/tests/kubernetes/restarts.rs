@@ -24,9 +24,9 @@ const SERVICE: &str = "http://reviews:9080/";
 const REQUESTS: u64 = 200_000;
 
 const CLIENTS: [Client; 5] = [
-    Client { name: "http1", url: SERVICE, protocol: &[], rate: 1000, requests: REQUESTS.div_ceil(3) },
-    Client { name: "http2", url: SERVICE, protocol: &["--http2"], rate: 1000, requests: REQUESTS.div_ceil(3) },
-    Client { name: "grpc", url: SERVICE, protocol: &["--grpc"], rate: 1000, requests: REQUESTS.div_ceil(3) },
+    Client { name: "http1", url: SERVICE, protocol: &[], rate: 600, requests: REQUESTS.div_ceil(3) },
+    Client { name: "http2", url: SERVICE, protocol: &["--http2"], rate: 600, requests: REQUESTS.div_ceil(3) },
+    Client { name: "grpc", url: SERVICE, protocol: &["--grpc"], rate: 600, requests: REQUESTS.div_ceil(3) },
     // Through a server that calls the other ones itself.
     Client { name: "through", url: "http://middle:9080/", protocol: &[], rate: 100, requests: 1000 },
     // Answers that are on their way for two seconds.

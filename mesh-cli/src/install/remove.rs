@@ -146,7 +146,11 @@ pub async fn withdraw(
 /// With pods that take out what those of this one put in; `None`: these put nothing in that stays.
 fn removing(spec: &Value) -> Option<Value> {
     let text = spec.to_string();
-    text.contains("--remove=").then(|| serde_json::from_str(&text.replace("--remove=false", "--remove=true")).ok())?
+    let told = text.contains("--remove=").then(|| text.replace("--remove=false", "--remove=true"))?;
+    let mut spec: Value = serde_json::from_str(&told).ok()?;
+    // One after the other on each node: side by side each would undo what the other does, and neither might ever be ready.
+    spec["updateStrategy"]["rollingUpdate"] = json!({"maxSurge": 0, "maxUnavailable": "25%"});
+    Some(spec)
 }
 
 fn removes(pod: &Pod) -> bool {
@@ -251,6 +255,24 @@ fn others(route: &DynamicObject) -> Option<Vec<Value>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_takes_the_plugin_out_of_a_node_is_not_beside_who_puts_it_in() {
+        let args = |remove: &str| json!([{"args": ["cni-install", format!("--remove={remove}")]}]);
+        let older = json!({
+            "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 0}},
+            "template": {"spec": {"containers": args("false")}},
+        });
+        let spec = removing(&older).unwrap();
+        assert_eq!(spec["template"]["spec"]["containers"], args("true"));
+        let alone = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": "25%"}});
+        assert_eq!(spec["updateStrategy"], alone);
+        assert_eq!(removing(&json!({"template": {}})), None);
+
+        let manifests = chart::everything(&chart::defaults().unwrap()).unwrap();
+        let daemons: Vec<_> = manifests.iter().filter(|it| it.kind() == "DaemonSet").collect();
+        assert_eq!(daemons.iter().map(|it| &it.0["spec"]["updateStrategy"]).collect::<Vec<_>>(), [&alone]);
+    }
 
     #[test]
     fn only_our_part_of_a_status_is_taken_out() {
