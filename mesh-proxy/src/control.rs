@@ -6,12 +6,16 @@ mod host;
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use host::Host;
 use hyper_util::rt::TokioIo;
 use mesh_common::names::port;
@@ -24,6 +28,8 @@ use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// So long a connection is not answered before another one is begun.
+const SILENCE: Duration = Duration::from_millis(500);
 /// A control plane that vanished without closing the connection is noticed within the sum of the two.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -100,16 +106,41 @@ async fn connect(address: &Address, tls: Arc<ClientConfig>) -> io::Result<TlsStr
 }
 
 async fn tcp(host: &Host) -> io::Result<TcpStream> {
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for address in host.addresses().await? {
+    first_open(&host.addresses().await?, |address| async move {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         crate::listen::mark(&socket);
-        match socket.connect(address).await {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                return Ok(stream);
+        let stream = socket.connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    })
+    .await
+}
+
+/// The first connection that somebody takes. One that nobody answers may have been led to a replica that is gone, and would be
+/// for as long as it is tried: others are begun beside it, at the next address or at the same once more.
+async fn first_open<S, F>(addresses: &[SocketAddr], open: impl Fn(SocketAddr) -> F) -> io::Result<S>
+where
+    F: Future<Output = io::Result<S>>,
+{
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    let (mut opening, mut untried) = (FuturesUnordered::new(), addresses.len());
+    for address in addresses.iter().cycle() {
+        opening.push(open(*address));
+        untried = untried.saturating_sub(1);
+        let mut next = std::pin::pin!(tokio::time::sleep(SILENCE));
+        loop {
+            tokio::select! {
+                Some(opened) = opening.next() => match opened {
+                    Ok(stream) => return Ok(stream),
+                    Err(error) => last = error,
+                },
+                () = &mut next => break,
             }
-            Err(error) => last = error,
+            match (opening.is_empty(), untried) {
+                (true, 0) => return Err(last),
+                (true, _) => break,
+                (false, _) => (),
+            }
         }
     }
     Err(last)
@@ -181,6 +212,46 @@ mod tests {
             assert!(wrong.parse::<Address>().is_err(), "{wrong}");
         }
         assert_eq!(tcp("fd00::1", 1).to_string(), "https://[fd00::1]:1");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_answer_holds_up_nobody_else() {
+        use std::sync::Mutex;
+        let addresses: Vec<SocketAddr> = ["10.0.0.1:1", "10.0.0.2:1"].map(|it| it.parse().unwrap()).to_vec();
+        // What comes of the attempts, one after the other, and how long it takes; and the attempts that were made.
+        let attempts = async |count: usize, outcomes: &[Option<Result<u8, io::ErrorKind>>]| {
+            let made = Mutex::new(Vec::new());
+            let began = tokio::time::Instant::now();
+            let opened = first_open(&addresses[..count], |address| {
+                let mut made = made.lock().unwrap();
+                let outcome = outcomes[made.len()];
+                made.push(address.ip().to_string());
+                async move {
+                    match outcome {
+                        None => std::future::pending().await,
+                        Some(outcome) => outcome.map_err(io::Error::from),
+                    }
+                }
+            });
+            let opened = opened.await.map_err(|error| error.kind());
+            (opened, made.into_inner().unwrap().join(" "), began.elapsed())
+        };
+        let refused = io::ErrorKind::ConnectionRefused;
+        let (now, later) = (Duration::ZERO, SILENCE);
+        for (count, outcomes, expected) in [
+            (2, &[Some(Ok(1))][..], (Ok(1), "10.0.0.1", now)),
+            (2, &[Some(Err(refused)), Some(Ok(2))], (Ok(2), "10.0.0.1 10.0.0.2", now)),
+            (2, &[Some(Err(refused)), Some(Err(refused))], (Err(refused), "10.0.0.1 10.0.0.2", now)),
+            (1, &[Some(Err(refused))], (Err(refused), "10.0.0.1", now)),
+            (1, &[None, Some(Ok(2))], (Ok(2), "10.0.0.1 10.0.0.1", later)),
+            (2, &[None, None, Some(Ok(3))], (Ok(3), "10.0.0.1 10.0.0.2 10.0.0.1", later * 2)),
+            (2, &[None, Some(Err(refused)), Some(Ok(3))], (Ok(3), "10.0.0.1 10.0.0.2 10.0.0.1", later * 2)),
+            (0, &[], (Err(io::ErrorKind::AddrNotAvailable), "", now)),
+        ] {
+            let (opened, made, took) = attempts(count, outcomes).await;
+            assert_eq!((opened, made.as_str()), (expected.0, expected.1), "{outcomes:?}");
+            assert!(took >= expected.2 && took < expected.2 + later / 2, "{outcomes:?} took {took:?}");
+        }
     }
 
     #[test]

@@ -32,6 +32,13 @@ pub fn load(name: &str, args: &[&str]) -> Value {
     })
 }
 
+/// A pod that does nothing.
+pub fn idle(name: &str) -> Value {
+    let mut pod = load(name, &[]);
+    pod["spec"]["containers"][0]["args"] = json!(["idle"]);
+    pod
+}
+
 /// A Job that sends and ends.
 pub fn job(name: &str, args: &[&str]) -> Value {
     let pod = &load(name, args)["spec"];

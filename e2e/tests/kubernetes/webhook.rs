@@ -24,7 +24,8 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     })?;
     let report = namespace.load("web", &calls)?;
     ensure!(report.good() == 500, "{report:?}");
-    let slipping = apps::load("slipped", &["--url", "http://reviews:9080/"]);
+    // It must still be there when it is looked for.
+    let slipping = apps::idle("slipped");
     let refused = refusal(&namespace, &slipping)?;
     ensure!(refused.contains("failed calling webhook \"namespace.injector.meshctl.dev\""), "{refused}");
     unchecked(&namespace)?;
