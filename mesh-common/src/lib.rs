@@ -17,6 +17,7 @@ pub mod proto;
 pub mod reports;
 pub mod resource;
 pub mod rotating;
+pub mod secrets;
 pub mod telemetry;
 pub mod tls;
 pub mod token;

@@ -1,15 +1,10 @@
 //! What must not be in anybody's log: keys, and what a route writes into headers that prove who somebody is.
 
+use mesh_common::secrets::{REDACTED, is_secret};
 use serde_json::{Map, Value};
 
-const REDACTED: &str = "[redacted]";
-
-/// Headers whose values let whoever knows them be somebody.
-const HEADERS: [&str; 5] = ["authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"];
 /// Fields that hold keys, whatever is in them.
 const FIELDS: [&str; 1] = ["jwks"];
-/// Parts of names of fields, headers and annotations whose content is a secret.
-const WORDS: [&str; 4] = ["secret", "password", "token", "private"];
 
 /// The same without what is secret in it.
 pub(super) fn redacted(value: &Value) -> Value {
@@ -28,11 +23,6 @@ fn field(fields: &Map<String, Value>, name: &str, value: &Value) -> Value {
     let header = matches!(name, "value" | "values" | "notValues") && is_secret(named());
     let secret = header || FIELDS.contains(&name) || (value.is_string() && is_secret(name));
     if secret { REDACTED.into() } else { without_credentials(name, redacted(value)) }
-}
-
-fn is_secret(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    HEADERS.contains(&name.as_str()) || WORDS.iter().any(|word| name.contains(word))
 }
 
 /// A URI may have somebody's name and password before its host, or a key in its query.
