@@ -84,6 +84,7 @@ pub enum Command {
     Authz(commands::authz::Args),
     Top(commands::top::Args),
     Topology(commands::topology::Args),
+    Tap(commands::tap::Args),
     Audit(commands::audit::Args),
     Certs(commands::certs::Args),
     Proxy(commands::proxy::Args),

@@ -18,6 +18,7 @@ pub mod reports;
 pub mod resource;
 pub mod rotating;
 pub mod secrets;
+pub mod tap;
 pub mod telemetry;
 pub mod tls;
 pub mod token;

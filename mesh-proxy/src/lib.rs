@@ -36,6 +36,7 @@ pub mod reports;
 pub mod retry;
 pub mod route;
 pub mod snapshot;
+pub mod tap;
 pub mod tcp;
 pub mod telemetry;
 pub mod tls;

@@ -1,14 +1,14 @@
-//! Tells the control plane what was counted, and which certificate is served. In: counters of [`Telemetry`], and [`Tls`].
-//! Out: a stream of reports.
+//! Tells the control plane what was counted, which certificate is served, and what its taps want to see. In: counters of
+//! [`Telemetry`] and events of its taps, and [`Tls`]. Out: a stream of reports.
 //!
 //! Nothing here is in a request's way. While there is no control plane, or it takes nothing, no report is made and the
-//! counters go on; what they hold by then is in the next one.
+//! counters go on; what they hold by then is in the next one. Taps are open only while the control plane says so.
 
 use std::future::Future;
 use std::time::{Duration, UNIX_EPOCH};
 
 use mesh_common::proto::telemetry::reports_client::ReportsClient;
-use mesh_common::proto::telemetry::{Certificate, Report, Reporter};
+use mesh_common::proto::telemetry::{Certificate, Instruction, Report, Reporter};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,6 +23,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::fro
 /// For control planes that know nothing of reports.
 const UNWANTED: Duration = Duration::from_secs(60);
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// A tap that the control plane says nothing more of ends after that time.
+const TAPS_LAST: Duration = Duration::from_secs(60);
 const INTERVALS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 /// How long the last report may take.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -82,7 +84,26 @@ impl Source {
         let covers = now - std::mem::replace(&mut self.taken, now);
         let covers_ms = u64::try_from(covers.as_millis()).unwrap_or(u64::MAX);
         let certificate = self.certificate();
-        Report { reporter: None, covers_ms, series: self.telemetry.take_report(), certificate }
+        Report { covers_ms, series: self.telemetry.take_report(), certificate, ..Report::default() }
+    }
+
+    /// What taps want to see, and nothing else.
+    fn tapped(&self) -> Report {
+        let (tapped, not_told) = self.telemetry.taps().take();
+        Report { tapped, not_told, ..Report::default() }
+    }
+
+    /// Opens the taps of an instruction, and ends all others. Gives when they end by themselves.
+    fn tap(&self, instruction: Instruction) -> Option<Instant> {
+        let now = Instant::now();
+        let lasts = Duration::from_millis(instruction.taps_last_ms.into()).min(TAPS_LAST);
+        let ends = (!instruction.taps.is_empty()).then(|| now + lasts);
+        self.telemetry.taps().set(instruction.taps, now.into_std());
+        ends
+    }
+
+    fn end_taps(&self) {
+        self.telemetry.taps().set(Vec::new(), Instant::now().into_std());
     }
 
     /// What is served, if the stream was not told that yet.
@@ -107,7 +128,10 @@ where
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     let mut told = false;
     loop {
-        let wait = match stream(&mut source, &dial, &mut ending).await {
+        let end = stream(&mut source, &dial, &mut ending).await;
+        // Nobody is there any more who would see anything.
+        source.end_taps();
+        let wait = match end {
             End::Told => return,
             End::Unwanted => {
                 tracing::debug!("the control plane takes no reports");
@@ -156,10 +180,18 @@ where
     };
     let mut interval = None;
     let mut earliest = source.taken;
+    let mut taps_end = None;
+    let taps = source.telemetry.taps().clone();
     loop {
         let due = async {
             match interval {
                 Some(interval) => tokio::time::sleep_until(earliest.max(source.taken + interval)).await,
+                None => std::future::pending().await,
+            }
+        };
+        let over = async {
+            match taps_end {
+                Some(end) => tokio::time::sleep_until(end).await,
                 None => std::future::pending().await,
             }
         };
@@ -168,6 +200,7 @@ where
                 Ok(Some(instruction)) => {
                     let wanted = Duration::from_millis(instruction.interval_ms.into());
                     interval = Some(wanted.clamp(INTERVALS.0, INTERVALS.1));
+                    taps_end = source.tap(instruction);
                 }
                 Ok(None) => return broken("the control plane closed the stream", interval.is_some()),
                 Err(status) => return broken(&explain_status(&status), interval.is_some()),
@@ -179,11 +212,22 @@ where
                     Err(_) => earliest = Instant::now() + INTERVALS.0,
                 }
             }
+            () = taps.due() => {
+                // What cannot be sent waits, as far as there is room.
+                if let Ok(place) = reports.try_reserve() {
+                    place.send(source.tapped());
+                }
+            }
+            () = over => {
+                source.end_taps();
+                taps_end = None;
+            }
             _ = ending.wait_for(|it| *it) => break,
         }
     }
     if let Ok(place) = reports.reserve().await {
-        place.send(source.report());
+        let Report { tapped, not_told, .. } = source.tapped();
+        place.send(Report { tapped, not_told, ..source.report() });
     }
     drop(reports);
     while let Ok(Some(_)) = instructions.message().await {}

@@ -28,6 +28,9 @@ pub struct State {
     pub proxies: Vec<Proxy>,
     pub traffic: ListTrafficResponse,
     pub certificates: ListCertificatesResponse,
+    /// The answers of `Tap`, and what was asked of it.
+    pub tapped: Vec<TapResponse>,
+    pub taps: Vec<TapRequest>,
     /// The records of `QueryAudit`, and what was asked of it.
     pub audit: Vec<serde_json::Value>,
     pub audited: Vec<QueryAuditRequest>,
@@ -220,6 +223,14 @@ impl Mesh for Fake {
 
     async fn list_traffic(&self, _: Request<ListTrafficRequest>) -> Result<Response<ListTrafficResponse>, Status> {
         Ok(Response::new(self.0.lock().unwrap().traffic.clone()))
+    }
+
+    type TapStream = Streamed<TapResponse>;
+
+    async fn tap(&self, request: Request<TapRequest>) -> Result<Response<Self::TapStream>, Status> {
+        let mut state = self.0.lock().unwrap();
+        state.taps.push(request.into_inner());
+        Ok(Response::new(state.streamed(&state.tapped)))
     }
 
     async fn list_certificates(

@@ -15,6 +15,7 @@ pub mod install;
 pub mod log_level;
 pub mod proxy;
 pub mod route;
+pub mod tap;
 pub mod token;
 pub mod top;
 pub mod topology;
@@ -96,6 +97,7 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<(), Failure
         Command::Authz(args) => authz::run(context, args).await,
         Command::Top(args) => top::run(context, &args).await,
         Command::Topology(args) => topology::run(context, &args).await,
+        Command::Tap(args) => tap::run(context, args).await,
         Command::Audit(args) => audit::run(context, args).await,
         Command::Certs(args) => certs::run(context, &args).await,
         Command::Proxy(args) => proxy::run(context, args).await,

@@ -306,3 +306,64 @@ async fn changes_are_asked_for_by_object_time_and_who() {
     assert_eq!(meshctl(&running, "audit tail --follow -o name").await.unwrap(), "service/a\n");
     assert_eq!(meshctl(&running, "audit query --object pod").await.unwrap_err().exit, Exit::Usage);
 }
+
+#[tokio::test]
+async fn a_tap_asks_for_what_is_given_and_ends_by_itself() {
+    use mesh_common::proto::control::{TapAsked, TapResponse};
+    use mesh_common::proto::telemetry::{Protocol, Reporter, StatusRange, TapEvent};
+
+    let running = shop();
+    let event = |path: &str| TapEvent {
+        protocol: Protocol::Http.into(),
+        direction: 1,
+        reporter: Some(Reporter { service: "web.default.svc.cluster.local".into(), ..Reporter::default() }),
+        service: "reviews.default.svc.cluster.local".into(),
+        path: path.into(),
+        ..TapEvent::default()
+    };
+    let asked = Some(TapAsked { proxies: 2, identities: Vec::new() });
+    running.state().tapped = vec![
+        TapResponse { asked, ..TapResponse::default() },
+        TapResponse { events: vec![event("/1"), event("/2"), event("/3")], not_shown: 12, asked: None },
+    ];
+    running.state().holds = true;
+    let line = "tap reviews --from web --from ada.bank --to reviews --method get --path /api --status 5xx --status none \
+                --min-duration 10ms --header End-User --max-rate 7 --failed --direction outbound --count 2 -o json";
+    let text = meshctl(&running, line).await.unwrap();
+    let paths: Vec<_> =
+        text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["path"].clone()).collect();
+    assert_eq!(paths, ["/1", "/2"]);
+    let request = running.state().taps.remove(0);
+    let filter = request.filter.unwrap();
+    let names = |parties: &[mesh_common::proto::telemetry::TapParty]| {
+        parties.iter().map(|it| format!("{}.{}", it.name, it.namespace)).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (names(&filter.from), names(&filter.to)),
+        (vec!["web.default".into(), "ada.bank".into()], vec!["reviews.default".into()])
+    );
+    assert_eq!(names(&[request.whose.unwrap()]), ["reviews.default"]);
+    assert_eq!(filter.statuses, [StatusRange { first: 500, last: 599 }, StatusRange { first: 0, last: 0 }]);
+    assert_eq!((filter.methods.as_slice(), filter.path_prefix.as_str()), (&["GET".to_owned()][..], "/api"));
+    assert_eq!((filter.min_duration_ms, filter.failed, filter.direction, filter.namespace.as_str()), (10, true, 1, ""));
+    assert_eq!((request.max_rate, request.headers), (7, vec!["end-user".to_owned()]));
+
+    let text = meshctl(&running, "tap --for 300ms").await.unwrap();
+    assert_eq!(text.lines().filter(|line| line.contains("web -> reviews")).count(), 3, "{text}");
+    assert_eq!(meshctl(&running, "tap --count 1 -o name").await.unwrap(), "service/reviews\n");
+    for wrong in [
+        "tap --status 6xx",
+        "tap --path api",
+        "tap --max-rate 0",
+        "tap --max-rate 1001",
+        "tap --count 0",
+        "tap --header a:b",
+    ] {
+        assert_eq!(meshctl(&running, wrong).await.unwrap_err().exit, Exit::Usage, "{wrong}");
+    }
+    let many = "--method GET ".repeat(33);
+    assert_eq!(meshctl(&running, &format!("tap {many}")).await.unwrap_err().exit, Exit::Usage);
+    // One that ends without being asked to has failed.
+    running.state().holds = false;
+    assert_eq!(meshctl(&running, "tap").await.unwrap_err().exit, Exit::Unreachable);
+}

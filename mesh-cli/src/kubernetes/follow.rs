@@ -6,7 +6,9 @@ use std::time::Duration;
 use futures_util::Stream;
 use futures_util::stream::{self, SelectAll, StreamExt};
 use mesh_common::proto::control::watch_event::Type;
-use mesh_common::proto::control::{ObjectVersion, WaitProgress, WaitRequest, WatchEvent, WatchRequest};
+use mesh_common::proto::control::{
+    ObjectVersion, TapAsked, TapRequest, TapResponse, WaitProgress, WaitRequest, WatchEvent, WatchRequest,
+};
 use serde_json::Value;
 use tokio::time::Instant;
 use tonic::Status;
@@ -16,6 +18,8 @@ use super::{merge, objects};
 
 /// Between one replica's end and the next one's beginning there may be none for so long.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often a tap looks for replicas that began after it.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Changes of objects, as one replica sees them; what has been told is not told again when it is another one.
 pub fn watch(
@@ -96,6 +100,54 @@ pub fn wait(
                 }
             };
             replicas.find_again(lost, deadline.min(Instant::now() + PATIENCE)).await?;
+        }
+    }
+}
+
+/// What the proxies of all replicas tell. A proxy whose replica goes away reports to another one, and the tap goes there too.
+pub fn tap(
+    replicas: Replicas,
+    request: TapRequest,
+) -> impl Stream<Item = Result<TapResponse, Status>> + Send + 'static {
+    async_stream::try_stream! {
+        loop {
+            let open = replicas.each(|replica| {
+                let request = request.clone();
+                async move { Ok((replica.name.clone(), replica.mesh().tap(request).await?.into_inner())) }
+            });
+            let (names, streams): (Vec<String>, Vec<_>) = open.await?.into_iter().unzip();
+            let mut asked: Vec<TapAsked> = vec![TapAsked::default(); names.len()];
+            let numbered = streams.into_iter().enumerate().map(|(index, told)| {
+                let told = told.map(Some).chain(stream::iter([None]));
+                told.map(move |told| (index, told))
+            });
+            let mut told = numbered.collect::<SelectAll<_>>();
+            let mut look = Instant::now() + LOOK;
+            let lost = loop {
+                match tokio::time::timeout_at(look, told.next()).await {
+                    Ok(Some((index, Some(Ok(mut response))))) => {
+                        if let Some(of_it) = response.asked.take() {
+                            asked[index] = of_it;
+                            response.asked = Some(merge::asked(&asked));
+                        }
+                        yield response;
+                    }
+                    Ok(Some((_, Some(Err(status))))) if !is_lost(&status) => Err(status)?,
+                    Ok(Some((_, Some(Err(status))))) => break status,
+                    Ok(Some((_, None)) | None) => break Status::unavailable("mesh-control ended the tap"),
+                    Err(_) => (),
+                }
+                if Instant::now() >= look {
+                    look = Instant::now() + LOOK;
+                    if !replicas.are_all(&names).await {
+                        // Proxies may have gone over to it.
+                        break Status::unavailable("another replica of mesh-control began");
+                    }
+                }
+            };
+            // Those that are still there are told by this that nobody reads them any more.
+            drop(told);
+            replicas.find_again(lost, Instant::now() + PATIENCE).await?;
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use mesh_common::proto::control::{
-    Finding, GetStatusResponse, ListCertificatesResponse, ListTrafficResponse, ServiceView, WaitProgress,
+    Finding, GetStatusResponse, ListCertificatesResponse, ListTrafficResponse, ServiceView, TapAsked, WaitProgress,
 };
 
 /// Every replica sees all services; each knows only of its own proxies whether they are connected.
@@ -53,6 +53,12 @@ pub fn traffic(answers: Vec<ListTrafficResponse>) -> ListTrafficResponse {
     merged.reporting.sort_unstable();
     merged.reporting.dedup();
     merged
+}
+
+/// Each proxy is asked by one of them.
+pub fn asked(each: &[TapAsked]) -> TapAsked {
+    let identities: BTreeSet<&String> = each.iter().flat_map(|it| &it.identities).collect();
+    TapAsked { proxies: each.iter().map(|it| it.proxies).sum(), identities: identities.into_iter().cloned().collect() }
 }
 
 /// Each proxy reports to one of them. The root is the same for all, and told once.
@@ -137,6 +143,15 @@ mod tests {
         let merged = traffic(vec![of("c"), of("b")]);
         assert_eq!((merged.traffic.len(), merged.proxies), (2, 4));
         assert_eq!(merged.reporting, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn who_is_asked_by_one_replica_is_asked() {
+        let of = |proxies, identities: &[&str]| TapAsked {
+            proxies,
+            identities: identities.iter().map(ToString::to_string).collect(),
+        };
+        assert_eq!(asked(&[of(2, &["a", "c"]), of(1, &["b", "c"]), TapAsked::default()]), of(3, &["a", "b", "c"]));
     }
 
     #[test]

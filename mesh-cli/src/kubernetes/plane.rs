@@ -216,6 +216,14 @@ impl Mesh for Plane {
         Ok(Response::new(merge::traffic(answers)))
     }
 
+    type TapStream = Streamed<TapResponse>;
+
+    async fn tap(&self, request: Request<TapRequest>) -> Result<Response<Self::TapStream>, Status> {
+        // What is wrong with it is told by whoever opens it first, at once.
+        let request = request.into_inner();
+        Ok(Response::new(Box::pin(follow::tap(self.replicas.clone(), request))))
+    }
+
     async fn list_certificates(
         &self,
         _: Request<ListCertificatesRequest>,

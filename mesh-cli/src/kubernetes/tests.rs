@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use mesh_common::proto::control::watch_event::Type;
-use mesh_common::proto::control::{Proxy, WaitProgress, WatchEvent};
+use mesh_common::proto::control::{Proxy, TapAsked, TapResponse, WaitProgress, WatchEvent};
+use mesh_common::proto::telemetry::TapEvent;
 use mesh_common::resource::Kind;
 use serde_json::{Value, json};
 
@@ -413,6 +414,40 @@ async fn a_watch_goes_on_with_another_replica_and_tells_nothing_twice() {
         ended = watching => panic!("{ended:?}"),
         ended = tokio::time::timeout(Duration::from_secs(20), restarting) => ended.unwrap(),
     }
+}
+
+#[tokio::test]
+async fn a_tap_has_what_the_proxies_of_all_replicas_tell_and_goes_on_with_those_that_are_there() {
+    let server = ApiServer::start().await;
+    let tells = |path: &str| {
+        let event = TapEvent { path: path.into(), direction: 1, ..TapEvent::default() };
+        let asked = Some(TapAsked { proxies: 2, identities: vec![path.to_owned()] });
+        vec![TapResponse { events: vec![event], asked, not_shown: 0 }]
+    };
+    let first = replica(&server, "a", |state| state.tapped = tells("/a"));
+    replica(&server, "b", |state| state.tapped = tells("/b"));
+    let (context, captured) = server.context(Format::Json);
+    let Ok(cli) = Cli::try_parse_from(["meshctl", "tap", "--to", "reviews", "--count", "4", "-o", "json"]) else {
+        panic!()
+    };
+    let tapping = dispatch(&context, cli.command);
+    let restarting = async {
+        while captured.text().lines().count() < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        replica(&server, "c", |state| state.tapped = tells("/c"));
+        server.state().remove_replica("b");
+    };
+    let both = async { tokio::join!(tapping, restarting) };
+    let (ended, ()) = tokio::time::timeout(Duration::from_secs(20), both).await.unwrap();
+    ended.unwrap();
+    let path = |line: &str| serde_json::from_str::<Value>(line).unwrap()["path"].as_str().unwrap().to_owned();
+    let mut paths: Vec<_> = captured.text().lines().map(path).collect();
+    paths[..2].sort();
+    paths[2..].sort();
+    assert_eq!(paths, ["/a", "/b", "/a", "/c"]);
+    let asked = first.0.lock().unwrap().taps[0].filter.clone().unwrap().to;
+    assert_eq!((asked[0].name.as_str(), asked[0].namespace.as_str()), ("reviews", "shop"));
 }
 
 #[tokio::test]

@@ -68,6 +68,12 @@ impl Output {
         self.write(&format!("{text}\n"))
     }
 
+    /// A line of what goes on, in parts.
+    pub fn row(&self, cells: &[Cell]) -> Result<(), Failure> {
+        let parts: Vec<_> = cells.iter().map(|cell| cell.inline(self.color)).collect();
+        self.line(&parts.join("  "))
+    }
+
     pub fn table(&self, table: &Table) -> Result<(), Failure> {
         self.write(&self.text(table))
     }

@@ -35,6 +35,18 @@ impl Cell {
     pub fn dim(text: impl Into<String>) -> Self {
         Self { text: text.into(), tone: Tone::Dim }
     }
+
+    /// As a part of a line, where there is no table.
+    pub(super) fn inline(&self, color: bool) -> String {
+        let code = match (color, self.tone) {
+            (false, _) | (_, Tone::Plain) => return self.text.clone(),
+            (true, Tone::Good) => 32,
+            (true, Tone::Warn) => 33,
+            (true, Tone::Bad) => 31,
+            (true, Tone::Dim) => 2,
+        };
+        format!("\u{1b}[{code}m{}\u{1b}[0m", self.text)
+    }
 }
 
 impl<T: Into<String>> From<T> for Cell {
@@ -147,6 +159,13 @@ mod tests {
     #[test]
     fn a_terminal_without_columns_says_nothing_of_its_width() {
         assert_eq!((known(Some(0)), known(Some(80)), known(None)), (None, Some(80), None));
+    }
+
+    #[test]
+    fn parts_of_a_line_have_color_where_it_is_wanted() {
+        assert_eq!(Cell::bad("503").inline(false), "503");
+        assert_eq!(Cell::bad("503").inline(true), "\u{1b}[31m503\u{1b}[0m");
+        assert_eq!(Cell::from("web").inline(true), "web");
     }
 
     #[test]

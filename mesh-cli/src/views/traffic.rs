@@ -12,7 +12,7 @@ use mesh_common::proto::telemetry::{Direction, Labels, Protocol};
 use serde::Serialize;
 
 /// A service by its full name, or what is known instead: a service account, or nothing.
-const UNKNOWN: &str = "unknown";
+pub(super) const UNKNOWN: &str = "unknown";
 
 /// Calls of one kind.
 #[derive(Clone, Debug)]
@@ -111,7 +111,7 @@ fn has_failed(labels: &Labels) -> bool {
 }
 
 /// `web.default` of a SPIFFE ID.
-fn account(identity: &str) -> String {
+pub(super) fn account(identity: &str) -> String {
     match identity.parse::<Identity>() {
         Ok(identity) => format!("{}.{}", identity.service_account, identity.namespace),
         Err(_) => UNKNOWN.to_owned(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use mesh_common::proto::control::{ObjectKey, Proxy, ServiceView, WorkloadView};
+use mesh_common::proto::telemetry::TapParty;
 use mesh_common::resource::{DEFAULT_NAMESPACE, Key, Kind, Object};
 use tonic::Status;
 
@@ -56,6 +57,16 @@ pub(super) fn status(error: ApplyError) -> Status {
 }
 
 /// Services as people know them: those made for each version show as versions of their workloads.
+/// Adds what a proxy knows of a caller that is a workload of this service: its certificate. The caller may have said something
+/// here; that does not count.
+pub(super) fn name_identities(party: &mut TapParty, model: &Model) {
+    let is_it = |service: &&Service| service.name.name == party.name && service.name.namespace == party.namespace;
+    let workloads = model.services().filter(is_it).flat_map(|service| &service.workloads);
+    let identities: BTreeSet<String> =
+        workloads.filter_map(|workload| workload.identity.as_ref().map(ToString::to_string)).collect();
+    party.identities = identities.into_iter().collect();
+}
+
 pub(super) fn services(model: &Model, proxies: &[Proxy]) -> Vec<ServiceView> {
     let connected: BTreeSet<&str> = proxies.iter().map(|proxy| proxy.id.as_str()).collect();
     let workload = |workload: &Workload| WorkloadView {

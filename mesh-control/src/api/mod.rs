@@ -232,6 +232,20 @@ impl Mesh for MeshService {
         traffic.map(Response::new).map_err(|_| Status::unavailable("mesh-control is stopping"))
     }
 
+    type TapStream = Streamed<TapResponse>;
+
+    async fn tap(&self, request: Request<TapRequest>) -> Result<Response<Self::TapStream>, Status> {
+        let who = Who::operator(request.extensions().get::<Peer>());
+        let mut request = request.into_inner();
+        if let Some(filter) = &mut request.filter {
+            let snapshot = self.snapshot();
+            filter.from.iter_mut().for_each(|party| convert::name_identities(party, &snapshot.model));
+        }
+        let told = self.reports.tap(request.clone())?;
+        tracing::info!(?who, filter = ?request.filter, headers = ?request.headers, "a tap begins");
+        Ok(Response::new(Box::pin(told)))
+    }
+
     async fn list_certificates(
         &self,
         _request: Request<ListCertificatesRequest>,

@@ -1,9 +1,10 @@
 //! What flows in the mesh, and which certificates are served there, as the proxies report it.
 //!
 //! In: streams of reports, each from one proxy about itself. Out: the last minute of it, and the newest certificate, for
-//! whoever asks. Nothing is stored, and no configuration depends on it.
+//! whoever asks; and single requests as they end, for whoever taps them. Nothing is stored, and no configuration depends on it.
 
 mod service;
+mod taps;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -11,18 +12,27 @@ mod window;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mesh_common::proto::control::{ListTrafficResponse, WorkloadCertificate};
+use futures_util::Stream;
+use mesh_common::proto::control::{ListTrafficResponse, TapAsked, TapRequest, TapResponse, WorkloadCertificate};
+use tonic::Status;
 
 pub use service::ReportsService;
+use taps::{Reader, Taps};
 use window::Window;
 
-/// The last minute of all proxies that report here. A clone is the same.
+/// How often it is looked whether others are asked by now.
+const ASKED: Duration = Duration::from_secs(2);
+
+/// The last minute of all proxies that report here, and who taps them. A clone is the same.
 #[derive(Clone)]
-pub struct Reports(Arc<Mutex<Window>>);
+pub struct Reports {
+    window: Arc<Mutex<Window>>,
+    taps: Taps,
+}
 
 impl Reports {
     pub fn new(now: Instant) -> Self {
-        Self(Arc::new(Mutex::new(Window::new(now))))
+        Self { window: Arc::new(Mutex::new(Window::new(now))), taps: Taps::new() }
     }
 
     /// What has been reported in the last `window`, at most a minute.
@@ -35,7 +45,45 @@ impl Reports {
         self.window().certificates()
     }
 
+    /// What is asked for, as it ends. The tap is over when the stream is dropped.
+    pub fn tap(
+        &self,
+        request: TapRequest,
+    ) -> Result<impl Stream<Item = Result<TapResponse, Status>> + Send + use<>, Status> {
+        let (reports, reader) = (self.clone(), self.taps.open(request)?);
+        Ok(async_stream::try_stream! {
+            let mut asked = reports.asked(&reader);
+            yield TapResponse { asked: Some(asked.clone()), ..TapResponse::default() };
+            let mut look = tokio::time::Instant::now() + ASKED;
+            loop {
+                if let Ok(next) = tokio::time::timeout_at(look, reader.next()).await {
+                    let (events, not_shown) = next?;
+                    yield TapResponse { events, not_shown, asked: None };
+                }
+                if tokio::time::Instant::now() >= look {
+                    look = tokio::time::Instant::now() + ASKED;
+                    let now = reports.asked(&reader);
+                    if now != asked {
+                        asked = now;
+                        yield TapResponse { asked: Some(asked.clone()), ..TapResponse::default() };
+                    }
+                }
+            }
+        })
+    }
+
+    fn asked(&self, reader: &Reader) -> TapAsked {
+        let window = self.window();
+        let mut identities: Vec<_> =
+            window.reporters().filter(|who| reader.asks(who)).map(|who| who.identity).collect();
+        drop(window);
+        let proxies = u32::try_from(identities.len()).unwrap_or(u32::MAX);
+        identities.sort_unstable();
+        identities.dedup();
+        TapAsked { proxies, identities }
+    }
+
     fn window(&self) -> MutexGuard<'_, Window> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use mesh_common::identity::Identity;
 use mesh_common::proto::telemetry::reports_server::{Reports as Service, ReportsServer};
-use mesh_common::proto::telemetry::{Instruction, Report};
+use mesh_common::proto::telemetry::{Instruction, Report, Reporter};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -18,6 +18,11 @@ use crate::certificates;
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 /// Bytes of one report.
 const REPORT_BYTES: usize = 4 << 20;
+/// How long a proxy goes on with a tap that it hears nothing more of, and how often it does hear of it.
+const TAPS_LAST: Duration = Duration::from_secs(30);
+const TAPS_RENEWED: Duration = Duration::from_secs(10);
+/// When one that reads nothing is told again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 type Instructions = mpsc::Sender<Result<Instruction, Status>>;
 
@@ -98,22 +103,60 @@ async fn follow(
     requests: &mut Streaming<Report>,
     instructions: &Instructions,
 ) -> Result<(), Refused> {
-    let mut told = Duration::ZERO;
+    let mut told = None;
+    let mut due = Instant::now();
+    let mut taps = reports.taps.changes();
+    let who = reports.window().reporter(stream).ok_or(Refused::Replaced)?;
     loop {
         let interval = reports.window().interval();
-        if interval != told {
-            let interval_ms = u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
+        let wanted = reports.taps.of(&who);
+        let now = Instant::now();
+        let is_news = told.as_ref().is_none_or(|(last, open)| *last != interval || *open != wanted);
+        if is_news || (!wanted.is_empty() && now >= due) {
+            let milliseconds = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+            let (interval_ms, taps_last_ms) = (milliseconds(interval), milliseconds(TAPS_LAST));
             // One that reads nothing hears of it later.
-            if instructions.try_send(Ok(Instruction { interval_ms })).is_ok() {
-                told = interval;
-            }
+            due = match instructions.try_send(Ok(Instruction { interval_ms, taps: wanted.clone(), taps_last_ms })) {
+                Ok(()) => {
+                    told = Some((interval, wanted.clone()));
+                    now + TAPS_RENEWED
+                }
+                Err(_) => now + AGAIN,
+            };
         }
-        match requests.message().await {
-            Ok(Some(mut report)) => {
-                let served = served(identity, &mut report)?;
-                reports.window().add(stream, report, served, Instant::now())?;
+        // A stream without taps is told of a new interval at its next report.
+        let is_told = told.as_ref().is_some_and(|(_, open)| *open == wanted);
+        let again = async {
+            match wanted.is_empty() && is_told {
+                true => std::future::pending().await,
+                false => tokio::time::sleep_until(due.into()).await,
             }
-            Ok(None) | Err(_) => return Ok(()),
+        };
+        tokio::select! {
+            message = requests.message() => match message {
+                Ok(Some(report)) => take(reports, identity, &who, stream, report)?,
+                Ok(None) | Err(_) => return Ok(()),
+            },
+            Ok(()) = taps.changed() => {}
+            () = again => {}
         }
     }
+}
+
+fn take(
+    reports: &Reports,
+    identity: &Identity,
+    who: &Reporter,
+    stream: &StreamId,
+    mut report: Report,
+) -> Result<(), Refused> {
+    let now = Instant::now();
+    let (tapped, not_told) = (std::mem::take(&mut report.tapped), std::mem::take(&mut report.not_told));
+    let served = served(identity, &mut report)?;
+    // Also tells whether another stream has taken over.
+    reports.window().add(stream, report, served, now)?;
+    if !(tapped.is_empty() && not_told.is_empty()) {
+        reports.taps.deliver(who, tapped, not_told, now);
+    }
+    Ok(())
 }

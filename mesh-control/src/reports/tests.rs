@@ -1,9 +1,12 @@
 //! The service as proxies meet it: real gRPC over the loopback.
 
+use futures_util::StreamExt;
 use jiff::Timestamp;
 use mesh_common::identity::Identity;
 use mesh_common::proto::telemetry::reports_client::ReportsClient;
-use mesh_common::proto::telemetry::{Certificate, Counts, Instruction, Labels, Report, Reporter, Series};
+use mesh_common::proto::telemetry::{
+    Certificate, Counts, Instruction, Labels, Report, Reporter, Series, TapEvent, TapLoss,
+};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
@@ -179,4 +182,44 @@ async fn a_proxy_tells_of_its_own_certificate_and_of_no_other() {
     // Who is gone serves nothing.
     bench.until(|it| it.proxies == 0).await;
     assert_eq!(bench.reports.certificates(), []);
+}
+
+fn response(it: TapResponse) -> (usize, u64, Option<u32>) {
+    (it.events.len(), it.not_shown, it.asked.map(|asked| asked.proxies))
+}
+
+#[tokio::test]
+async fn a_tap_reaches_the_proxies_and_what_they_tell_its_reader() {
+    let bench = Bench::start().await;
+    let (reports, mut instructions) = bench.stream(Some("web"), reporter("web")).await.unwrap();
+    assert_eq!(soon(instructions.message()).await.unwrap().unwrap().taps, []);
+    let request = TapRequest { max_rate: 5, headers: vec!["end-user".into()], ..TapRequest::default() };
+    let mut tap = Box::pin(bench.reports.tap(request).unwrap());
+    let told = soon(tap.next()).await.unwrap().unwrap();
+    assert_eq!(told.asked.unwrap().identities, ["spiffe://mesh.local/ns/shop/sa/web"]);
+    let instruction = soon(instructions.message()).await.unwrap().unwrap();
+    let open = &instruction.taps[0];
+    assert_eq!((instruction.interval_ms, instruction.taps_last_ms), (1000, 30_000));
+    assert_eq!((open.max_rate, open.headers.as_slice()), (5, &["end-user".to_owned()][..]));
+
+    // Counters and events may come together or not.
+    let event = TapEvent { tap: open.id, path: "/a".into(), ..TapEvent::default() };
+    let not_told = vec![TapLoss { tap: open.id, count: 12 }];
+    reports.send(Report { tapped: vec![event.clone()], not_told, ..Report::default() }).unwrap();
+    let told = soon(tap.next()).await.unwrap().unwrap();
+    assert_eq!(told.events[0].reporter.clone().unwrap().workload, "web-1");
+    assert_eq!(response(told), (1, 12, None));
+    reports.send(Report { tapped: vec![event], ..requests(3) }).unwrap();
+    assert_eq!(response(soon(tap.next()).await.unwrap().unwrap()), (1, 0, None));
+    bench.until(|it| !it.traffic.is_empty()).await;
+
+    // Another proxy that comes meanwhile is asked too, at once.
+    let (_other, mut instructions_of_other) = bench.stream(Some("db"), reporter("db")).await.unwrap();
+    assert_eq!(soon(instructions_of_other.message()).await.unwrap().unwrap().taps, instruction.taps);
+    assert_eq!(response(soon(tap.next()).await.unwrap().unwrap()), (0, 0, Some(2)));
+
+    // And who taps goes away.
+    drop(tap);
+    assert_eq!(soon(instructions.message()).await.unwrap().unwrap().taps, []);
+    assert_eq!(soon(instructions_of_other.message()).await.unwrap().unwrap().taps, []);
 }

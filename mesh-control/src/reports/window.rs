@@ -227,6 +227,17 @@ impl Window {
         }
     }
 
+    /// Who has a stream that is open.
+    pub(super) fn reporters(&self) -> impl Iterator<Item = Reporter> {
+        self.reporters.iter().filter(|(_, proxy)| proxy.stream.is_some()).map(|(key, proxy)| reporter(key, proxy))
+    }
+
+    /// Who this stream is of, as far as that is proven; `None` if another one is by now.
+    pub(super) fn reporter(&self, stream: &StreamId) -> Option<Reporter> {
+        let proxy = self.reporters.get(&stream.key).filter(|proxy| proxy.stream == Some(stream.number))?;
+        Some(reporter(&stream.key, proxy))
+    }
+
     /// How often each proxy should report.
     pub(super) fn interval(&self) -> Duration {
         let streams = u64::try_from(self.reporters.len()).unwrap_or(u64::MAX);
@@ -307,6 +318,15 @@ impl Proxy {
         let silent = now.saturating_duration_since(self.heard);
         let between_reports = self.stream.is_some() && silent < SILENT;
         if told.is_zero() || between_reports { told } else { told + silent }
+    }
+}
+
+fn reporter(key: &Key, proxy: &Proxy) -> Reporter {
+    Reporter {
+        workload: key.workload.clone(),
+        service: proxy.who.service.clone(),
+        version: proxy.who.version.clone(),
+        identity: key.identity.clone(),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::limit::{self, Place, Quota};
 use crate::listen::{Direction, Security};
 use crate::pace::{Pacer, Way};
 use crate::retry::grpc_status;
+use crate::tap::Noted;
 use crate::telemetry::RequestRecord;
 use crate::trace::Trace;
 use crate::upstream::{Failed, Flow, Held, Outcome, Target, UpstreamBody};
@@ -64,6 +65,8 @@ pub(crate) struct Exchange {
     pub(crate) quota: Option<Quota>,
     /// `None`: nobody looks at traces.
     pub(crate) trace: Option<Trace>,
+    /// `None`: no tap was open when it began.
+    pub(crate) noted: Option<Box<Noted>>,
     /// The response was handed over to its end.
     complete: bool,
 }
@@ -108,6 +111,8 @@ impl Exchange {
         let manager = conn.manager();
         let tracing = manager.as_ref().and_then(|manager| manager.tracing.as_ref());
         let trace = tracing.map(|tracing| Trace::begin(tracing, &head.headers, &conn.downstream, start));
+        let authn = manager.as_ref().and_then(|manager| manager.jwt.as_ref());
+        let noted = conn.ctx.telemetry.taps().begin(&head.headers, authn);
         Box::new(Self {
             start,
             uri: jwt::without_tokens(&head.uri, None),
@@ -117,6 +122,7 @@ impl Exchange {
             deadline: Deadline::none(&conn.timers, start),
             manager,
             trace,
+            noted,
             conn,
             route: None,
             cluster: None,
@@ -142,6 +148,9 @@ impl Exchange {
     /// The request goes to the target that was chosen.
     pub(crate) fn tries(&mut self, address: SocketAddr, now: Instant) {
         self.attempts += 1;
+        if let Some(noted) = self.noted.as_mut().filter(|_| self.conn.downstream.direction == Direction::Outbound) {
+            noted.tries(address, now);
+        }
         if let Some(trace) = self.trace.as_mut().filter(|_| self.conn.downstream.direction == Direction::Outbound) {
             trace.tries(address, now);
         }
@@ -149,9 +158,12 @@ impl Exchange {
 
     /// What came of a try, by its number.
     pub(crate) fn tried(&mut self, number: u32, outcome: &Result<Response<UpstreamBody>, Failed>) {
+        let status = || outcome.as_ref().map(|it| it.status().as_u16()).map_err(|failed| &failed.error);
         if let Some(trace) = &mut self.trace {
-            let outcome = outcome.as_ref();
-            trace.tried(number, outcome.map(|it| it.status().as_u16()).map_err(|failed| &failed.error));
+            trace.tried(number, status());
+        }
+        if let Some(noted) = &mut self.noted {
+            noted.tried(number, status());
         }
     }
 
@@ -159,6 +171,9 @@ impl Exchange {
         self.conn.ctx.telemetry.fault(what);
         if let Some(trace) = &mut self.trace {
             trace.fault(what);
+        }
+        if let Some(noted) = &mut self.noted {
+            noted.fault(what);
         }
     }
 
@@ -171,6 +186,9 @@ impl Exchange {
     pub(crate) fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.status = status.as_u16();
         self.trailers(headers);
+        if let Some(noted) = &mut self.noted {
+            noted.answered(headers);
+        }
     }
 
     /// Trailers, or the head of a response without messages.
@@ -241,6 +259,7 @@ impl Exchange {
             request_bytes: self.upload.as_ref().map_or(self.tunnelled, Upload::bytes),
             response_bytes: self.response_bytes,
             route: self.route.as_ref().map_or("", |route| &route.name),
+            rule: self.route.as_deref(),
             called: match self.manager.as_ref().map(|manager| &manager.routes) {
                 Some(RouteSource::Rds(name)) => name,
                 Some(RouteSource::Inline(_)) | None => "",
@@ -253,6 +272,7 @@ impl Exchange {
             user_agent: text(self.head.user_agent.as_ref()),
             detail: detail.as_deref(),
             trace: self.trace.as_ref().map(Trace::id),
+            noted: self.noted.as_deref(),
         };
         self.conn.ctx.telemetry.request(&record);
         if let Some(trace) = self.trace.as_ref().filter(|trace| trace.is_sampled()) {

@@ -164,6 +164,9 @@ fn authenticate(manager: &HttpManager, exchange: &mut Exchange) -> Result<Option
     let Head { headers, uri, .. } = &mut exchange.head;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     jwt::admit(authn, headers, uri, now).map_err(|refused| {
+        if let Some(noted) = &mut exchange.noted {
+            noted.refused();
+        }
         let (why, Exchange { conn, head, .. }) = (refused.to_string(), &*exchange);
         audit::record_refusal(&conn.ctx, Event::Request, &conn.downstream, || Some(asked(head)), &why);
         Error::because(Kind::Unauthenticated, why)
@@ -172,7 +175,7 @@ fn authenticate(manager: &HttpManager, exchange: &mut Exchange) -> Result<Option
 
 /// Whether the policies let the request in.
 fn authorize(authorization: &Authorization, exchange: &mut Exchange, token: Option<&Verified>) -> Result<(), Error> {
-    let Exchange { conn, head, trace, .. } = exchange;
+    let Exchange { conn, head, trace, noted, .. } = exchange;
     let Connection { downstream, ctx, .. } = &**conn;
     if authorization.gates.is_empty() && downstream.direction == Direction::Outbound {
         // Nobody decides here; who is called does.
@@ -185,6 +188,9 @@ fn authorize(authorization: &Authorization, exchange: &mut Exchange, token: Opti
     }
     if let Some(trace) = trace.as_mut().filter(|trace| trace.is_sampled()) {
         trace.policy(verdict.deciding());
+    }
+    if let Some(noted) = noted.as_mut().filter(|_| !authorization.gates.is_empty()) {
+        noted.decided(&verdict);
     }
     audit::record(ctx, Event::Request, downstream, || Some(asked(head)), &verdict);
     verdict.enforce(&ctx.telemetry)

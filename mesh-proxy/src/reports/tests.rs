@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::Method;
 use mesh_common::proto::telemetry::reports_server::{Reports as Service, ReportsServer};
-use mesh_common::proto::telemetry::{Instruction, Labels};
+use mesh_common::proto::telemetry::{Instruction, Labels, Tap, TapFilter, TapLoss};
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::{Endpoint, Server};
@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
 use crate::listen::{Direction, Downstream, Security};
-use crate::telemetry::{Protocol, RequestRecord, TelemetryOptions};
+use crate::telemetry::{Protocol, RequestRecord, TcpRecord, TelemetryOptions};
 use crate::tls::tests::Authority;
 
 struct Peer {
@@ -27,7 +27,7 @@ impl Peer {
     }
 
     fn ask_each(&self, interval_ms: u32) {
-        self.instructions.send(Ok(Instruction { interval_ms })).unwrap();
+        self.instructions.send(Ok(Instruction { interval_ms, ..Instruction::default() })).unwrap();
     }
 
     /// Reads on until so many requests were told.
@@ -117,6 +117,7 @@ impl Bench {
             request_bytes: 0,
             response_bytes: 0,
             route: "",
+            rule: None,
             called: "",
             cluster: "reviews.shop.svc.cluster.local:9080",
             endpoint: None,
@@ -126,6 +127,7 @@ impl Bench {
             user_agent: "",
             detail: None,
             trace: None,
+            noted: None,
         };
         (0..count).for_each(|_| self.telemetry.request(&record));
     }
@@ -224,4 +226,69 @@ async fn the_certificate_is_told_first_and_whenever_it_is_another() {
     drop(peer);
     let mut peer = bench.stream().await;
     assert_eq!(peer.report().await.certificate.unwrap().leaf, leaf);
+}
+
+impl Peer {
+    fn tap(&self, taps: Vec<Tap>, taps_last_ms: u32) {
+        // Counters are not in the way of what is told here.
+        self.instructions.send(Ok(Instruction { interval_ms: 60_000, taps, taps_last_ms })).unwrap();
+    }
+}
+
+impl Bench {
+    /// Whether a tap is open at the proxy.
+    async fn taps(&self, wanted: bool) {
+        let is_so = async {
+            while self.telemetry.taps().begin(&http::HeaderMap::new(), None).is_some() != wanted {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), is_so).await.expect("a tap is open, or none is");
+    }
+
+    fn stream_ends(&self) {
+        let (peer, to) = ("10.0.0.1:40000".parse().unwrap(), "240.240.0.5:9080".parse().unwrap());
+        self.telemetry.tcp_closed(&TcpRecord {
+            downstream: &Downstream::new(peer, to, Direction::Outbound),
+            called: "stock.shop.svc.cluster.local:7000",
+            cluster: "tcp:stock.shop.svc.cluster.local:7000",
+            endpoint: None,
+            security: Security::None,
+            flags: "",
+            duration: Duration::from_millis(12),
+            received_bytes: 1,
+            sent_bytes: 2,
+            detail: None,
+            allowed_by: "",
+        });
+    }
+}
+
+fn tap(max_rate: u32) -> Tap {
+    Tap { id: 7, filter: Some(TapFilter::default()), max_rate, headers: Vec::new() }
+}
+
+#[tokio::test]
+async fn a_tap_is_open_while_the_control_plane_says_so() {
+    let mut bench = Bench::start(0).await;
+    let mut peer = bench.stream().await;
+    peer.report().await;
+    bench.stream_ends();
+    peer.tap(vec![tap(2)], 60_000);
+    bench.taps(true).await;
+    (0..5).for_each(|_| bench.stream_ends());
+    let report = peer.report().await;
+    assert_eq!((report.tapped.len(), report.not_told.clone()), (2, vec![TapLoss { tap: 7, count: 3 }]), "{report:?}");
+    assert_eq!((report.series.len(), report.covers_ms, report.tapped[0].tap), (0, 0, 7));
+    peer.tap(Vec::new(), 60_000);
+    bench.taps(false).await;
+    // It ends by itself, if nobody says anything more of it.
+    peer.tap(vec![tap(2)], 500);
+    bench.taps(true).await;
+    bench.taps(false).await;
+    // And with the stream.
+    peer.tap(vec![tap(2)], 60_000);
+    bench.taps(true).await;
+    drop(peer);
+    bench.taps(false).await;
 }

@@ -37,6 +37,8 @@ pub struct To<'a> {
     /// The service's port that was called.
     pub called: &'a str,
     pub cluster: &'a str,
+    /// The policy that has let it in.
+    pub allowed_by: &'a str,
 }
 
 /// Carries the connection to one of the proxy's clusters until it ends.
@@ -50,7 +52,7 @@ pub(crate) async fn proxy<IO: DownstreamIo>(
     ctx: &Context,
 ) {
     let began = Instant::now();
-    let mut to = To { called: &filter.stat_prefix, cluster: "" };
+    let mut to = To { called: &filter.stat_prefix, ..To::default() };
     if let Some(scarce) = ctx.overload.scarce() {
         return refuse(io, downstream, to, began, &Error::because(Kind::Overloaded, scarce.as_str()), ctx);
     }
@@ -58,6 +60,7 @@ pub(crate) async fn proxy<IO: DownstreamIo>(
     if downstream.direction == Direction::Inbound || !filter.authorization.gates.is_empty() {
         let verdict = verdict(downstream, filter);
         audit::record(ctx, Event::Stream, downstream, || None, &verdict);
+        to.allowed_by = verdict.allowed_by.unwrap_or_default();
         if let Err(error) = verdict.enforce(&ctx.telemetry) {
             return refuse(io, downstream, to, began, &error, ctx);
         }
@@ -128,7 +131,7 @@ async fn revoked(downstream: &Downstream, chosen: Option<&Chosen>, ctx: &Context
 /// Carries the connection to where it was going anyway, as it came.
 pub async fn passthrough<IO: DownstreamIo>(io: IO, downstream: &Downstream, ctx: &Context) {
     let began = Instant::now();
-    let to = To { called: "", cluster: CLUSTER_PASSTHROUGH };
+    let to = To { cluster: CLUSTER_PASSTHROUGH, ..To::default() };
     let address = downstream.original_destination;
     match tokio::time::timeout(PASSTHROUGH_CONNECT_TIMEOUT, connect(address)).await {
         Ok(Ok(stream)) => {
@@ -186,6 +189,7 @@ pub fn record_failure(downstream: &Downstream, to: To<'_>, began: Instant, error
         received_bytes: 0,
         sent_bytes: 0,
         detail: Some(&detail),
+        allowed_by: to.allowed_by,
     };
     ctx.telemetry.tcp_closed(&record);
     log(downstream, error, ctx);
@@ -219,6 +223,7 @@ async fn carry<IO: DownstreamIo>(
         received_bytes: 0,
         sent_bytes: 0,
         detail: None,
+        allowed_by: to.allowed_by,
     };
     let learns = downstream.direction == Direction::Outbound && to.cluster != CLUSTER_PASSTHROUGH;
     let mut counted = Counted {

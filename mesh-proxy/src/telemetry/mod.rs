@@ -1,5 +1,6 @@
 //! What happened, for people, for Prometheus and for the control plane. In: one record for each request and each byte
-//! stream, and decisions about access. Out: metrics, lines of the access log and the audit log, spans, and what is reported.
+//! stream, and decisions about access. Out: metrics, lines of the access log and the audit log, spans, what is reported, and
+//! what taps want to see.
 //! Nothing here ever makes the data path wait.
 
 mod access_log;
@@ -26,6 +27,7 @@ pub use metrics::{ActiveConnection, DnsResult, StreamMetrics};
 pub use record::{Protocol, RequestRecord, TcpRecord};
 pub use udp::{UdpDrop, UdpMetrics};
 
+use crate::tap::Taps;
 use crate::trace::Exporter;
 use access_log::Log;
 use metrics::Metrics;
@@ -80,6 +82,7 @@ struct Inner {
     access_log: Option<Log>,
     audit_log: Option<AuditLog>,
     spans: Exporter,
+    taps: Taps,
     log_allowance: AtomicU32,
 }
 
@@ -92,9 +95,10 @@ impl Telemetry {
         let start = |audit| AuditLog::start(audit, options.local.clone());
         let audit_log = options.audit_log.map(start).transpose()?;
         let spans = Exporter::new(options.local.clone());
+        let taps = Taps::new(options.local.clone());
         let metrics = Metrics::new(options.local, options.max_series);
         let log_allowance = AtomicU32::new(LOG_ALLOWANCE);
-        Ok(Self { inner: Arc::new(Inner { metrics, access_log, audit_log, spans, log_allowance }) })
+        Ok(Self { inner: Arc::new(Inner { metrics, access_log, audit_log, spans, taps, log_allowance }) })
     }
 
     /// Where decisions about access are written down, if anywhere.
@@ -115,6 +119,7 @@ impl Telemetry {
         if let Some(log) = &self.inner.access_log {
             log.request(record);
         }
+        self.inner.taps.request(record);
     }
 
     /// A policy on trial would have refused something; `policy` is empty if that is because no policy allows it.
@@ -148,6 +153,7 @@ impl Telemetry {
         if let Some(log) = &self.inner.access_log {
             log.stream(record);
         }
+        self.inner.taps.stream(record);
     }
 
     /// Counts a downstream connection as active until the guard is dropped.
@@ -202,6 +208,11 @@ impl Telemetry {
         let access_lines = self.inner.access_log.as_ref().map_or(0, Log::dropped);
         let audit_lines = self.inner.audit_log.as_ref().map_or(0, AuditLog::dropped);
         self.inner.metrics.render(access_lines, audit_lines, self.inner.spans.exported())
+    }
+
+    /// Who wants to see single requests.
+    pub fn taps(&self) -> &Taps {
+        &self.inner.taps
     }
 
     /// Where spans go.

@@ -2,8 +2,9 @@ use std::time::Duration;
 
 use http::Method;
 
-use crate::config::Endpoint;
+use crate::config::{Endpoint, Route};
 use crate::listen::{Downstream, Security};
+use crate::tap::Noted;
 use crate::trace::TraceId;
 
 /// What a request spoke.
@@ -58,6 +59,8 @@ pub struct RequestRecord<'a> {
     pub response_bytes: u64,
     /// Name of the route, empty when none matched.
     pub route: &'a str,
+    /// The route itself.
+    pub rule: Option<&'a Route>,
     /// Name of the route configuration, which is that of the service's port that was called; empty when it is not known.
     pub called: &'a str,
     /// Name of the cluster, empty when none was chosen.
@@ -73,6 +76,8 @@ pub struct RequestRecord<'a> {
     pub detail: Option<&'a str>,
     /// The trace that it belongs to, where tracing is on.
     pub trace: Option<TraceId>,
+    /// What a tap wants to know, if one was open when the request began.
+    pub(crate) noted: Option<&'a Noted>,
 }
 
 /// One byte stream, as it began or ended.
@@ -93,4 +98,6 @@ pub struct TcpRecord<'a> {
     /// From upstream to downstream.
     pub sent_bytes: u64,
     pub detail: Option<&'a str>,
+    /// The policy that has let it in; empty if there is none.
+    pub allowed_by: &'a str,
 }

@@ -49,6 +49,7 @@ fn request<'a>(downstream: &'a Downstream, endpoint: Option<&'a Endpoint>, path:
         request_bytes: 3,
         response_bytes: 5,
         route: "HTTPRoute/default/reviews/0",
+        rule: None,
         called: "",
         cluster: "reviews-v2.default.svc.cluster.local:9080",
         endpoint,
@@ -58,6 +59,7 @@ fn request<'a>(downstream: &'a Downstream, endpoint: Option<&'a Endpoint>, path:
         user_agent: "curl",
         detail: None,
         trace: None,
+        noted: None,
     }
 }
 
@@ -73,6 +75,7 @@ fn stream<'a>(downstream: &'a Downstream, cluster: &'a str, flags: &'static str)
         received_bytes: 7,
         sent_bytes: 9,
         detail: Some("it \"broke\""),
+        allowed_by: "",
     }
 }
 
