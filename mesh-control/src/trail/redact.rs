@@ -1,6 +1,6 @@
 //! What must not be in anybody's log: keys, and what a route writes into headers that prove who somebody is.
 
-use mesh_common::secrets::{REDACTED, is_secret};
+use mesh_common::secrets::{REDACTED, is_secret, shown_address};
 use serde_json::{Map, Value};
 
 /// Fields that hold keys, whatever is in them.
@@ -27,16 +27,10 @@ fn field(fields: &Map<String, Value>, name: &str, value: &Value) -> Value {
 
 /// A URI may have somebody's name and password before its host, or a key in its query.
 fn without_credentials(name: &str, value: Value) -> Value {
-    let Value::String(text) = &value else { return value };
-    if !name.to_ascii_lowercase().ends_with("uri") {
-        return value;
+    match value {
+        Value::String(text) if name.to_ascii_lowercase().ends_with("uri") => shown_address(&text).into(),
+        other => other,
     }
-    let Some((scheme, rest)) = text.split_once("://") else { return value };
-    let (rest, query) = rest.split_once('?').map_or((rest, false), |(rest, _)| (rest, true));
-    let (authority, path) = rest.split_once('/').map_or((rest, None), |(authority, path)| (authority, Some(path)));
-    let host = authority.rsplit_once('@').map_or(authority.to_owned(), |(_, host)| format!("{REDACTED}@{host}"));
-    let path = path.map(|path| format!("/{path}")).unwrap_or_default();
-    format!("{scheme}://{host}{path}{}", if query { format!("?{REDACTED}") } else { String::new() }).into()
 }
 
 #[cfg(test)]
