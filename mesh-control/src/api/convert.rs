@@ -56,7 +56,6 @@ pub(super) fn status(error: ApplyError) -> Status {
     }
 }
 
-/// Services as people know them: those made for each version show as versions of their workloads.
 /// Adds what a proxy knows of a caller that is a workload of this service: its certificate. The caller may have said something
 /// here; that does not count.
 pub(super) fn name_identities(party: &mut TapParty, model: &Model) {
@@ -67,6 +66,7 @@ pub(super) fn name_identities(party: &mut TapParty, model: &Model) {
     party.identities = identities.into_iter().collect();
 }
 
+/// Services as people know them: those made for each version show as versions of their workloads.
 pub(super) fn services(model: &Model, proxies: &[Proxy]) -> Vec<ServiceView> {
     let connected: BTreeSet<&str> = proxies.iter().map(|proxy| proxy.id.as_str()).collect();
     let workload = |workload: &Workload| WorkloadView {
