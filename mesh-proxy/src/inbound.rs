@@ -61,7 +61,12 @@ async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, 
     let _active = ctx.telemetry.connection(Direction::Inbound);
     let chosen = match choose(&stream, local, &mut downstream, &ctx).await {
         Ok(chosen) => chosen,
-        Err(error) => return tcp::refuse(stream, &downstream, tcp::To::default(), began, &error, &ctx),
+        Err(Refused { error, policy: None }) => {
+            return tcp::refuse(stream, &downstream, tcp::To::default(), began, &error, &ctx);
+        }
+        Err(Refused { error, policy: Some(policy) }) => {
+            return tcp::refuse(stream, &downstream, tcp::To::refused_by(&policy), began, &error, &ctx);
+        }
     };
     let limits = chosen.filter().limits().cloned();
     let mut place = match limits.as_deref().map_or(Ok(None), |limits| limit::connection(limits, &ctx)) {
@@ -96,18 +101,31 @@ async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, 
     }
 }
 
+/// Why there is no filter for a connection.
+struct Refused {
+    error: Error,
+    /// The policy that does not let it in: its name may be empty.
+    policy: Option<String>,
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self { error, policy: None }
+    }
+}
+
 /// The filter for this connection, and the TLS to end before it.
 async fn choose(
     stream: &TcpStream,
     local: SocketAddr,
     downstream: &mut Downstream,
     ctx: &Context,
-) -> Result<Chosen, Error> {
+) -> Result<Chosen, Refused> {
     let destination = downstream.original_destination;
     let port = destination.port();
     // Without a redirect the peer connected to the proxy's own port, which belongs to no application.
     if destination == local || port == ctx.settings.inbound_port || port == ctx.settings.outbound_port {
-        return Err(Error::because(Kind::Denied, format_args!("{destination} is the proxy itself")));
+        return Err(Error::because(Kind::Denied, format_args!("{destination} is the proxy itself")).into());
     }
     let listener = find(ctx).await?;
     refuse_at_once(&listener, downstream, ctx)?;
@@ -119,11 +137,11 @@ async fn choose(
         Detected::Raw
     };
     downstream.alpn = detected.plaintext_protocol().map(<[u8]>::to_vec);
-    Chosen::new(&listener, port, &detected).ok_or_else(|| no_chain(&detected, port))
+    Chosen::new(&listener, port, &detected).ok_or_else(|| no_chain(&detected, port).into())
 }
 
 /// Refuses, before a byte is read, whom no chain that the connection could take would let in.
-fn refuse_at_once(listener: &Listener, downstream: &Downstream, ctx: &Context) -> Result<(), Error> {
+fn refuse_at_once(listener: &Listener, downstream: &Downstream, ctx: &Context) -> Result<(), Refused> {
     let (peer, destination) = (downstream.peer, downstream.original_destination);
     let of_port = |chain: &&FilterChain| chain.matches.destination_port.is_none_or(|port| port == destination.port());
     let mut refusals = listener.chains.iter().filter(of_port).chain(&listener.default_chain).map(|chain| {
@@ -139,7 +157,7 @@ fn refuse_at_once(listener: &Listener, downstream: &Downstream, ctx: &Context) -
         true => {
             let verdict = Verdict { refused: Some(first), ..Verdict::default() };
             audit::record(ctx, Event::Stream, downstream, || None, &verdict);
-            Err(Error::because(Kind::Denied, first))
+            Err(Refused { error: Error::because(Kind::Denied, first), policy: Some(first.policy().to_owned()) })
         }
         false => Ok(()),
     }

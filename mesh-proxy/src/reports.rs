@@ -9,6 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use mesh_common::proto::telemetry::reports_client::ReportsClient;
 use mesh_common::proto::telemetry::{Certificate, Instruction, Report, Reporter};
+use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -84,13 +85,14 @@ impl Source {
         let covers = now - std::mem::replace(&mut self.taken, now);
         let covers_ms = u64::try_from(covers.as_millis()).unwrap_or(u64::MAX);
         let certificate = self.certificate();
-        Report { covers_ms, series: self.telemetry.take_report(), certificate, ..Report::default() }
+        let series = encoded(&self.telemetry.take_report());
+        Report { covers_ms, series, certificate, ..Report::default() }
     }
 
     /// What taps want to see, and nothing else.
     fn tapped(&self) -> Report {
         let (tapped, not_told) = self.telemetry.taps().take();
-        Report { tapped, not_told, ..Report::default() }
+        Report { tapped: encoded(&tapped), not_told, ..Report::default() }
     }
 
     /// Opens the taps of an instruction, and ends all others. Gives when they end by themselves.
@@ -118,6 +120,10 @@ impl Source {
         self.served = Some(served);
         Some(certificate)
     }
+}
+
+fn encoded(messages: &[impl Message]) -> Vec<Vec<u8>> {
+    messages.iter().map(Message::encode_to_vec).collect()
 }
 
 async fn run<D, F>(mut source: Source, dial: D, mut ending: watch::Receiver<bool>)

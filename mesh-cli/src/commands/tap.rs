@@ -135,9 +135,8 @@ fn request(context: &Context, args: &Args) -> Result<TapRequest, Failure> {
             return Err(Failure::usage(format!("{option} can be given {most} times at most.")));
         }
     }
-    let named = |option: &str, word: &String| match word.trim().is_empty() {
-        true => Err(Failure::usage(format!("{option} needs a name."))),
-        false => Ok(party(word, context.namespace())),
+    let named = |option: &str, word: &String| {
+        party(word.trim(), context.namespace()).map_err(|wrong| Failure::usage(format!("{option}: {wrong}.")))
     };
     let parties = |option: &str, words: &[String]| -> Result<Vec<TapParty>, Failure> {
         words.iter().map(|word| named(option, word)).collect()

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use mesh_common::reports::{has_failed, is_grpc_failure};
+
 /// Service and version that were called; the version is "" where a request reached none.
 pub(super) type Target = (String, String);
 
@@ -122,10 +124,8 @@ pub(super) fn injected(text: &str, kind: &str) -> f64 {
     of_it.map(|(_, _, value)| value).sum()
 }
 
-/// Whether the server, or the way to it, failed; a refusal that is the client's fault does not count.
 fn failed(code: &str, grpc: &str) -> bool {
-    code.parse::<u16>().is_ok_and(|code| code >= 500 || code == 0)
-        || matches!(grpc, "2" | "4" | "8" | "13" | "14" | "15")
+    code.parse().is_ok_and(|code| has_failed(code, grpc.parse().ok())) || grpc.parse().is_ok_and(is_grpc_failure)
 }
 
 type Labels = BTreeMap<String, String>;

@@ -9,6 +9,8 @@ use mesh_common::metrics::DURATION_BUCKETS;
 use mesh_common::names::CLUSTER_DOMAIN;
 use mesh_common::proto::control::{ListTrafficResponse, Traffic};
 use mesh_common::proto::telemetry::{Direction, Labels, Protocol};
+use mesh_common::reports::has_failed;
+use mesh_common::tap::{named, service_in};
 use serde::Serialize;
 
 /// A service by its full name, or what is known instead: a service account, or nothing.
@@ -88,7 +90,7 @@ fn call(traffic: &Traffic, reporting: &HashSet<&str>) -> Option<Call> {
         let status = if labels.status == 0 { "-".to_owned() } else { labels.status.to_string() };
         stats.responses.insert(status, stats.requests);
     }
-    if has_failed(labels) {
+    if has_failed(labels.status, labels.grpc_status) {
         stats.failed = stats.requests;
     }
     if !labels.flags.is_empty() {
@@ -105,11 +107,6 @@ fn call(traffic: &Traffic, reporting: &HashSet<&str>) -> Option<Call> {
     Some(Call { caller, service, version, route: labels.route.clone(), stats })
 }
 
-/// Whether the server, or the way to it, failed; a refusal that is the client's fault does not count.
-fn has_failed(labels: &Labels) -> bool {
-    labels.status == 0 || labels.status >= 500 || matches!(labels.grpc_status, Some(2 | 4 | 8 | 13 | 14 | 15))
-}
-
 /// `web.default` of a SPIFFE ID.
 pub(super) fn account(identity: &str) -> String {
     match identity.parse::<Identity>() {
@@ -120,7 +117,8 @@ pub(super) fn account(identity: &str) -> String {
 
 /// Whether a name is what somebody in this namespace means by a word.
 pub fn is_named(name: &str, word: &str, namespace: &str) -> bool {
-    name == word || short(name, namespace) == word || short(name, "") == word || name == format!("{word}.{namespace}")
+    let of = service_in(name).or_else(|| name.rsplit_once('.'));
+    name == word || named(word, namespace).is_ok_and(|meant| of == Some(meant))
 }
 
 pub fn is_in(name: &str, namespace: &str) -> bool {
@@ -401,13 +399,6 @@ mod tests {
     }
 
     #[test]
-    fn what_the_client_did_wrong_is_no_failure() {
-        let of = |status, grpc_status| has_failed(&Labels { status, grpc_status, ..Labels::default() });
-        assert!(of(0, None) && of(500, None) && of(200, Some(14)));
-        assert!(!of(404, None) && !of(200, Some(5)) && !of(200, Some(0)));
-    }
-
-    #[test]
     fn quantiles_are_interpolated() {
         let mut buckets = vec![0; DURATION_BUCKETS.len() + 1];
         (buckets[4], buckets[10]) = (30, 10);
@@ -425,10 +416,12 @@ mod tests {
     fn names_are_as_short_as_the_namespace_allows() {
         let name = "reviews.shop.svc.cluster.local";
         assert_eq!((short(name, "shop").as_str(), short(name, "other").as_str()), ("reviews", "reviews.shop"));
-        for word in ["reviews", "reviews.shop", name] {
+        for word in ["reviews", "reviews.shop", "reviews.shop.svc", name] {
             assert!(is_named(name, word, "shop"), "{word}");
         }
         assert!(!is_named(name, "reviews", "other") && is_named("web.shop", "web.shop", "other"));
+        assert!(is_named("web.shop", "web", "shop") && is_named("passthrough", "passthrough", "shop"));
+        assert!(!is_named("unknown", "web", "shop") && !is_named("", ".", "shop"));
         assert!(is_in(name, "shop") && is_in("web.shop", "shop") && !is_in("passthrough", "shop"));
     }
 }

@@ -241,8 +241,9 @@ impl Mesh for MeshService {
             let snapshot = self.snapshot();
             filter.from.iter_mut().for_each(|party| convert::name_identities(party, &snapshot.model));
         }
-        let told = self.reports.tap(request.clone())?;
-        tracing::info!(?who, filter = ?request.filter, headers = ?request.headers, "a tap begins");
+        let (tap, told) = self.reports.tap(request.clone(), Instant::now())?;
+        let TapRequest { filter, whose, max_rate, headers } = request;
+        tracing::info!(tap, ?who, ?whose, ?filter, ?headers, max_rate, "a tap begins");
         Ok(Response::new(Box::pin(told)))
     }
 

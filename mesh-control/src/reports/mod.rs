@@ -32,7 +32,9 @@ pub struct Reports {
 
 impl Reports {
     pub fn new(now: Instant) -> Self {
-        Self { window: Arc::new(Mutex::new(Window::new(now))), taps: Taps::new() }
+        // Proxies may have events for taps of the process before this one.
+        let taps = Taps::new(fastrand::u64(..));
+        Self { window: Arc::new(Mutex::new(Window::new(now))), taps }
     }
 
     /// What has been reported in the last `window`, at most a minute.
@@ -45,13 +47,15 @@ impl Reports {
         self.window().certificates()
     }
 
-    /// What is asked for, as it ends. The tap is over when the stream is dropped.
+    /// What is asked for, as it ends, and the tap's number. It is over when the stream is dropped.
     pub fn tap(
         &self,
         request: TapRequest,
-    ) -> Result<impl Stream<Item = Result<TapResponse, Status>> + Send + use<>, Status> {
-        let (reports, reader) = (self.clone(), self.taps.open(request)?);
-        Ok(async_stream::try_stream! {
+        now: Instant,
+    ) -> Result<(u64, impl Stream<Item = Result<TapResponse, Status>> + Send + use<>), Status> {
+        let (reports, reader) = (self.clone(), self.taps.open(request, now)?);
+        let id = reader.id();
+        let stream = async_stream::try_stream! {
             let mut asked = reports.asked(&reader);
             yield TapResponse { asked: Some(asked.clone()), ..TapResponse::default() };
             let mut look = tokio::time::Instant::now() + ASKED;
@@ -69,18 +73,15 @@ impl Reports {
                     }
                 }
             }
-        })
+        };
+        Ok((id, stream))
     }
 
     fn asked(&self, reader: &Reader) -> TapAsked {
-        let window = self.window();
-        let mut identities: Vec<_> =
-            window.reporters().filter(|who| reader.asks(who)).map(|who| who.identity).collect();
-        drop(window);
-        let proxies = u32::try_from(identities.len()).unwrap_or(u32::MAX);
+        let asks = |workload: &str, service: &str, identity: &str| reader.asks(workload, service, identity);
+        let (proxies, mut identities) = self.window().reporting(asks);
         identities.sort_unstable();
-        identities.dedup();
-        TapAsked { proxies, identities }
+        TapAsked { proxies: u32::try_from(proxies).unwrap_or(u32::MAX), identities }
     }
 
     fn window(&self) -> MutexGuard<'_, Window> {

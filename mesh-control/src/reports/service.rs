@@ -4,20 +4,25 @@ use std::time::{Duration, Instant};
 
 use mesh_common::identity::Identity;
 use mesh_common::proto::telemetry::reports_server::{Reports as Service, ReportsServer};
-use mesh_common::proto::telemetry::{Instruction, Report, Reporter};
+use mesh_common::proto::telemetry::{Instruction, Report, Reporter, Series};
+use mesh_common::reports::MAX_SERIES;
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Reports;
-use super::window::{Refused, Served, StreamId, shortened};
+use super::window::{Counted, Refused, Served, StreamId, shortened};
 use crate::auth::{Authenticator, Proof};
 use crate::certificates;
 
 /// The first message must be there by then.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
-/// Bytes of one report.
-const REPORT_BYTES: usize = 4 << 20;
+/// Bytes of one report. As many series as one may have, with names as long as they get, are a megabyte and a half. An empty one is
+/// two bytes, and 24 before it is read; more than [`MAX_REPORTED_SERIES`] are not.
+pub(super) const REPORT_BYTES: usize = 2 << 20;
+/// With those for what is beyond.
+const MAX_REPORTED_SERIES: usize = MAX_SERIES + 4;
 /// How long a proxy goes on with a tap that it hears nothing more of, and how often it does hear of it.
 const TAPS_LAST: Duration = Duration::from_secs(30);
 const TAPS_RENEWED: Duration = Duration::from_secs(10);
@@ -73,10 +78,20 @@ async fn open(reports: &Reports, identity: &Identity, requests: &mut Streaming<R
     let reporter = reporter.ok_or_else(|| Status::invalid_argument("the first report must say whose it is"))?;
     let now = Instant::now();
     let served = served(identity, &mut first).map_err(|refused| status(&refused))?;
+    let counted = counted(first.covers_ms, &first.series).map_err(|refused| status(&refused))?;
     let mut window = reports.window();
     let stream = window.open(identity, &reporter, now).map_err(|refused| status(&refused))?;
-    window.add(&stream, first, served, now).map_err(|refused| status(&refused))?;
+    window.add(&stream, counted, served, now).map_err(|refused| status(&refused))?;
     Ok(stream)
+}
+
+/// What a report has counted, if it is no more than a proxy may count.
+fn counted(covers_ms: u64, series: &[Vec<u8>]) -> Result<Counted, Refused> {
+    if series.len() > MAX_REPORTED_SERIES {
+        return Err(Refused::Counted);
+    }
+    let series = series.iter().map(|bytes| Series::decode(&**bytes)).collect::<Result<_, _>>();
+    Ok(Counted { covers_ms, series: series.map_err(|_| Refused::Counted)? })
 }
 
 /// What a report says of the certificate, which must be the reporter's.
@@ -89,7 +104,7 @@ fn served(identity: &Identity, report: &mut Report) -> Result<Option<Served>, Re
 
 fn status(refused: &Refused) -> Status {
     match refused {
-        Refused::LongName | Refused::Certificate => Status::invalid_argument(refused.to_string()),
+        Refused::LongName | Refused::Certificate | Refused::Counted => Status::invalid_argument(refused.to_string()),
         Refused::TooMany => Status::resource_exhausted(refused.to_string()),
         Refused::Replaced => Status::aborted(refused.to_string()),
     }
@@ -151,12 +166,10 @@ fn take(
     mut report: Report,
 ) -> Result<(), Refused> {
     let now = Instant::now();
-    let (tapped, not_told) = (std::mem::take(&mut report.tapped), std::mem::take(&mut report.not_told));
     let served = served(identity, &mut report)?;
+    let counted = counted(report.covers_ms, &report.series)?;
     // Also tells whether another stream has taken over.
-    reports.window().add(stream, report, served, now)?;
-    if !(tapped.is_empty() && not_told.is_empty()) {
-        reports.taps.deliver(who, tapped, not_told, now);
-    }
+    reports.window().add(stream, counted, served, now)?;
+    reports.taps.deliver(who, &report.tapped, &report.not_told, now);
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! Taps: whoever asks sees single requests and byte streams of the proxies that report here, as they end.
 //!
 //! In: what is wanted, and events of proxies. Out: what each proxy is told to tell, and the events for whoever has asked. A tap
-//! lives as long as its reader takes what comes. Nothing waits for a reader: what there is no room for is counted and dropped.
+//! lives as long as its reader takes what comes. Nothing waits for a reader: what there is no room for is counted and dropped. An
+//! event is read when it is known that somebody wants it, and no earlier.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use http::HeaderName;
 use mesh_common::identity::Identity;
-use mesh_common::names::fqdn;
 use mesh_common::proto::control::TapRequest;
 use mesh_common::proto::telemetry::{Reporter, StatusRange, Tap, TapEvent, TapFilter, TapLoss, TapParty};
-use mesh_common::tap::{Buffer, Limits, MAX_ALTERNATIVES, MAX_EVENT, MAX_HEADERS, MAX_RATE, MAX_TAPS, RATE};
+use mesh_common::tap::{
+    Buffer, ForTap, Limits, MAX_ALTERNATIVES, MAX_EVENT, MAX_HEADERS, MAX_RATE, MAX_REPORTED, MAX_TAPS, RATE,
+    is_within_limits, service_in,
+};
 use prost::Message;
 use tokio::sync::{Notify, watch};
 use tonic::Status;
@@ -25,6 +28,8 @@ const BATCH: Limits = Limits { events: 500, bytes: 1 << 20 };
 const STALLED: Duration = Duration::from_secs(60);
 /// Bytes of a name, a method or a path.
 const MAX_TEXT: usize = 1_024;
+/// Bytes of a header's name.
+const MAX_HEADER: usize = 128;
 
 type List = Arc<Vec<Arc<Open>>>;
 
@@ -34,7 +39,7 @@ pub(super) struct Taps(Arc<Inner>);
 
 struct Inner {
     open: watch::Sender<List>,
-    last: AtomicU64,
+    next: AtomicU64,
 }
 
 /// One that is open.
@@ -62,16 +67,20 @@ pub(super) struct Reader {
 }
 
 impl Taps {
-    pub(super) fn new() -> Self {
-        Self(Arc::new(Inner { open: watch::Sender::default(), last: AtomicU64::new(0) }))
+    /// The first one has this number.
+    pub(super) fn new(first: u64) -> Self {
+        Self(Arc::new(Inner { open: watch::Sender::default(), next: AtomicU64::new(first) }))
     }
 
     /// Opens a tap, or says what is wrong with what is asked for.
-    pub(super) fn open(&self, request: TapRequest) -> Result<Reader, Status> {
+    pub(super) fn open(&self, request: TapRequest, now: Instant) -> Result<Reader, Status> {
         let TapRequest { filter, whose, max_rate, headers } = request;
-        let filter = filter.unwrap_or_default();
+        let mut filter = filter.unwrap_or_default();
+        // Only callers are known by these.
+        filter.to.iter_mut().for_each(|party| party.identities.clear());
         check(&filter, whose.as_ref(), max_rate, &headers).map_err(Status::invalid_argument)?;
-        let id = self.0.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.end_stalled(now);
+        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let max_rate = if max_rate == 0 { RATE } else { max_rate };
         let state = State { waiting: Buffer::new(WAITING), since: None, lost: 0, stalled: false };
         let open = Arc::new(Open {
@@ -115,20 +124,30 @@ impl Taps {
         self.0.open.borrow().iter().filter(|it| it.asks(who)).map(|it| it.tap.clone()).collect()
     }
 
-    /// Hands on what a proxy has told. What no tap asks of it is left out.
-    pub(super) fn deliver(&self, who: &Reporter, events: Vec<TapEvent>, lost: Vec<TapLoss>, now: Instant) {
+    /// Hands on what a proxy has told: encoded events, and how many more there were. What no tap asks of it is not even read, and
+    /// neither is what is more than a proxy tells.
+    pub(super) fn deliver(&self, who: &Reporter, events: &[Vec<u8>], lost: &[TapLoss], now: Instant) {
         let list = self.0.open.borrow().clone();
         let find = |id: u64| list.iter().find(|it| it.tap.id == id && it.asks(who));
-        for event in events {
-            if let Some(open) = find(event.tap) {
-                open.put(TapEvent { reporter: Some(who.clone()), ..event }, now);
+        if !list.is_empty() {
+            for event in events.iter().take(MAX_REPORTED) {
+                if let Some(open) = ForTap::decode(&**event).ok().and_then(|it| find(it.tap)) {
+                    open.put(event, who, now);
+                }
+            }
+            for TapLoss { tap, count } in lost.iter().take(MAX_TAPS) {
+                if let Some(open) = find(*tap) {
+                    open.lose(*count);
+                }
             }
         }
-        for TapLoss { tap, count } in lost {
-            if let Some(open) = find(tap) {
-                open.lose(count);
-            }
-        }
+        self.end_stalled(now);
+    }
+
+    /// Whoever reads nothing has no place that others could have. It is looked whenever a proxy reports, whatever that is, and when
+    /// somebody wants a place.
+    fn end_stalled(&self, now: Instant) {
+        let list = self.0.open.borrow().clone();
         for open in list.iter().filter(|it| it.has_stalled(now)) {
             tracing::info!(tap = open.tap.id, "ended a tap whose reader has stalled");
             self.close(open.tap.id);
@@ -138,12 +157,18 @@ impl Taps {
 
 impl Open {
     fn asks(&self, who: &Reporter) -> bool {
-        self.whose.as_ref().is_none_or(|whose| is_of(who, whose))
+        self.is_about(&who.workload, &who.service, &who.identity)
     }
 
-    fn put(&self, event: TapEvent, now: Instant) {
+    fn is_about(&self, workload: &str, service: &str, identity: &str) -> bool {
+        self.whose.as_ref().is_none_or(|whose| is_of(whose, workload, service, identity))
+    }
+
+    fn put(&self, event: &[u8], who: &Reporter, now: Instant) {
+        let event = (event.len() <= MAX_EVENT).then(|| TapEvent::decode(event).ok()).flatten();
+        let event = event.filter(is_within_limits).map(|event| TapEvent { reporter: Some(who.clone()), ..event });
         let mut state = self.state();
-        if event.encoded_len() <= MAX_EVENT && state.waiting.push(event) {
+        if event.is_some_and(|event| state.waiting.push(event)) {
             state.since.get_or_insert(now);
         } else {
             state.lost = state.lost.saturating_add(1);
@@ -169,8 +194,12 @@ impl Open {
 }
 
 impl Reader {
-    pub(super) fn asks(&self, who: &Reporter) -> bool {
-        self.open.asks(who)
+    pub(super) fn id(&self) -> u64 {
+        self.open.tap.id
+    }
+
+    pub(super) fn asks(&self, workload: &str, service: &str, identity: &str) -> bool {
+        self.open.is_about(workload, service, identity)
     }
 
     /// Waits for what comes next: events, and how many more there were. An error is the end.
@@ -200,9 +229,10 @@ impl Drop for Reader {
 }
 
 /// Whether a proxy is one of this service's, or that of this workload.
-fn is_of(who: &Reporter, whose: &TapParty) -> bool {
-    let namespace = || who.identity.parse::<Identity>().map(|it| it.namespace).unwrap_or_default();
-    who.service == fqdn(&whose.name, &whose.namespace) || (who.workload == whose.name && namespace() == whose.namespace)
+fn is_of(whose: &TapParty, workload: &str, service: &str, identity: &str) -> bool {
+    let namespace = || identity.parse::<Identity>().map(|it| it.namespace).unwrap_or_default();
+    service_in(service) == Some((whose.name.as_str(), whose.namespace.as_str()))
+        || (workload == whose.name && namespace() == whose.namespace)
 }
 
 fn check(filter: &TapFilter, whose: Option<&TapParty>, max_rate: u32, headers: &[String]) -> Result<(), String> {
@@ -228,7 +258,9 @@ fn check(filter: &TapFilter, whose: Option<&TapParty>, max_rate: u32, headers: &
     if headers.len() > MAX_HEADERS {
         return Err(format!("headers: {MAX_HEADERS} at most"));
     }
-    match headers.iter().find(|name| HeaderName::from_lowercase(name.as_bytes()).is_err()) {
+    let is_name = |name: &&String| name.len() <= MAX_HEADER && HeaderName::from_lowercase(name.as_bytes()).is_ok();
+    match headers.iter().find(|name| !is_name(name)) {
+        Some(name) if name.len() > MAX_HEADER => Err(format!("headers: a name has {MAX_HEADER} bytes at most")),
         Some(name) => Err(format!("headers: {name:?} is not the name of a header in lower case")),
         None => Ok(()),
     }

@@ -7,6 +7,7 @@ use mesh_common::proto::telemetry::reports_client::ReportsClient;
 use mesh_common::proto::telemetry::{
     Certificate, Counts, Instruction, Labels, Report, Reporter, Series, TapEvent, TapLoss,
 };
+use prost::Message;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
@@ -96,7 +97,7 @@ fn requests(count: u64) -> Report {
     let counts = Counts { buckets: vec![3], requests: vec![count], ..Counts::default() };
     Report {
         covers_ms: 1000,
-        series: vec![Series { labels: Some(Labels::default()), counts: Some(counts) }],
+        series: vec![Series { labels: Some(Labels::default()), counts: Some(counts) }.encode_to_vec()],
         ..Report::default()
     }
 }
@@ -194,7 +195,7 @@ async fn a_tap_reaches_the_proxies_and_what_they_tell_its_reader() {
     let (reports, mut instructions) = bench.stream(Some("web"), reporter("web")).await.unwrap();
     assert_eq!(soon(instructions.message()).await.unwrap().unwrap().taps, []);
     let request = TapRequest { max_rate: 5, headers: vec!["end-user".into()], ..TapRequest::default() };
-    let mut tap = Box::pin(bench.reports.tap(request).unwrap());
+    let mut tap = Box::pin(bench.reports.tap(request, Instant::now()).unwrap().1);
     let told = soon(tap.next()).await.unwrap().unwrap();
     assert_eq!(told.asked.unwrap().identities, ["spiffe://mesh.local/ns/shop/sa/web"]);
     let instruction = soon(instructions.message()).await.unwrap().unwrap();
@@ -203,7 +204,7 @@ async fn a_tap_reaches_the_proxies_and_what_they_tell_its_reader() {
     assert_eq!((open.max_rate, open.headers.as_slice()), (5, &["end-user".to_owned()][..]));
 
     // Counters and events may come together or not.
-    let event = TapEvent { tap: open.id, path: "/a".into(), ..TapEvent::default() };
+    let event = TapEvent { tap: open.id, path: "/a".into(), ..TapEvent::default() }.encode_to_vec();
     let not_told = vec![TapLoss { tap: open.id, count: 12 }];
     reports.send(Report { tapped: vec![event.clone()], not_told, ..Report::default() }).unwrap();
     let told = soon(tap.next()).await.unwrap().unwrap();
@@ -222,4 +223,45 @@ async fn a_tap_reaches_the_proxies_and_what_they_tell_its_reader() {
     drop(tap);
     assert_eq!(soon(instructions.message()).await.unwrap().unwrap().taps, []);
     assert_eq!(soon(instructions_of_other.message()).await.unwrap().unwrap().taps, []);
+}
+
+#[tokio::test]
+async fn a_report_that_is_larger_in_memory_than_any_proxys_is_refused() {
+    let bench = Bench::start().await;
+    for series in [vec![Vec::new(); 100_000], vec![b"no series".to_vec()]] {
+        let (reports, mut instructions) = bench.stream(Some("web"), reporter("web")).await.unwrap();
+        soon(instructions.message()).await.unwrap();
+        reports.send(Report { series: series.clone(), ..Report::default() }).unwrap();
+        assert_eq!(soon(instructions.message()).await.unwrap_err().code(), Code::InvalidArgument);
+        let (_reports, mut instructions) =
+            bench.stream(Some("web"), Report { series, ..reporter("web") }).await.unwrap();
+        assert_eq!(soon(instructions.message()).await.unwrap_err().code(), Code::InvalidArgument);
+    }
+    // Too large even for that.
+    let (reports, mut instructions) = bench.stream(Some("web"), reporter("web")).await.unwrap();
+    soon(instructions.message()).await.unwrap();
+    reports.send(Report { tapped: vec![vec![0; 3 << 20]], ..Report::default() }).unwrap();
+    soon(async { while let Ok(Some(_)) = instructions.message().await {} }).await;
+}
+
+/// As many series as one may have, of names as long as they may be in Kubernetes.
+#[test]
+fn the_largest_report_of_a_proxy_is_taken() {
+    let name = |length: usize| "x".repeat(length);
+    let labels = Labels {
+        direction: 2,
+        protocol: 1,
+        caller: format!("spiffe://cluster.local/ns/{}/sa/{}", name(63), name(63)),
+        service: format!("{}.{}.svc.cluster.local", name(63), name(63)),
+        version: name(63),
+        route: format!("HTTPRoute/{}/{}/10", name(63), name(63)),
+        mutual_tls: true,
+        status: 503,
+        grpc_status: Some(14),
+        flags: "UAEX".into(),
+    };
+    let counts = Counts { buckets: (0..31).collect(), requests: vec![10_000; 31], opened: 1_000, closed: 1_000 };
+    let series = Series { labels: Some(labels), counts: Some(counts) }.encode_to_vec();
+    let report = Report { series: vec![series; 2_004], tapped: vec![vec![0; 256 << 10]], ..reporter("web") };
+    assert!(report.encoded_len() < super::service::REPORT_BYTES, "{}", report.encoded_len());
 }

@@ -7,7 +7,7 @@ use mesh_common::identity::Identity;
 use mesh_common::metrics::DURATION_BUCKETS;
 use mesh_common::names::served_fqdn;
 use mesh_common::proto::control::{Certificate, ListTrafficResponse, Traffic, WorkloadCertificate};
-use mesh_common::proto::telemetry::{Counts, Labels, Protocol, Report, Reporter, Series};
+use mesh_common::proto::telemetry::{Counts, Labels, Protocol, Reporter, Series};
 use mesh_common::reports::{MAX_SERIES, beyond};
 
 /// What is counted together in time.
@@ -49,6 +49,8 @@ pub(super) enum Refused {
     TooMany,
     #[error("the certificate that it says it serves cannot be read, or is that of another identity")]
     Certificate,
+    #[error("it counts what cannot be read, or more than {MAX_SERIES} series")]
+    Counted,
     #[error("another stream reports for this workload now")]
     Replaced,
 }
@@ -68,6 +70,13 @@ pub(super) struct Served {
     pub certificate: Certificate,
     pub since_unix_ms: i64,
     pub failure: String,
+}
+
+/// What a report has counted.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Counted {
+    pub covers_ms: u64,
+    pub series: Vec<Series>,
 }
 
 /// Some words of somebody else, as far as they are kept.
@@ -177,7 +186,7 @@ impl Window {
     pub(super) fn add(
         &mut self,
         stream: &StreamId,
-        report: Report,
+        counted: Counted,
         served: Option<Served>,
         now: Instant,
     ) -> Result<(), Refused> {
@@ -190,7 +199,7 @@ impl Window {
         if served.is_some() {
             proxy.served = served;
         }
-        let covers = Duration::from_millis(report.covers_ms);
+        let covers = Duration::from_millis(counted.covers_ms);
         // Most of what it tells may be from before the window, if this control plane was away for so long.
         if covers > LONGEST {
             return Ok(());
@@ -199,7 +208,7 @@ impl Window {
             Some((last, covered)) if *last == slot => *covered += covers,
             _ => proxy.covered.push_back((slot, covers)),
         }
-        for Series { labels, counts } in report.series {
+        for Series { labels, counts } in counted.series {
             let (labels, counts) = (labels.unwrap_or_default(), counts.unwrap_or_default());
             let sums = Sums::of(&counts);
             let known = proxy.series.contains_key(&labels);
@@ -227,9 +236,15 @@ impl Window {
         }
     }
 
-    /// Who has a stream that is open.
-    pub(super) fn reporters(&self) -> impl Iterator<Item = Reporter> {
-        self.reporters.iter().filter(|(_, proxy)| proxy.stream.is_some()).map(|(key, proxy)| reporter(key, proxy))
+    /// How many of these have a stream that is open, and who they are. `is_one` looks at workload, service and identity.
+    pub(super) fn reporting(&self, is_one: impl Fn(&str, &str, &str) -> bool) -> (usize, Vec<String>) {
+        let open = self.reporters.iter().filter(|(_, proxy)| proxy.stream.is_some());
+        let (mut number, mut identities) = (0, HashSet::new());
+        for (key, _) in open.filter(|(key, proxy)| is_one(&key.workload, &proxy.who.service, &key.identity)) {
+            number += 1;
+            identities.insert(key.identity.as_str());
+        }
+        (number, identities.into_iter().map(str::to_owned).collect())
     }
 
     /// Who this stream is of, as far as that is proven; `None` if another one is by now.

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use mesh_common::identity::Identity;
+use mesh_common::proto::telemetry::{Tap, TapFilter, TapVerdict};
 use mesh_common::tls::{TrustBundle, certified_key};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
@@ -444,6 +445,28 @@ fn an_application_is_called_where_it_listens() {
     });
 }
 
+fn tapped(ctx: &Context) {
+    let tap = Tap { id: 1, filter: Some(TapFilter::default()), ..Tap::default() };
+    ctx.telemetry.taps().set(vec![tap], std::time::Instant::now());
+}
+
+/// What a tap is told of the policies.
+async fn told(ctx: &Context) -> Vec<(TapVerdict, String)> {
+    for _ in 0..2000 {
+        let events = ctx.telemetry.taps().take().0;
+        if !events.is_empty() {
+            return events.into_iter().map(|event| (event.verdict(), event.policy)).collect();
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("nothing is told");
+}
+
+fn gate(action: GateAction, policy: &str) -> Gate {
+    let policy = Policy { name: policy.into(), permissions: vec![Condition::Any], principals: vec![Condition::Any] };
+    Gate { action, dry_run: false, policies: vec![policy] }
+}
+
 fn nobody() -> Authorization {
     Authorization { gates: vec![Gate { action: GateAction::Allow, dry_run: false, policies: Vec::new() }] }
 }
@@ -491,6 +514,7 @@ async fn a_stream_that_is_open_is_held_to_a_policy_that_comes_later() {
     tokio::join!(biased; store.listener(LISTENER_INBOUND), async { change(vec![chain(Transport::Raw, &[])]) });
     let application = application(app.local_addr().unwrap());
     tokio::join!(biased; store.cluster("inbound:9080"), async { put(Type::Cluster, application) });
+    tapped(&ctx);
     let mut client = peer(PORT, &ctx).await;
     let (mut served, _) = app.accept().await.unwrap();
     client.write_all(b"a").await.unwrap();
@@ -503,6 +527,30 @@ async fn a_stream_that_is_open_is_held_to_a_policy_that_comes_later() {
     assert!(is_reset(client).await);
     assert!(served.read(&mut [0]).await.is_err());
     recorded(&ctx, &[r#"response_flags="UAEX""#]).await;
+    assert_eq!(told(&ctx).await, [(TapVerdict::Denied, String::new())]);
+
+    // The one that has ended it is told, and not the one that had let it in.
+    let allow = || gate(GateAction::Allow, "open");
+    let ended = [
+        vec![guarded(
+            chain(Transport::Raw, &[]),
+            Authorization { gates: vec![gate(GateAction::Deny, "shut"), allow()] },
+        )],
+        strict(),
+    ];
+    for (chains, policy) in ended.into_iter().zip(["shut", ""]) {
+        change(vec![guarded(chain(Transport::Raw, &[]), Authorization { gates: vec![allow()] })]);
+        let client = peer(PORT, &ctx).await;
+        let (served, _) = app.accept().await.unwrap();
+        change(chains);
+        assert!(is_reset(client).await);
+        assert_eq!(told(&ctx).await, [(TapVerdict::Denied, policy.to_owned())]);
+        drop(served);
+    }
+    change(vec![guarded(chain(Transport::Raw, &[]), Authorization { gates: vec![allow()] })]);
+    let client = peer(PORT, &ctx).await;
+    drop((app.accept().await.unwrap(), client));
+    assert_eq!(told(&ctx).await, [(TapVerdict::Allowed, "open".to_owned())]);
 }
 
 /// Before a byte is read: the clients say nothing, and nobody waits for them to.
@@ -517,6 +565,7 @@ async fn addresses_that_no_policy_lets_in_are_reset_at_once() {
         let chains = ["mesh-h2", "mesh-tcp"].map(|alpn| guarded(chain(Transport::Tls, &[alpn]), only_from(range)));
         let mut ctx = context(Authority::new().tls("reviews"), chains.into(), None);
         Arc::get_mut(&mut ctx).unwrap().settings.detect_timeout = Duration::from_secs(3600);
+        tapped(&ctx);
         let client = peer(PORT, &ctx).await;
         // One that may be let in is waited for.
         let patience = Duration::from_millis(if lets_in { 300 } else { 5000 });
@@ -524,8 +573,15 @@ async fn addresses_that_no_policy_lets_in_are_reset_at_once() {
         assert_eq!(reset.unwrap_or(false), !lets_in, "{range}");
         if !lets_in {
             recorded(&ctx, &[r#"response_flags="UAEX""#, "unknown"]).await;
+            assert_eq!(told(&ctx).await, [(TapVerdict::Denied, String::new())]);
         }
     }
+    let mut shut = Authorization { gates: vec![gate(GateAction::Deny, "shut")] };
+    shut.gates[0].policies[0].principals = vec![Condition::Source("127.0.0.0/8".parse().unwrap())];
+    let ctx = context(Authority::new().tls("reviews"), vec![guarded(chain(Transport::Tls, &["mesh-tcp"]), shut)], None);
+    tapped(&ctx);
+    assert!(is_reset(peer(PORT, &ctx).await).await);
+    assert_eq!(told(&ctx).await, [(TapVerdict::Denied, "shut".to_owned())]);
     // While one chain could let it in, the connection is looked at.
     let chains = vec![
         guarded(chain(Transport::Tls, &["mesh-h2"]), only_from("192.0.2.0/24")),

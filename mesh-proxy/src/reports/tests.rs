@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::Method;
 use mesh_common::proto::telemetry::reports_server::{Reports as Service, ReportsServer};
-use mesh_common::proto::telemetry::{Instruction, Labels, Tap, TapFilter, TapLoss};
+use mesh_common::proto::telemetry::{Instruction, Labels, Series, Tap, TapEvent, TapFilter, TapLoss};
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::{Endpoint, Server};
@@ -14,6 +14,10 @@ use super::*;
 use crate::listen::{Direction, Downstream, Security};
 use crate::telemetry::{Protocol, RequestRecord, TcpRecord, TelemetryOptions};
 use crate::tls::tests::Authority;
+
+fn series(encoded: &[u8]) -> Series {
+    Series::decode(encoded).unwrap()
+}
 
 struct Peer {
     reports: Streaming<Report>,
@@ -41,7 +45,7 @@ impl Peer {
 }
 
 fn count(report: &Report) -> u64 {
-    report.series.iter().flat_map(|it| it.counts.clone().unwrap().requests).sum()
+    report.series.iter().flat_map(|it| series(it).counts.unwrap().requests).sum()
 }
 
 struct Fake(mpsc::UnboundedSender<Peer>);
@@ -143,7 +147,7 @@ async fn tells_what_was_counted_and_the_rest_at_the_end() {
     assert!(first.series.is_empty(), "nothing is taken before somebody wants it");
     peer.ask_each(100);
     let report = peer.report().await;
-    let Labels { service, mutual_tls, status, .. } = report.series[0].labels.clone().unwrap();
+    let Labels { service, mutual_tls, status, .. } = series(&report.series[0]).labels.unwrap();
     assert_eq!((service.as_str(), mutual_tls, status), ("reviews.shop.svc.cluster.local", true, 200));
     assert_eq!((count(&report), report.reporter), (5, None));
     // Silence is told too.
@@ -259,7 +263,7 @@ impl Bench {
             received_bytes: 1,
             sent_bytes: 2,
             detail: None,
-            allowed_by: "",
+            verdict: None,
         });
     }
 }
@@ -279,7 +283,7 @@ async fn a_tap_is_open_while_the_control_plane_says_so() {
     (0..5).for_each(|_| bench.stream_ends());
     let report = peer.report().await;
     assert_eq!((report.tapped.len(), report.not_told.clone()), (2, vec![TapLoss { tap: 7, count: 3 }]), "{report:?}");
-    assert_eq!((report.series.len(), report.covers_ms, report.tapped[0].tap), (0, 0, 7));
+    assert_eq!((report.series.len(), report.covers_ms, TapEvent::decode(&*report.tapped[0]).unwrap().tap), (0, 0, 7));
     peer.tap(Vec::new(), 60_000);
     bench.taps(false).await;
     // It ends by itself, if nobody says anything more of it.

@@ -12,10 +12,7 @@ use mesh_common::tap::service_in;
 use super::Noted;
 use crate::config::{Action, Endpoint, HeaderMatch, PathMatch, Route, RouteMatch, StringMatch};
 use crate::listen::{Direction, Downstream, Security};
-use crate::telemetry::{LocalWorkload, RequestRecord, TcpRecord};
-
-/// The most of a text, in bytes.
-const MAX_TEXT: usize = 256;
+use crate::telemetry::{LocalWorkload, RequestRecord, TcpRecord, cut};
 
 pub(super) fn of_request(
     record: &RequestRecord<'_>,
@@ -64,16 +61,18 @@ pub(super) fn of_request(
 }
 
 pub(super) fn of_stream(record: &TcpRecord<'_>, local: &LocalWorkload) -> TapEvent {
-    let verdict = match (record.flags, record.allowed_by) {
-        ("UAEX", _) => TapVerdict::Denied,
-        (_, "") => TapVerdict::Unspecified,
-        _ => TapVerdict::Allowed,
+    let verdict = match &record.verdict {
+        None => TapVerdict::Unspecified,
+        Some(it) if it.refused.is_none() => TapVerdict::Allowed,
+        Some(_) => TapVerdict::Denied,
     };
+    let on_trial = record.verdict.and_then(|it| it.would_refuse);
     TapEvent {
         protocol: Protocol::Tcp.into(),
         duration_us: microseconds(record.duration),
         verdict: verdict.into(),
-        policy: cut(record.allowed_by).to_owned(),
+        policy: record.verdict.map(|it| cut(it.deciding()).to_owned()).unwrap_or_default(),
+        policy_on_trial: on_trial.map(|it| cut(it.policy()).to_owned()).unwrap_or_default(),
         request_bytes: record.received_bytes,
         response_bytes: record.sent_bytes,
         ..of_call(record.downstream, record.called, record.cluster, record.endpoint, record.security, local)
@@ -130,6 +129,7 @@ fn of_call(
                 cluster: cut(cluster).to_owned(),
                 workload: workload.map(|it| it.workload.clone()).unwrap_or_default(),
                 workload_version: workload.map(|it| it.version.clone()).unwrap_or_default(),
+                workload_identity: workload.map(|it| it.identity.clone()).unwrap_or_default(),
                 endpoint: endpoint.map(|it| it.address.to_string()).unwrap_or_default(),
                 mutual_tls,
                 ..TapEvent::default()
@@ -201,9 +201,4 @@ fn compared(name: &str, matcher: &StringMatch) -> String {
 
 fn microseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// The beginning of a text that may be long.
-pub(super) fn cut(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or_default()
 }

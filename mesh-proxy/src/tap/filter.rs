@@ -5,14 +5,12 @@ use std::time::Duration;
 
 use mesh_common::identity::Identity;
 use mesh_common::proto::telemetry::{Direction as Side, TapFilter, TapParty};
+use mesh_common::reports::has_failed;
 use mesh_common::tap::{MAX_ALTERNATIVES, service_in};
 
 use crate::config::Endpoint;
 use crate::listen::{Direction, Downstream};
 use crate::telemetry::{LocalWorkload, RequestRecord, TcpRecord};
-
-/// Statuses of gRPC that say that the server failed, as `meshctl top` counts them.
-const GRPC_FAILURES: [u32; 6] = [2, 4, 8, 13, 14, 15];
 
 /// All conditions must be met; one that is empty is.
 #[derive(Debug)]
@@ -74,11 +72,9 @@ impl Filter {
 
     pub(super) fn takes_request(&self, record: &RequestRecord<'_>, local: &LocalWorkload) -> bool {
         let RequestRecord { downstream, called, cluster, endpoint, .. } = *record;
-        let grpc_failed = record.grpc_status.is_some_and(|code| GRPC_FAILURES.contains(&code));
-        let has_failed = record.status == 0 || record.status >= 500 || grpc_failed;
         let status = |range: &RangeInclusive<u32>| range.contains(&record.status.into());
         record.duration >= self.shortest
-            && (!self.failed || has_failed)
+            && (!self.failed || has_failed(record.status.into(), record.grpc_status))
             && (self.methods.is_empty() || self.methods.iter().any(|method| method == record.method.as_str()))
             && record.path.split('?').next().is_some_and(|path| path.starts_with(&self.path))
             && (self.statuses.is_empty() || self.statuses.iter().any(status))

@@ -20,7 +20,7 @@ use http::HeaderMap;
 use http::header::HeaderName;
 use jiff::Timestamp;
 use mesh_common::proto::telemetry::{Tap, TapEvent, TapLoss};
-use mesh_common::tap::{Buffer, Limits, MAX_HEADERS, MAX_RATE, MAX_TAPS, RATE};
+use mesh_common::tap::{Buffer, Limits, MAX_HEADERS, MAX_RATE, MAX_REPORTED, MAX_TAPS, RATE, is_within_limits};
 use tokio::sync::Notify;
 
 pub(crate) use noted::Noted;
@@ -33,7 +33,7 @@ use filter::Filter;
 /// What waits for the control plane at most.
 const WAITING: Limits = Limits { events: 1_000, bytes: 1 << 20 };
 /// What is sent at a time.
-const BATCH: Limits = Limits { events: 250, bytes: 256 << 10 };
+const BATCH: Limits = Limits { events: MAX_REPORTED, bytes: 256 << 10 };
 /// How long the first event waits for others.
 const GATHERING: Duration = Duration::from_millis(100);
 
@@ -45,9 +45,16 @@ pub struct Taps(Arc<Inner>);
 struct Inner {
     local: LocalWorkload,
     on: AtomicBool,
-    open: ArcSwap<Vec<Arc<Open>>>,
+    open: ArcSwap<All>,
     waiting: Mutex<Buffer>,
     news: Notify,
+}
+
+#[derive(Debug)]
+struct All {
+    taps: Vec<Arc<Open>>,
+    /// Headers that some of them show.
+    headers: Arc<[HeaderName]>,
 }
 
 #[derive(Debug)]
@@ -66,7 +73,7 @@ impl Taps {
         let inner = Inner {
             local,
             on: AtomicBool::new(false),
-            open: ArcSwap::default(),
+            open: ArcSwap::from_pointee(All::new(Vec::new())),
             waiting: Mutex::new(Buffer::new(WAITING)),
             news: Notify::new(),
         };
@@ -76,13 +83,13 @@ impl Taps {
     /// These are open from now on, and no others. One that was open before goes on with what its rate has left.
     pub fn set(&self, taps: Vec<Tap>, now: Instant) {
         let former = self.0.open.load_full();
-        let open = |tap: Tap| match former.iter().find(|it| it.tap == tap) {
+        let open = |tap: Tap| match former.taps.iter().find(|it| it.tap == tap) {
             Some(known) => Some(known.clone()),
             None => Open::new(tap, now).map(Arc::new),
         };
         let taps: Vec<_> = taps.into_iter().take(MAX_TAPS).filter_map(open).collect();
         let on = !taps.is_empty();
-        self.0.open.store(Arc::new(taps));
+        self.0.open.store(Arc::new(All::new(taps)));
         self.0.on.store(on, Ordering::Relaxed);
         if !on {
             self.waiting().clear();
@@ -95,7 +102,7 @@ impl Taps {
         if !self.0.on.load(Ordering::Relaxed) {
             return None;
         }
-        let wanted = self.0.open.load().iter().flat_map(|it| it.headers.clone()).collect();
+        let wanted = self.0.open.load().headers.clone();
         Some(Box::new(Noted::begin(wanted, headers, authn)))
     }
 
@@ -114,10 +121,10 @@ impl Taps {
     }
 
     fn tell(&self, wanted: impl Fn(&Open) -> bool, event: impl Fn(&Open) -> TapEvent) {
-        for open in self.0.open.load().iter().filter(|it| wanted(it)) {
+        for open in self.0.open.load().taps.iter().filter(|it| wanted(it)) {
             let told = open.bucket.take(Instant::now()) && {
                 let event = event::begun(event(open), open.tap.id, Timestamp::now());
-                self.waiting().push(event)
+                is_within_limits(&event) && self.waiting().push(event)
             };
             if !told {
                 open.lost.fetch_add(1, Ordering::Relaxed);
@@ -135,19 +142,30 @@ impl Taps {
     }
 
     fn has_news(&self) -> bool {
-        !self.waiting().is_empty() || self.0.open.load().iter().any(|it| it.lost.load(Ordering::Relaxed) > 0)
+        !self.waiting().is_empty() || self.0.open.load().taps.iter().any(|it| it.lost.load(Ordering::Relaxed) > 0)
     }
 
     /// As much as is told at a time, and how many events were not told.
     pub fn take(&self) -> (Vec<TapEvent>, Vec<TapLoss>) {
-        let events = self.waiting().take(BATCH);
+        let mut events = self.waiting().take(BATCH);
         let open = self.0.open.load();
-        let lost = open.iter().map(|it| TapLoss { tap: it.tap.id, count: it.lost.swap(0, Ordering::Relaxed) });
+        // One may have come just after its tap had ended.
+        events.retain(|event| open.taps.iter().any(|it| it.tap.id == event.tap));
+        let lost = open.taps.iter().map(|it| TapLoss { tap: it.tap.id, count: it.lost.swap(0, Ordering::Relaxed) });
         (events, lost.filter(|it| it.count > 0).collect())
     }
 
     fn waiting(&self) -> MutexGuard<'_, Buffer> {
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl All {
+    fn new(taps: Vec<Arc<Open>>) -> Self {
+        let mut headers: Vec<_> = taps.iter().flat_map(|it| it.headers.clone()).collect();
+        headers.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+        headers.dedup();
+        Self { taps, headers: headers.into() }
     }
 }
 

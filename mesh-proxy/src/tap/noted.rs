@@ -1,27 +1,24 @@
 //! What is noted of a request while a tap is open, beside its record.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderMap;
 use http::header::HeaderName;
 use mesh_common::secrets::{REDACTED, shown_header};
+use mesh_common::tap::{MAX_FAULTS, MAX_TRIES, MAX_VALUES};
 
-use super::event::cut;
 use crate::authorization::Verdict;
 use crate::config::{JwtAuthn, TokenAt};
 use crate::error::Error;
 use crate::fault::Injected;
-
-/// Tries that are told.
-const MAX_TRIES: usize = 16;
-/// Values of one header that are told.
-const MAX_VALUES: usize = 4;
+use crate::telemetry::cut;
 
 #[derive(Debug, Default)]
 pub(crate) struct Noted {
     /// Headers that some tap shows.
-    wanted: Vec<HeaderName>,
+    wanted: Arc<[HeaderName]>,
     /// Of these, where the configuration says that tokens are.
     tokens: Vec<HeaderName>,
     pub(super) headers: Vec<Header>,
@@ -56,9 +53,7 @@ pub(super) struct Decided {
 }
 
 impl Noted {
-    pub(super) fn begin(mut wanted: Vec<HeaderName>, headers: &HeaderMap, authn: Option<&JwtAuthn>) -> Self {
-        wanted.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
-        wanted.dedup();
+    pub(super) fn begin(wanted: Arc<[HeaderName]>, headers: &HeaderMap, authn: Option<&JwtAuthn>) -> Self {
         let is_place = |name: &HeaderName| {
             let is_it = |at: &TokenAt| matches!(at, TokenAt::Header { name: place, .. } if place == name);
             authn.is_some_and(|authn| authn.places.iter().any(|place| is_it(&place.at)))
@@ -75,7 +70,7 @@ impl Noted {
     }
 
     fn take(&mut self, headers: &HeaderMap, response: bool) {
-        for name in &self.wanted {
+        for name in &*self.wanted {
             for value in headers.get_all(name).iter().take(MAX_VALUES) {
                 let value = String::from_utf8_lossy(value.as_bytes());
                 let value =
@@ -100,7 +95,9 @@ impl Noted {
     }
 
     pub(crate) fn fault(&mut self, what: Injected) {
-        self.faults.push(what);
+        if self.faults.len() < MAX_FAULTS {
+            self.faults.push(what);
+        }
     }
 
     pub(crate) fn decided(&mut self, verdict: &Verdict<'_>) {

@@ -6,8 +6,8 @@ use mesh_common::tap::party;
 use super::*;
 use crate::authorization::{Refusal, Verdict};
 use crate::config::{
-    Action, Endpoint, Forward, HeaderMatch, HeaderMutation, PathMatch, RetryPolicy, Route, RouteMatch, StringMatch,
-    WeightedCluster, WeightedClusters, WorkloadInfo,
+    Action, Endpoint, Forward, HeaderMatch, HeaderMutation, JwtAuthn, PathMatch, RetryPolicy, Route, RouteMatch,
+    StringMatch, TokenAt, TokenPlace, WeightedCluster, WeightedClusters, WorkloadInfo,
 };
 use crate::error::{Error, Kind};
 use crate::fault::Injected;
@@ -86,7 +86,7 @@ fn stream<'a>(downstream: &'a Downstream, flags: &'static str) -> TcpRecord<'a> 
         received_bytes: 7,
         sent_bytes: 9,
         detail: None,
-        allowed_by: "shop/clerks[0]",
+        verdict: Some(Verdict { allowed_by: Some("shop/clerks[0]"), ..Verdict::default() }),
     }
 }
 
@@ -95,7 +95,7 @@ fn tap(id: u64, filter: TapFilter) -> Tap {
 }
 
 fn named(word: &str) -> Vec<TapParty> {
-    vec![party(word, "shop")]
+    vec![party(word, "shop").unwrap()]
 }
 
 fn headers(fields: &[(&'static str, &str)]) -> HeaderMap {
@@ -154,7 +154,7 @@ fn what_is_not_given_asks_for_nothing_and_all_else_must_be_met() {
         assert_eq!(takes(filter.clone()), taken, "{filter:?}");
     }
     // Who is known by the certificate alone.
-    let known = TapParty { identities: vec![identity("gateway").to_string()], ..party("ingress", "shop") };
+    let known = TapParty { identities: vec![identity("gateway").to_string()], ..party("ingress", "shop").unwrap() };
     assert_eq!(takes(TapFilter { from: vec![known], ..any() }), [false, true, false]);
 }
 
@@ -366,16 +366,28 @@ fn while_no_tap_is_open_nothing_is_noted_or_told() {
 }
 
 #[test]
-fn a_stream_says_who_has_let_it_in() {
+fn a_stream_says_who_has_let_it_in_or_not() {
     let taps = Taps::new(local());
     taps.set(vec![tap(1, TapFilter::default())], Instant::now());
     let inward = downstream(Direction::Inbound);
     taps.stream(&stream(&inward, ""));
-    taps.stream(&TcpRecord { flags: "UAEX", allowed_by: "", ..stream(&inward, "") });
+    let denied = Verdict {
+        refused: Some(Refusal::Denied("shop/closed[0]")),
+        would_refuse: Some(Refusal::Denied("shop/trial[0]")),
+        ..Verdict::default()
+    };
+    taps.stream(&TcpRecord { verdict: Some(denied), ..stream(&inward, "UAEX") });
+    taps.stream(&TcpRecord { verdict: None, ..stream(&inward, "UF") });
     let events = taps.take().0;
-    let shown: Vec<_> = events.iter().map(|it| (it.verdict(), it.policy.as_str(), it.caller.as_str())).collect();
-    let caller = "spiffe://mesh.local/ns/shop/sa/gateway";
-    assert_eq!(shown, [(TapVerdict::Allowed, "shop/clerks[0]", caller), (TapVerdict::Denied, "", caller)]);
+    let shown: Vec<_> =
+        events.iter().map(|it| (it.verdict(), it.policy.as_str(), it.policy_on_trial.as_str())).collect();
+    let expected = [
+        (TapVerdict::Allowed, "shop/clerks[0]", ""),
+        (TapVerdict::Denied, "shop/closed[0]", "shop/trial[0]"),
+        (TapVerdict::Unspecified, "", ""),
+    ];
+    assert_eq!(shown, expected);
+    assert!(events.iter().all(|it| it.caller == "spiffe://mesh.local/ns/shop/sa/gateway"));
     assert_eq!((events[0].request_bytes, events[0].response_bytes), (7, 9));
     assert_eq!(events[0].service, "web.shop.svc.cluster.local");
 }
@@ -406,24 +418,82 @@ fn what_nobody_takes_is_bounded() {
     let taps = Taps::new(local());
     let all: Vec<_> = (1..=20).map(|id| tap(id, TapFilter::default())).collect();
     taps.set(all, Instant::now());
-    assert_eq!(taps.0.open.load().len(), MAX_TAPS);
+    assert_eq!(taps.0.open.load().taps.len(), MAX_TAPS);
     let noted = Noted::default();
     let (out, path) = (downstream(Direction::Outbound), format!("/{}", "x".repeat(1_000)));
     for _ in 0..800 {
-        taps.request(&RequestRecord { path: &path, ..record(&out, None, &noted) });
+        taps.request(&RequestRecord { path: &path, authority: &path, request_id: &path, ..record(&out, None, &noted) });
     }
     assert!(taps.waiting().bytes() <= WAITING.bytes);
-    let (mut told, mut lost) = (0, 0);
-    loop {
-        let (events, missing) = taps.take();
-        assert!(events.len() <= BATCH.events);
-        told += events.len() as u64;
-        lost += missing.iter().map(|it| it.count).sum::<u64>();
-        if events.is_empty() {
-            break;
+    let take_all = || {
+        let (mut told, mut lost) = (0, 0);
+        loop {
+            let (events, missing) = taps.take();
+            assert!(events.len() <= BATCH.events);
+            told += events.len() as u64;
+            lost += missing.iter().map(|it| it.count).sum::<u64>();
+            if events.is_empty() {
+                return (told, lost);
+            }
         }
+    };
+    let (told, lost) = take_all();
+    // Of such long ones there is no room for as many as there may be.
+    assert!((300..WAITING.events as u64 - 100).contains(&told), "{told}");
+    assert_eq!(told + lost, 800 * MAX_TAPS as u64);
+    // Of short ones there is, in number.
+    (0..800).for_each(|_| taps.stream(&stream(&out, "")));
+    assert_eq!(take_all().0, WAITING.events as u64);
+}
+
+/// One is pushed just after its tap has ended.
+#[test]
+fn what_a_tap_has_left_is_nobody_elses() {
+    let taps = Taps::new(local());
+    taps.set(vec![tap(1, TapFilter::default())], Instant::now());
+    let event = |tap| TapEvent { tap, ..TapEvent::default() };
+    taps.set(vec![tap(2, TapFilter::default())], Instant::now());
+    assert!(taps.waiting().push(event(1)) && taps.waiting().push(event(2)));
+    assert_eq!(taps.take().0, [event(2)]);
+}
+
+#[test]
+fn what_is_too_large_to_be_told_is_counted() {
+    let long = "x".repeat(1_000);
+    let names: Vec<HeaderName> =
+        (0..MAX_HEADERS).map(|it| HeaderName::try_from(format!("x-{it}-{}", "h".repeat(100))).unwrap()).collect();
+    let mut sent = HeaderMap::new();
+    for name in names.iter().cycle().take(MAX_HEADERS * 10) {
+        sent.append(name, long.parse().unwrap());
     }
-    assert_eq!((told, told + lost), (WAITING.events as u64, 800 * MAX_TAPS as u64));
+    let taps = Taps::new(local());
+    let headers = names.iter().map(ToString::to_string).collect();
+    taps.set(vec![Tap { headers, ..tap(1, TapFilter::default()) }], Instant::now());
+    let noted = taps.begin(&sent, None).unwrap();
+    let out = downstream(Direction::Outbound);
+    taps.request(&record(&out, None, &noted));
+    assert_eq!(taps.take(), (Vec::new(), vec![TapLoss { tap: 1, count: 1 }]));
+}
+
+#[test]
+fn where_tokens_are_is_known_where_they_are_looked_for() {
+    let name = HeaderName::from_static("x-id");
+    let place = TokenPlace { at: TokenAt::Header { name, prefix: String::new() }, providers: Vec::new() };
+    let authn =
+        JwtAuthn { providers: Vec::new(), places: vec![place], claim_headers: Vec::new(), cache: Default::default() };
+    let taps = Taps::new(local());
+    let wanted = vec!["x-id".to_owned(), "x-a".to_owned()];
+    taps.set(vec![Tap { headers: wanted, ..tap(1, TapFilter::default()) }], Instant::now());
+    let shown = |authn: Option<&JwtAuthn>, value: &str| {
+        let noted = taps.begin(&headers(&[("x-id", value), ("x-a", "b")]), authn).unwrap();
+        taps.request(&record(&downstream(Direction::Inbound), None, &noted));
+        let found: Vec<_> = taps.take().0.remove(0).headers.into_iter().map(|it| it.value).collect();
+        found
+    };
+    assert_eq!(shown(Some(&authn), "opaque"), ["b", "[redacted]"]);
+    // A caller's proxy knows of no such place, but what a JWT is.
+    assert_eq!(shown(None, "opaque"), ["b", "opaque"]);
+    assert_eq!(shown(None, "ewogICJhbGciOiAibm9uZSIKfQ.e30.x"), ["b", "[redacted]"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use mesh_common::names::CLUSTER_PASSTHROUGH;
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::authorization::{self, Subject, Verdict, audit};
+use crate::authorization::{self, Refusal, Subject, Verdict, audit};
 use crate::config::{Endpoint, Fault, FaultKind, FaultRule, NetworkFilter, TcpProxy};
 use crate::detect::Learned;
 use crate::error::{Error, Kind, Side};
@@ -37,8 +37,26 @@ pub struct To<'a> {
     /// The service's port that was called.
     pub called: &'a str,
     pub cluster: &'a str,
-    /// The policy that has let it in.
-    pub allowed_by: &'a str,
+    /// What the policies say of it; `None` if none is about it.
+    pub verdict: Option<Verdict<'a>>,
+}
+
+impl<'a> To<'a> {
+    /// Nowhere: a policy does not let it in. The policy's name may be empty.
+    pub fn refused_by(policy: &'a str) -> Self {
+        Self { verdict: Some(Verdict { refused: Some(refusal(policy)), ..Verdict::default() }), ..Self::default() }
+    }
+}
+
+fn refusal(policy: &str) -> Refusal<'_> {
+    if policy.is_empty() { Refusal::NotAllowed } else { Refusal::Denied(policy) }
+}
+
+/// What a policy has ended that came later.
+struct Revoked {
+    error: Error,
+    /// Its name, if it has one.
+    policy: String,
 }
 
 /// Carries the connection to one of the proxy's clusters until it ends.
@@ -60,7 +78,7 @@ pub(crate) async fn proxy<IO: DownstreamIo>(
     if downstream.direction == Direction::Inbound || !filter.authorization.gates.is_empty() {
         let verdict = verdict(downstream, filter);
         audit::record(ctx, Event::Stream, downstream, || None, &verdict);
-        to.allowed_by = verdict.allowed_by.unwrap_or_default();
+        to.verdict = (!filter.authorization.gates.is_empty()).then_some(verdict);
         if let Err(error) = verdict.enforce(&ctx.telemetry) {
             return refuse(io, downstream, to, began, &error, ctx);
         }
@@ -104,7 +122,7 @@ fn verdict<'a>(downstream: &Downstream, filter: &'a TcpProxy) -> Verdict<'a> {
 }
 
 /// Ends when a policy that came later does not let the connection in.
-async fn revoked(downstream: &Downstream, chosen: Option<&Chosen>, ctx: &Context) -> Error {
+async fn revoked(downstream: &Downstream, chosen: Option<&Chosen>, ctx: &Context) -> Revoked {
     let Some(chosen) = chosen else { return std::future::pending().await };
     let mut changes = ctx.store.listener_changes();
     loop {
@@ -114,12 +132,13 @@ async fn revoked(downstream: &Downstream, chosen: Option<&Chosen>, ctx: &Context
                 let verdict = Verdict { would_refuse: None, ..verdict(downstream, &filter) };
                 if let Some(refusal) = verdict.refused {
                     audit::record(ctx, Event::OpenStream, downstream, || None, &verdict);
-                    return Error::because(Kind::Denied, refusal);
+                    let policy = refusal.policy().to_owned();
+                    return Revoked { error: Error::because(Kind::Denied, refusal), policy };
                 }
             }
             Some(NetworkFilter::Http(_)) | None => {
                 audit::record_refusal(ctx, Event::OpenStream, downstream, || None, NOT_TAKEN);
-                return Error::because(Kind::Denied, NOT_TAKEN);
+                return Revoked { error: Error::because(Kind::Denied, NOT_TAKEN), policy: String::new() };
             }
         }
         if changes.changed().await.is_err() {
@@ -178,6 +197,7 @@ pub fn record_failure(downstream: &Downstream, to: To<'_>, began: Instant, error
         Direction::Outbound => Security::None,
     };
     let detail = error.to_string();
+    let denied = Verdict { refused: Some(refusal("")), ..Verdict::default() };
     let record = TcpRecord {
         downstream,
         called: to.called,
@@ -189,7 +209,8 @@ pub fn record_failure(downstream: &Downstream, to: To<'_>, began: Instant, error
         received_bytes: 0,
         sent_bytes: 0,
         detail: Some(&detail),
-        allowed_by: to.allowed_by,
+        // Something else than a policy may have refused it.
+        verdict: to.verdict.or((error.kind == Kind::Denied).then_some(denied)),
     };
     ctx.telemetry.tcp_closed(&record);
     log(downstream, error, ctx);
@@ -205,7 +226,7 @@ async fn carry<IO: DownstreamIo>(
     idle: Option<Duration>,
     paces: Paces,
     began: Instant,
-    revoked: impl Future<Output = Error>,
+    revoked: impl Future<Output = Revoked>,
     ctx: &Context,
 ) {
     let security = match downstream.direction {
@@ -223,7 +244,7 @@ async fn carry<IO: DownstreamIo>(
         received_bytes: 0,
         sent_bytes: 0,
         detail: None,
-        allowed_by: to.allowed_by,
+        verdict: to.verdict,
     };
     let learns = downstream.direction == Direction::Outbound && to.cluster != CLUSTER_PASSTHROUGH;
     let mut counted = Counted {
@@ -241,9 +262,9 @@ async fn carry<IO: DownstreamIo>(
             Broken::Idle => Error::new(Kind::StreamIdle),
         })
     };
-    let error = tokio::select! {
-        error = carried => error,
-        error = revoked => Some(error),
+    let (error, revoked_by) = tokio::select! {
+        error = carried => (error, None),
+        revoked = revoked => (Some(revoked.error), Some(revoked.policy)),
     };
     if error.is_some() {
         io.reset_on_close();
@@ -254,6 +275,10 @@ async fn carry<IO: DownstreamIo>(
     (record.received_bytes, record.sent_bytes) = (counted.received, counted.sent);
     let detail = error.as_ref().map(Error::to_string);
     record.detail = detail.as_deref();
+    if let Some(policy) = &revoked_by {
+        let before = record.verdict.unwrap_or_default();
+        record.verdict = Some(Verdict { refused: Some(refusal(policy)), allowed_by: None, ..before });
+    }
     record.flags = error.as_ref().map(|it| it.kind).or(fault).map_or("", Kind::flag);
     ctx.telemetry.tcp_closed(&record);
     if let Some(error) = &error {

@@ -24,6 +24,7 @@ use mesh_common::proto::telemetry::Series;
 pub use access_log::{AccessLog, AccessLogError};
 pub use audit::{Asked, AuditLog, AuditOptions, AuditTo, Decision, Event};
 pub use metrics::{ActiveConnection, DnsResult, StreamMetrics};
+pub(crate) use record::cut;
 pub use record::{Protocol, RequestRecord, TcpRecord};
 pub use udp::{UdpDrop, UdpMetrics};
 

@@ -2,10 +2,19 @@ use std::time::Duration;
 
 use http::Method;
 
+use crate::authorization::Verdict;
 use crate::config::{Endpoint, Route};
 use crate::listen::{Downstream, Security};
 use crate::tap::Noted;
 use crate::trace::TraceId;
+
+/// The most of a text that a client chooses, in bytes.
+const MAX_TEXT: usize = 256;
+
+/// The beginning of a text that may be long.
+pub(crate) fn cut(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or_default()
+}
 
 /// What a request spoke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,6 +107,6 @@ pub struct TcpRecord<'a> {
     /// From upstream to downstream.
     pub sent_bytes: u64,
     pub detail: Option<&'a str>,
-    /// The policy that has let it in; empty if there is none.
-    pub allowed_by: &'a str,
+    /// What the policies say of it, and by the end what the last ones have said; `None` if none is about it.
+    pub verdict: Option<Verdict<'a>>,
 }

@@ -75,7 +75,7 @@ fn stream<'a>(downstream: &'a Downstream, cluster: &'a str, flags: &'static str)
         received_bytes: 7,
         sent_bytes: 9,
         detail: Some("it \"broke\""),
-        allowed_by: "",
+        verdict: None,
     }
 }
 

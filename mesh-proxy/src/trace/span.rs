@@ -6,10 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use super::{Recording, SpanId, Trace, TraceId, Try};
 use crate::listen::Direction;
 use crate::route::without_port;
-use crate::telemetry::{Protocol, RequestRecord};
-
-/// The most of a text that a client chooses, in bytes.
-const MAX_TEXT: usize = 256;
+use crate::telemetry::{Protocol, RequestRecord, cut};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpanKind {
@@ -263,9 +260,4 @@ fn version(protocol: Protocol) -> &'static str {
         Protocol::Http11 => "1.1",
         Protocol::Http2 => "2",
     }
-}
-
-/// The beginning of a text that may be long.
-fn cut(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or_default()
 }

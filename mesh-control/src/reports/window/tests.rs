@@ -16,12 +16,12 @@ fn labels(service: &str) -> Labels {
     Labels { direction, protocol, service: service.into(), status: 200, ..Labels::default() }
 }
 
-fn report(covers_ms: u64, series: &[(&str, u64)]) -> Report {
+fn report(covers_ms: u64, series: &[(&str, u64)]) -> Counted {
     let series = series.iter().map(|(service, requests)| Series {
         labels: Some(labels(service)),
         counts: Some(Counts { buckets: vec![3], requests: vec![*requests], ..Counts::default() }),
     });
-    Report { covers_ms, series: series.collect(), ..Report::default() }
+    Counted { covers_ms, series: series.collect() }
 }
 
 /// Requests and rate of all together.
@@ -54,7 +54,7 @@ impl Bench {
         self.window.open(&identity("web"), &reporter(workload), self.at(at)).unwrap()
     }
 
-    fn add(&mut self, stream: &StreamId, at: u64, report: Report) {
+    fn add(&mut self, stream: &StreamId, at: u64, report: Counted) {
         self.window.add(stream, report, None, self.at(at)).unwrap();
     }
 
@@ -178,9 +178,9 @@ fn numbers_that_cannot_be_are_not_counted() {
     let counts =
         Counts { buckets: vec![31, 30, 5000, 7, 7], requests: vec![1, 2, 4, u64::MAX, 8, 16], opened: 0, closed: 0 };
     let series = vec![Series { labels: Some(labels("reviews")), counts: Some(counts) }, Series::default()];
-    bench.add(&stream, 1, Report { covers_ms: u64::MAX, series: series.clone(), ..Report::default() });
+    bench.add(&stream, 1, Counted { covers_ms: u64::MAX, series: series.clone() });
     assert_eq!(bench.total(60, 1).0, 0);
-    bench.add(&stream, 1, Report { series, ..Report::default() });
+    bench.add(&stream, 1, Counted { series, ..Counted::default() });
     let traffic = bench.window.traffic(Duration::MAX, bench.at(1)).traffic;
     assert_eq!(traffic.len(), 1);
     let counts = traffic[0].series.clone().unwrap().counts.unwrap();
