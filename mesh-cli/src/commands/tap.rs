@@ -15,7 +15,6 @@ use crate::output::Format;
 use crate::output::time::parse_positive_duration;
 use crate::views::tap::pairs::{Pairs, Seen};
 use crate::views::tap::{self, View};
-use crate::views::traffic;
 
 /// How often it is said how many are not shown.
 const NOTES: Duration = Duration::from_secs(1);
@@ -24,8 +23,10 @@ const NOTES: Duration = Duration::from_secs(1);
 ///
 /// The proxies tell the control plane, for as long as somebody asks; nothing is stored. A request is shown once: as its caller's proxy saw it, with the policy
 /// that let it in at the server; or as the server's proxy saw it, where the caller has no proxy that tells. With WHOSE or --direction each side is shown for itself. Only requests
-/// that begin while it is shown are told. A proxy tells no more than --max-rate in a second, and how many more there were is said. Queries are left out, headers
-/// are shown only when they are asked for, and of those that may prove who somebody is (`authorization`, `cookie`, whatever has `token` or `secret` in its name)
+/// that begin while it is shown are told, and byte streams that end then. A proxy tells --max-rate at once and as many in each second after that; how many more events there were, of
+/// either side, is said. A server knows a caller by its service account: where several services have the same one, --from shows the calls of all of them that only the server's proxy
+/// tells. Queries are left out, headers
+/// are shown only when they are asked for, and of those that may prove who somebody is (`authorization`, `cookie`, whatever has `token` or `secret` in its name or ends in `key`)
 /// only that they are there. It goes on until Ctrl-C, --count or --for.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -65,7 +66,7 @@ pub struct Args {
     /// Show this header of requests and responses; may be given several times
     #[arg(long, value_name = "NAME", value_parser = parse_header)]
     header: Vec<String>,
-    /// How many each proxy tells in a second, at most
+    /// How many each proxy tells in a second, at most, and how many at once
     #[arg(long, value_name = "NUMBER", default_value_t = RATE, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_RATE)))]
     max_rate: u32,
     /// End after so many
@@ -184,6 +185,15 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Failure> {
     screen.end()
 }
 
+/// How many are asked, for people.
+fn who_tells(proxies: u32) -> String {
+    match proxies {
+        0 => "No such proxy reports yet; `meshctl proxy status` shows those that are connected.".to_owned(),
+        1 => "One proxy tells. Ctrl-C ends.".to_owned(),
+        proxies => format!("{proxies} proxies tell. Ctrl-C ends."),
+    }
+}
+
 /// For ever, if there is no such moment.
 async fn until(moment: Option<tokio::time::Instant>) {
     match moment {
@@ -210,6 +220,13 @@ struct Lost {
 }
 
 impl Lost {
+    fn add(&mut self, number: u64, now: Instant) {
+        if number > 0 {
+            self.number = self.number.saturating_add(number);
+            self.since.get_or_insert(now);
+        }
+    }
+
     fn due(&self) -> Option<Instant> {
         self.since.map(|since| since + NOTES)
     }
@@ -220,11 +237,7 @@ impl Screen<'_> {
         if let Some(TapAsked { proxies, identities }) = response.asked {
             self.pairs.ask(identities);
             if self.asked.replace(proxies).is_none() {
-                self.context.out.note(&match proxies {
-                    0 => "No such proxy reports yet; `meshctl proxy status` shows those that are connected.".to_owned(),
-                    1 => "One proxy tells. Ctrl-C ends.".to_owned(),
-                    proxies => format!("{proxies} proxies tell. Ctrl-C ends."),
-                });
+                self.context.out.note(&who_tells(proxies));
             }
         }
         for event in response.events {
@@ -235,10 +248,7 @@ impl Screen<'_> {
         for seen in self.pairs.take_due(now) {
             self.show(&seen)?;
         }
-        if response.not_shown > 0 {
-            self.lost.number = self.lost.number.saturating_add(response.not_shown);
-            self.lost.since.get_or_insert(now);
-        }
+        self.lost.add(response.not_shown.saturating_add(self.pairs.take_unpaired()), now);
         if self.lost.due().is_some_and(|due| due <= now) {
             self.say_lost();
         }
@@ -254,7 +264,7 @@ impl Screen<'_> {
         let (out, namespace) = (&self.context.out, self.context.namespace());
         match out.format {
             Format::Json | Format::Yaml => out.streamed(&View::of(seen)),
-            Format::Name => out.line(&format!("service/{}", traffic::short(&tap::service(&seen.event), namespace))),
+            Format::Name => out.line(&tap::name(seen, namespace)),
             Format::Table | Format::Wide => out.row(&tap::line(seen, namespace, out.wide())),
         }
     }
@@ -267,9 +277,11 @@ impl Screen<'_> {
     }
 
     fn end(mut self) -> Result<(), Failure> {
-        for seen in self.pairs.rest() {
+        let now = Instant::now();
+        for seen in self.pairs.rest(now) {
             self.show(&seen)?;
         }
+        self.lost.add(self.pairs.take_unpaired(), now);
         self.say_lost();
         Ok(())
     }
@@ -289,6 +301,15 @@ mod tests {
         for wrong in ["", "4", "6xx", "xx", "503-500", "99", "600", "0503", "+50", "ok", "500-", "404,500"] {
             assert!(range(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn who_is_asked_is_said() {
+        assert!(who_tells(0).contains("No such proxy"));
+        assert_eq!(
+            (who_tells(1), who_tells(4)),
+            ("One proxy tells. Ctrl-C ends.".into(), "4 proxies tell. Ctrl-C ends.".into())
+        );
     }
 
     #[test]

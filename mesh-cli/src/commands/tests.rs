@@ -358,6 +358,8 @@ async fn a_tap_asks_for_what_is_given_and_ends_by_itself() {
         "tap --max-rate 1001",
         "tap --count 0",
         "tap --header a:b",
+        "tap --from reviews.svc",
+        "tap a.reviews.shop.svc",
     ] {
         assert_eq!(meshctl(&running, wrong).await.unwrap_err().exit, Exit::Usage, "{wrong}");
     }

@@ -7,7 +7,7 @@ use futures_util::Stream;
 use futures_util::stream::{self, SelectAll, StreamExt};
 use mesh_common::proto::control::watch_event::Type;
 use mesh_common::proto::control::{
-    ObjectVersion, TapAsked, TapRequest, TapResponse, WaitProgress, WaitRequest, WatchEvent, WatchRequest,
+    ObjectVersion, TapRequest, TapResponse, WaitProgress, WaitRequest, WatchEvent, WatchRequest,
 };
 use serde_json::Value;
 use tokio::time::Instant;
@@ -20,6 +20,7 @@ use super::{merge, objects};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a tap looks for replicas that began after it.
 const LOOK: Duration = Duration::from_secs(5);
+const ENDED: &str = "mesh-control ended the tap";
 
 /// Changes of objects, as one replica sees them; what has been told is not told again when it is another one.
 pub fn watch(
@@ -111,20 +112,33 @@ pub fn tap(
 ) -> impl Stream<Item = Result<TapResponse, Status>> + Send + 'static {
     async_stream::try_stream! {
         loop {
+            // Each says at once whom it asks; as long as one has not, nobody knows who is asked.
             let open = replicas.each(|replica| {
                 let request = request.clone();
-                async move { Ok((replica.name.clone(), replica.mesh().tap(request).await?.into_inner())) }
+                async move {
+                    let mut told = replica.mesh().tap(request).await?.into_inner();
+                    let first = tokio::time::timeout(LOOK, told.message()).await;
+                    let first = first.map_err(|_| Status::unavailable("mesh-control does not say whom it asks"))?;
+                    let first = first?.ok_or_else(|| Status::unavailable(ENDED))?;
+                    Ok((replica.name.clone(), first, told))
+                }
             });
-            let (names, streams): (Vec<String>, Vec<_>) = open.await?.into_iter().unzip();
-            let mut asked: Vec<TapAsked> = vec![TapAsked::default(); names.len()];
-            let numbered = streams.into_iter().enumerate().map(|(index, told)| {
+            let (mut names, mut asked, mut streams) = (Vec::new(), Vec::new(), SelectAll::new());
+            let mut firsts = Vec::new();
+            for (index, (name, mut first, told)) in open.await?.into_iter().enumerate() {
+                names.push(name);
+                asked.push(first.asked.take().unwrap_or_default());
+                firsts.push(first);
                 let told = told.map(Some).chain(stream::iter([None]));
-                told.map(move |told| (index, told))
-            });
-            let mut told = numbered.collect::<SelectAll<_>>();
+                streams.push(told.map(move |told| (index, told)));
+            }
+            yield TapResponse { asked: Some(merge::asked(&asked)), ..TapResponse::default() };
+            for first in firsts {
+                yield first;
+            }
             let mut look = Instant::now() + LOOK;
             let lost = loop {
-                match tokio::time::timeout_at(look, told.next()).await {
+                match tokio::time::timeout_at(look, streams.next()).await {
                     Ok(Some((index, Some(Ok(mut response))))) => {
                         if let Some(of_it) = response.asked.take() {
                             asked[index] = of_it;
@@ -134,7 +148,7 @@ pub fn tap(
                     }
                     Ok(Some((_, Some(Err(status))))) if !is_lost(&status) => Err(status)?,
                     Ok(Some((_, Some(Err(status))))) => break status,
-                    Ok(Some((_, None)) | None) => break Status::unavailable("mesh-control ended the tap"),
+                    Ok(Some((_, None)) | None) => break Status::unavailable(ENDED),
                     Err(_) => (),
                 }
                 if Instant::now() >= look {
@@ -146,7 +160,7 @@ pub fn tap(
                 }
             };
             // Those that are still there are told by this that nobody reads them any more.
-            drop(told);
+            drop(streams);
             replicas.find_again(lost, Instant::now() + PATIENCE).await?;
         }
     }

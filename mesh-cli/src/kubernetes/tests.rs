@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use mesh_common::proto::control::watch_event::Type;
-use mesh_common::proto::control::{Proxy, TapAsked, TapResponse, WaitProgress, WatchEvent};
+use mesh_common::proto::control::{Proxy, TapAsked, TapRequest, TapResponse, WaitProgress, WatchEvent};
 use mesh_common::proto::telemetry::TapEvent;
 use mesh_common::resource::Kind;
 use serde_json::{Value, json};
@@ -427,6 +427,13 @@ async fn a_tap_has_what_the_proxies_of_all_replicas_tell_and_goes_on_with_those_
     let first = replica(&server, "a", |state| state.tapped = tells("/a"));
     replica(&server, "b", |state| state.tapped = tells("/b"));
     let (context, captured) = server.context(Format::Json);
+    // The number is not told before it is right.
+    let control = context.connect().await.unwrap();
+    let mut told = control.mesh().tap(TapRequest::default()).await.unwrap().into_inner();
+    let asked = TapAsked { proxies: 4, identities: vec!["/a".into(), "/b".into()] };
+    assert_eq!(told.message().await.unwrap().unwrap(), TapResponse { asked: Some(asked), ..TapResponse::default() });
+    drop(told);
+    first.0.lock().unwrap().taps.clear();
     let Ok(cli) = Cli::try_parse_from(["meshctl", "tap", "--to", "reviews", "--count", "4", "-o", "json"]) else {
         panic!()
     };

@@ -335,7 +335,12 @@ fn more(event: &TapEvent) -> Vec<String> {
     words
 }
 
-pub fn service(event: &TapEvent) -> String {
+/// The service that was called, as other commands take it.
+pub fn name(seen: &Seen, namespace: &str) -> String {
+    format!("service/{}", clean(&short(&service(&seen.event), namespace)))
+}
+
+fn service(event: &TapEvent) -> String {
     let reporter = event.reporter.as_ref();
     match (is_outbound(event), event.service.as_str(), reporter) {
         (true, "", _) => UNKNOWN.to_owned(),

@@ -111,6 +111,8 @@ fn what_clients_choose_does_nothing_to_a_terminal() {
         headers: vec![header("a\u{9b}31m")],
         ..event()
     };
+    let strange = TapEvent { service: "rev\u{1b}[2Jiews.shop.svc.cluster.local".into(), ..event() };
+    assert_eq!(name(&Seen { event: strange, server: None }, "shop"), r"service/rev\u{1b}[2Jiews");
     let text = shown(&Seen { event: evil, server: None });
     assert!(!text.chars().any(|c| c.is_control() || is_invisible(c)), "{text:?}");
     assert!(text.contains(r"/\u{1b}[2J\r\n\u{202e}x") && text.contains(r"< x-note: a\u{9b}31m"), "{text}");
