@@ -8,7 +8,7 @@ use mesh_common::identity::Identity;
 use mesh_common::metrics::DURATION_BUCKETS;
 use mesh_common::names::CLUSTER_DOMAIN;
 use mesh_common::proto::control::{ListTrafficResponse, Traffic};
-use mesh_common::proto::telemetry::{Direction, Labels, Protocol};
+use mesh_common::proto::telemetry::{Direction, Protocol};
 use mesh_common::reports::has_failed;
 use mesh_common::tap::{named, service_in};
 use serde::Serialize;
@@ -312,7 +312,7 @@ fn rounded(number: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use mesh_common::proto::telemetry::{Counts, Reporter, Series};
+    use mesh_common::proto::telemetry::{Counts, Labels, Reporter, Series};
 
     use super::*;
 
