@@ -13,6 +13,7 @@ use super::head::{Head, text};
 use super::request_body::Upload;
 use crate::config::{Action, HttpManager, JwtAuthn, Route, RouteSource};
 use crate::error::{Error, Kind};
+use crate::ext_authz::Change;
 use crate::fault::Injected;
 use crate::jwt;
 use crate::limit::{self, Place, Quota};
@@ -60,6 +61,8 @@ pub(crate) struct Exchange {
     pub(crate) error: Option<Error>,
     /// The origin whose scripts may read the response, by the route's CORS policy.
     pub(crate) origin: Option<HeaderValue>,
+    /// What somebody who was asked about the request adds to its response.
+    pub(crate) response_changes: Option<Box<[Change]>>,
     /// What the limit on requests has left.
     pub(crate) quota: Option<Quota>,
     /// `None`: nobody looks at traces.
@@ -134,6 +137,7 @@ impl Exchange {
             tunnelled: 0,
             error: None,
             origin: None,
+            response_changes: None,
             quota: None,
             complete: false,
         })

@@ -3,13 +3,14 @@
 use std::fmt::Write;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, Response, StatusCode};
 
 use super::head::{Head, replace_prefix};
 use super::response_body::Content;
 use crate::config::{PathMatch, Redirect, RedirectPath};
 use crate::error::{Error, Kind};
+use crate::ext_authz::Denied;
 
 /// An error in the form that the client understands: an HTTP status, or the status of gRPC. What the operating system
 /// or TLS said stays here.
@@ -29,6 +30,37 @@ pub(crate) fn challenge(headers: &mut HeaderMap, authority: &str) {
     let realm = if authority.bytes().all(host) { authority } else { "" };
     if let Ok(value) = HeaderValue::try_from(format!("Bearer realm=\"{realm}\", error=\"invalid_token\"")) {
         headers.insert(WWW_AUTHENTICATE, value);
+    }
+}
+
+/// The answer of somebody who was asked and refuses. `head`: only the head of it was asked for.
+pub(crate) fn denied(denied: Denied, head: bool, grpc: bool) -> Response<Content> {
+    let Denied { status, headers, body } = denied;
+    let mut response = if grpc {
+        grpc_status(grpc_status_of(status), &String::from_utf8_lossy(&body))
+    } else {
+        direct(status, body, head)
+    };
+    let kept = |name: &HeaderName| grpc && (name == CONTENT_TYPE || name.as_str().starts_with("grpc-"));
+    let to = response.headers_mut();
+    for name in headers.keys().filter(|name| !kept(name)) {
+        to.remove(name);
+    }
+    for (name, value) in headers.iter().filter(|(name, _)| !kept(name)) {
+        to.append(name, value.clone());
+    }
+    response
+}
+
+/// By Envoy's mapping.
+fn grpc_status_of(status: StatusCode) -> u32 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
     }
 }
 

@@ -44,7 +44,9 @@ pub(crate) use cluster::{Target, View};
 pub(crate) use datagrams::UdpUpstream;
 pub(crate) use http2::Flow;
 pub(crate) use outlier::Outcome;
-pub(crate) use own::{grpc_frame, grpc_message, read as read_answer, request as own_request};
+pub(crate) use own::{
+    MAX_ANSWER, grpc_frame, grpc_message, read as read_answer, request as own_request, version as own_version,
+};
 pub use stream::UpstreamStream;
 pub use tally::HealthReport;
 pub(crate) use tally::Shunned;

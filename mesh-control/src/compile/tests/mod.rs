@@ -85,6 +85,7 @@ pub(super) fn scope(client: ClientKind) -> Scope {
         peak_ewma: client == ClientKind::Mesh,
         limits: client == ClientKind::Mesh,
         audits: client != ClientKind::Grpc,
+        asks: client != ClientKind::Grpc,
         locality: Default::default(),
     }
 }

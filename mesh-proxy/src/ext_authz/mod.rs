@@ -1,0 +1,204 @@
+//! Somebody else who decides about requests, by Envoy's protocols for external authorization.
+//!
+//! In: the head of a request, and its beginning where that is to be told. Out: the request with what the answer changes, or
+//! the refusal. No answer, or none that can be used, refuses unless the policy says otherwise. The question goes the way of
+//! all requests, through the pool of the provider's cluster and within its limits.
+
+mod answer;
+mod question;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, Request, StatusCode};
+
+pub(crate) use answer::Change;
+
+use crate::authorization::{Refusal, Subject, possible};
+use crate::config::{AskedBody, Authorizer, AuthorizerProtocol};
+use crate::error::{Error, Kind, Retry};
+use crate::http::{Exchange, RequestBody};
+use crate::jwt::Claims;
+use crate::listen::{Direction, Downstream};
+use crate::retry::grpc_status;
+use crate::upstream::{Failed, Flow, MAX_ANSWER, Outcome as Health, Target, Version, own_version, read_answer};
+use answer::Answer;
+
+/// Tells the application that nobody has answered; never taken from a client.
+const FAILED_OPEN: HeaderName = HeaderName::from_static("x-envoy-auth-failure-mode-allowed");
+/// How many endpoints may be tried, of those that have not seen the question.
+const TRIES: usize = 3;
+
+/// What came of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Allowed,
+    Denied,
+    Failed,
+    /// No answer, and the request was let in.
+    FailedOpen,
+}
+
+impl Outcome {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::Failed => "failed",
+            Self::FailedOpen => "failed_open",
+        }
+    }
+}
+
+/// What the client gets of a refusal.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Denied {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+pub(crate) enum Refused<'m> {
+    /// The request's body cannot be told.
+    Body(Kind),
+    /// And, where there was no answer, why.
+    By(Refusal<'m>, Box<Denied>, Option<String>),
+}
+
+/// Asks everybody whose policies may match; the name of the last of these policies, if there was any.
+pub(crate) async fn ask<'m>(
+    authorizers: &'m [Authorizer],
+    exchange: &mut Exchange,
+    claims: Option<&Claims>,
+) -> Result<Option<&'m str>, Refused<'m>> {
+    let mut asked = None;
+    if authorizers.iter().any(|it| it.marks_failure) {
+        exchange.head.headers.remove(FAILED_OPEN);
+    }
+    for authorizer in authorizers {
+        let conn = exchange.conn.clone();
+        let subject = Subject::new(&conn.downstream, conn.identity.as_deref(), Some(exchange.head.subject()));
+        let Some(policy) = possible(&authorizer.policies, &Subject { claims, ..subject }) else { continue };
+        let body = match authorizer.body {
+            Some(wanted) => beginning(exchange, wanted).await.map_err(Refused::Body)?,
+            None => None,
+        };
+        let answer = match tokio::time::timeout(authorizer.timeout, put(authorizer, exchange, body)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Error::because(Kind::Timeout, "no answer in time")),
+        };
+        let tell = |outcome| conn.ctx.telemetry.asked_elsewhere(outcome);
+        match answer {
+            Ok(Answer::Allowed(changes)) => {
+                tell(Outcome::Allowed);
+                changes.apply(exchange);
+            }
+            Ok(Answer::Denied(denied)) => {
+                tell(Outcome::Denied);
+                return Err(Refused::By(Refusal::DeniedElsewhere(&policy.name), Box::new(denied), None));
+            }
+            Err(error) if authorizer.fail_open => {
+                tell(Outcome::FailedOpen);
+                tracing::debug!(policy = policy.name, %error, "a request is let in without an answer");
+                if authorizer.marks_failure {
+                    exchange.head.headers.insert(FAILED_OPEN, HeaderValue::from_static("true"));
+                }
+            }
+            Err(error) => {
+                tell(Outcome::Failed);
+                let body = Bytes::from(Kind::Denied.to_string());
+                let denied = Denied { status: authorizer.status_on_error, headers: HeaderMap::new(), body };
+                let refusal = Refusal::Unanswered(&policy.name);
+                return Err(Refused::By(refusal, Box::new(denied), Some(error.to_string())));
+            }
+        }
+        asked = Some(policy.name.as_str());
+    }
+    Ok(asked)
+}
+
+/// What is told of the body, and whether that is only a part of it.
+async fn beginning(exchange: &Exchange, wanted: AskedBody) -> Result<Option<(Bytes, bool)>, Kind> {
+    let Some(upload) = &exchange.upload else { return Ok(Some((Bytes::new(), false))) };
+    let patience = exchange.manager.as_ref().map_or_else(Default::default, |it| it.stream_idle_timeout);
+    let read = upload.peek(wanted.max);
+    let read = if patience.is_zero() {
+        read.await
+    } else {
+        tokio::time::timeout(patience, read).await.map_err(|_| Kind::StreamIdle)?
+    };
+    let (data, more) = read.map_err(|error| error.kind())?;
+    if more && !wanted.partial { Err(Kind::BodyTooLarge) } else { Ok(Some((data, more))) }
+}
+
+/// Asks, and waits for the answer.
+async fn put(authorizer: &Authorizer, exchange: &Exchange, body: Option<(Bytes, bool)>) -> Result<Answer, Error> {
+    let upstreams = &exchange.conn.ctx.upstreams;
+    let view = upstreams.view(&authorizer.cluster).await?;
+    let _in_use = view.usage.request(&view.cluster.limits)?;
+    // The proxy itself asks.
+    let nowhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+    let downstream = Downstream::new(nowhere, nowhere, Direction::Outbound);
+    let grpc = matches!(authorizer.protocol, AuthorizerProtocol::Grpc);
+    let question = question::Question::new(authorizer, exchange, body)?;
+    let mut tried = Vec::new();
+    loop {
+        let target = view.choose(&downstream, &tried, None)?;
+        let version = own_version(&target, grpc);
+        let request = question.request(&target, version, exchange.trace.as_ref())?;
+        match try_once(&target, request, version, grpc).await {
+            Ok((head, body, trailers)) if grpc => {
+                return answer::of_grpc(head.status, &head.headers, body, trailers.as_ref());
+            }
+            Ok((head, body, _)) => return answer::of_http(authorizer, head, body),
+            Err(Failed { error, stale, .. }) => {
+                tried.push(target.address());
+                let unseen = stale || error.kind.retry() == Retry::Safe;
+                if !unseen || tried.len() == TRIES {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+type Whole = (http::response::Parts, Bytes, Option<HeaderMap>);
+
+async fn try_once(
+    target: &Target,
+    request: Request<RequestBody>,
+    version: Version,
+    grpc: bool,
+) -> Result<Whole, Failed> {
+    let began = Instant::now();
+    let outcome = whole(target, request, version).await;
+    let now = Instant::now();
+    target.took(now - began, outcome.is_ok(), now);
+    match &outcome {
+        Ok((head, _, trailers)) => {
+            let code = trailers.as_ref().and_then(grpc_status).or_else(|| grpc_status(&head.headers));
+            let health = match code.filter(|_| grpc) {
+                Some(code) => Health::of_grpc(code),
+                None => Health::of_status(head.status),
+            };
+            target.observe(health, || now);
+        }
+        Err(failed) => {
+            if let Some(health) = Health::of_error(failed.error.kind).filter(|_| !failed.stale) {
+                target.observe(health, || now);
+            }
+        }
+    }
+    outcome
+}
+
+async fn whole(target: &Target, request: Request<RequestBody>, version: Version) -> Result<Whole, Failed> {
+    let (head, body) = target.send(request, version, Flow::Free).await?.into_parts();
+    let (data, trailers) = read_answer(body).await?;
+    if data.len() > MAX_ANSWER {
+        return Err(Error::because(Kind::UpstreamProtocol, "an answer that is too long").into());
+    }
+    Ok((head, data, trailers))
+}

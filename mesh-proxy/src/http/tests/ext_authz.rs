@@ -1,0 +1,1 @@
+//! Somebody else decides about requests, over real sockets.
