@@ -10,9 +10,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use mesh_common::identity::Identity;
 use mesh_common::names::{self, LISTENER_INBOUND};
 use mesh_common::proto::control::{ListProxiesRequest, Proxy};
-use mesh_proxy::authorization::{Subject, explain};
+use mesh_proxy::authorization::{Subject, explain, possible};
 use mesh_proxy::config::decode::decode;
-use mesh_proxy::config::{Authorization, GateAction, Listener, NetworkFilter};
+use mesh_proxy::config::{Authorization, GateAction, HttpManager, Listener, NetworkFilter};
 use mesh_proxy::detect::{self, Detected, Hello};
 use mesh_proxy::jwt;
 use mesh_proxy::path::canonical;
@@ -196,7 +196,18 @@ fn rules(listener: &Listener) -> Vec<Row> {
     });
     let Some(authorization) = http.or(tcp) else { return Vec::new() };
     let mut rows = Vec::new();
-    for (order, gate) in authorization.gates.iter().enumerate() {
+    let managers = listener.chains.iter().find_map(|chain| match &chain.filter {
+        NetworkFilter::Http(manager) => Some(manager),
+        NetworkFilter::Tcp(_) => None,
+    });
+    for authorizer in managers.iter().flat_map(|it| &it.authorizers) {
+        for policy in &authorizer.policies {
+            let (from, to) = explain::in_words(policy);
+            let to = format!("{to}, asking {}", authorizer.cluster);
+            rows.push(Row { order: 0, action: "CUSTOM", dry_run: false, rule: policy.name.clone(), from, to });
+        }
+    }
+    for (order, gate) in (1..).zip(&authorization.gates) {
         let action = match gate.action {
             GateAction::Allow => "ALLOW",
             GateAction::Deny => "DENY",
@@ -233,6 +244,9 @@ struct Answer {
     /// What a policy on trial would say.
     #[serde(skip_serializing_if = "Option::is_none")]
     dry_run: Option<String>,
+    /// Rules that have somebody else asked, and who that is. Only they know whether it is allowed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    asks: Vec<String>,
     /// Rules that have it written to the audit log.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     audited_by: Vec<String>,
@@ -265,7 +279,11 @@ async fn check(context: &Context, args: &Check) -> Result<(), Failure> {
         _ => {
             let mut table = Table::new(&["VERDICT", "BY", "REASON", "AT"]);
             for answer in &answers {
-                let verdict = if answer.allowed { Cell::good("ALLOWED") } else { Cell::bad("DENIED") };
+                let verdict = match (answer.allowed, answer.asks.is_empty()) {
+                    (true, _) => Cell::good("ALLOWED"),
+                    (false, false) => Cell::bad("UNDECIDED"),
+                    (false, true) => Cell::bad("DENIED"),
+                };
                 let at = answer.proxies.join(", ");
                 let by = answer.rule.clone().unwrap_or_else(|| "-".to_owned());
                 table.row(vec![verdict, by.into(), answer.reason.clone().into(), at.into()]);
@@ -303,6 +321,7 @@ fn answer(
         nearest: None,
         needs: Vec::new(),
         dry_run: None,
+        asks: Vec::new(),
         audited_by: Vec::new(),
     };
     let detected = match from {
@@ -341,11 +360,26 @@ fn answer(
                 Err(why) => refused(format!("401: {why}")),
                 Ok(verified) => {
                     let claims = verified.as_deref().map(|it| &it.claims);
-                    explained(&manager.authorization, &Subject { claims, ..subject(Some(request)) })
+                    let subject = Subject { claims, ..subject(Some(request)) };
+                    asking(manager, &subject, explained(&manager.authorization, &subject))
                 }
             }
         }
     }
+}
+
+/// What nobody here can tell: what those say who are asked. What is refused anyway is refused whatever they say.
+fn asking(manager: &HttpManager, subject: &Subject<'_>, answer: Answer) -> Answer {
+    let asks = manager.authorizers.iter().filter_map(|it| {
+        let policy = possible(&it.policies, subject)?;
+        Some(format!("{} asks {}", policy.name, it.cluster))
+    });
+    let asks: Vec<_> = asks.collect();
+    if asks.is_empty() || !answer.allowed {
+        return answer;
+    }
+    let reason = format!("others decide: {}", asks.join(", "));
+    Answer { allowed: false, reason, asks, ..answer }
 }
 
 fn explained(authorization: &Authorization, subject: &Subject<'_>) -> Answer {
@@ -370,6 +404,7 @@ fn explained(authorization: &Authorization, subject: &Subject<'_>) -> Answer {
         nearest,
         needs,
         dry_run: found.would_refuse.map(trial),
+        asks: Vec::new(),
         audited_by: found.audited_by,
     }
 }

@@ -105,11 +105,6 @@ impl Tls {
         state.current = Some(Current { identity, not_after, bundle, since: SystemTime::now(), failure: None });
     }
 
-    /// Whom the certificate names, once there is one.
-    pub fn identity(&self) -> Option<Arc<Identity>> {
-        self.state().current.as_ref().map(|current| current.identity.clone())
-    }
-
     /// The certificate could not be renewed, for this reason.
     pub fn not_renewed(&self, reason: String) {
         if let Some(current) = &mut self.state().current {

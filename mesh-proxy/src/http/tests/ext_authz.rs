@@ -1,1 +1,177 @@
 //! Somebody else decides about requests, over real sockets.
+
+use super::*;
+
+fn authorizer(protocol: AuthorizerProtocol, path: &str) -> Authorizer {
+    let permissions = vec![Condition::Path(StringMatch::Prefix(path.to_owned()))];
+    Authorizer {
+        policies: vec![Policy { name: "a/asks[0]".to_owned(), permissions, principals: vec![Condition::Any] }],
+        cluster: "auth".to_owned(),
+        authority: "auth:1".parse().unwrap(),
+        timeout: Duration::from_millis(300),
+        protocol,
+        headers: None,
+        body: None,
+        fail_open: false,
+        marks_failure: true,
+        status_on_error: StatusCode::FORBIDDEN,
+    }
+}
+
+fn over_http() -> AuthorizerProtocol {
+    let to_upstream = vec![StringMatch::Exact("x-user".to_owned())];
+    AuthorizerProtocol::Http { prefix: "/check".to_owned(), to_upstream, to_client: None }
+}
+
+/// The application answers with what it was sent: who the user is, whether nobody was asked, and the body.
+async fn proxy(authorizer: Authorizer, at: SocketAddr, http: UpstreamHttp) -> Proxy {
+    let app = App::http1(|request: Request<Incoming>| async move {
+        let of = |name: &str| request.headers().get_all(name).iter().map(|it| it.to_str().unwrap().to_owned());
+        let users = of("x-user").collect::<Vec<_>>().join("+");
+        let open = of("x-envoy-auth-failure-mode-allowed").collect::<Vec<_>>().join("+");
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        reply(format!("{users}|{open}|{}", String::from_utf8_lossy(&body)))
+    })
+    .await;
+    let resources = [
+        Resource::Cluster(Arc::new(cluster("app", UpstreamHttp::Http1))),
+        Resource::Endpoints(endpoints("app", vec![endpoint(app.address)])),
+        Resource::Cluster(Arc::new(cluster("auth", http))),
+        Resource::Endpoints(endpoints("auth", vec![endpoint(at)])),
+        Resource::Routes(Arc::new(to(forward(&[("app", 1)])))),
+    ];
+    let downstream = Downstream { direction: Direction::Inbound, ..downstream() };
+    Proxy::new(resources, ProxyOptions { downstream, authorizers: vec![authorizer], ..ProxyOptions::default() }).await
+}
+
+/// Lets in who says `authorization: good`, and says who it is; sleeps at `/check/slow` and fails at `/check/broken`.
+async fn by_http() -> App {
+    App::http1(|request: Request<Incoming>| async move {
+        match request.uri().path() {
+            "/check/slow" => tokio::time::sleep(SOON).await,
+            "/check/broken" => {
+                let mut broken = reply("");
+                *broken.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                return broken;
+            }
+            _ => (),
+        }
+        let good = request.headers().get("authorization").is_some_and(|it| it == "good");
+        let told = request.headers().contains_key("cookie");
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let mut answer = reply(format!("no: {}", String::from_utf8_lossy(&body)));
+        answer.headers_mut().insert("x-user", HeaderValue::from_static(if told { "told" } else { "ann" }));
+        answer.headers_mut().insert("x-other", HeaderValue::from_static("x"));
+        *answer.status_mut() = if good { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
+        answer
+    })
+    .await
+}
+
+fn request(path: &str, headers: &[(&str, &str)], body: &str) -> Request<AnyBody> {
+    let mut request = post(path, body.to_owned());
+    for (name, value) in headers {
+        request.headers_mut().append(http::HeaderName::try_from(*name).unwrap(), HeaderValue::try_from(*value).unwrap());
+    }
+    request
+}
+
+const FORGED: [(&str, &str); 3] =
+    [("x-user", "admin"), ("cookie", "a=b"), ("x-envoy-auth-failure-mode-allowed", "true")];
+
+#[tokio::test]
+async fn over_http_the_status_decides_and_headers_overwrite() {
+    let auth = by_http().await;
+    let proxy = proxy(authorizer(over_http(), "/"), auth.address, UpstreamHttp::Http1).await;
+    let mut client = proxy.http1().await;
+    let good = [&FORGED[..], &[("authorization", "good")]].concat();
+    assert_eq!(client.answer(request("/a?b", &good, "body")).await.text(), "ann||body");
+    let refused = client.answer(request("/a", &FORGED, "body")).await;
+    assert_eq!((refused.status.as_u16(), refused.text(), refused.header("x-other")), (401, "no: ", "x"));
+    for path in ["/slow", "/broken"] {
+        let refused = client.answer(request(path, &good, "body")).await;
+        assert_eq!((refused.status.as_u16(), refused.text()), (403, "not allowed"), "{path}");
+    }
+    let text = proxy.ctx.telemetry.render();
+    for (result, count) in [("allowed", 1), ("denied", 1), ("failed", 2)] {
+        let line = format!("mesh_authorization_external_total{{result=\"{result}\"}} {count}");
+        assert!(text.contains(&line), "{line}\n{text}");
+    }
+    assert_eq!(proxy.recorded(&["response_flags=\"UAEX\""]), 3);
+}
+
+#[tokio::test]
+async fn who_is_not_there_refuses_unless_the_policy_says_otherwise() {
+    let gone = nowhere().await;
+    let closed = proxy(authorizer(over_http(), "/secret"), gone, UpstreamHttp::Http1).await;
+    assert_eq!(closed.get("/secret").await.status, 403);
+    // Nobody is asked about what no rule matches.
+    assert_eq!(closed.get("/open").await.status, 200);
+    let other = Authorizer { status_on_error: StatusCode::SERVICE_UNAVAILABLE, ..authorizer(over_http(), "/") };
+    assert_eq!(proxy(other, gone, UpstreamHttp::Http1).await.get("/").await.status, 503);
+    let open = proxy(Authorizer { fail_open: true, ..authorizer(over_http(), "/") }, gone, UpstreamHttp::Http1).await;
+    assert_eq!(open.http1().await.answer(request("/", &FORGED, "b")).await.text(), "admin|true|b");
+}
+
+#[tokio::test]
+async fn the_body_is_told_and_goes_on_whole() {
+    let auth = by_http().await;
+    let body = Some(AskedBody { max: 8, partial: true, as_bytes: false });
+    let partial = proxy(Authorizer { body, ..authorizer(over_http(), "/") }, auth.address, UpstreamHttp::Http1).await;
+    let long = "0123456789".repeat(20_000);
+    let mut client = partial.http1().await;
+    assert_eq!(client.answer(request("/", &[], &long)).await.text(), "no: 01234567");
+    let answer = client.answer(request("/", &[("authorization", "good")], &long)).await;
+    assert!(answer.text() == format!("ann||{long}"), "{} bytes", answer.body.len());
+    assert_eq!(client.answer(request("/", &[("authorization", "good")], "")).await.text(), "ann||");
+    let body = Some(AskedBody { max: 8, partial: false, as_bytes: false });
+    let whole = proxy(Authorizer { body, ..authorizer(over_http(), "/") }, auth.address, UpstreamHttp::Http1).await;
+    assert_eq!(whole.http1().await.answer(request("/", &[], "12345678")).await.text(), "no: 12345678");
+    assert_eq!(whole.http1().await.answer(request("/", &[], "123456789")).await.status, 413);
+}
+
+#[tokio::test]
+async fn over_grpc_attributes_are_told() {
+    use envoy_types::pb::envoy::config::core::v3::{HeaderValue as PbHeader, HeaderValueOption};
+    use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
+    use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse};
+    use envoy_types::pb::envoy::r#type::v3::HttpStatus;
+    use envoy_types::pb::google::rpc::Status;
+    use prost::Message;
+
+    let auth = App::http2(|request: Request<Incoming>| async move {
+        assert_eq!(request.uri().path(), "/envoy.service.auth.v3.Authorization/Check");
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let asked = CheckRequest::decode(&body[5..]).unwrap().attributes.unwrap().request.unwrap().http.unwrap();
+        let header = |value: String| HeaderValueOption {
+            header: Some(PbHeader { key: "x-user".into(), value, ..PbHeader::default() }),
+            ..HeaderValueOption::default()
+        };
+        let said = format!("{} {} {} {}", asked.method, asked.path, asked.host, asked.headers["x-twice"]);
+        let pb = if asked.path.starts_with("/no") {
+            let status = Some(HttpStatus { code: 429 });
+            let denied = DeniedHttpResponse { status, body: "later".into(), ..DeniedHttpResponse::default() };
+            let status = Some(Status { code: 8, ..Status::default() });
+            CheckResponse { status, http_response: Some(HttpResponse::DeniedResponse(denied)), ..Default::default() }
+        } else {
+            let (headers, response) = (vec![header(said)], vec![header("back".to_owned())]);
+            let ok = OkHttpResponse { headers, response_headers_to_add: response, ..OkHttpResponse::default() };
+            CheckResponse { http_response: Some(HttpResponse::OkResponse(ok)), ..Default::default() }
+        };
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", 0.into());
+        let body = Full::new(crate::upstream::grpc_frame(&pb));
+        Response::new(body.with_trailers(std::future::ready(Some(Ok(trailers)))).boxed())
+    })
+    .await;
+    let proxy = proxy(authorizer(AuthorizerProtocol::Grpc, "/"), auth.address, UpstreamHttp::Http2).await;
+    let mut client = proxy.http1().await;
+    let twice = [("x-user", "admin"), ("x-twice", "a"), ("x-twice", "b")];
+    let answer = client.answer(request("/a/../x?y", &twice, "body")).await;
+    assert_eq!((answer.text(), answer.header("x-user")), ("POST /x?y app.test a,b||body", "back"));
+    let refused = client.answer(request("/no", &twice, "body")).await;
+    assert_eq!((refused.status.as_u16(), refused.text()), (429, "later"));
+    let grpc = [&twice[..], &[("content-type", "application/grpc")]].concat();
+    let refused = client.answer(request("/no", &grpc, "body")).await;
+    assert_eq!((refused.status.as_u16(), refused.header("grpc-status"), refused.header("grpc-message")), (200, "14", "later"));
+}
