@@ -76,7 +76,11 @@ pub(super) fn filter(asks: &Asks<'_>) -> HttpFilter {
 fn by_grpc(asks: &Asks<'_>) -> Services {
     let (cluster_name, authority) = (asks.cluster.clone(), asks.cluster.clone());
     Services::GrpcService(GrpcService {
-        target_specifier: Some(TargetSpecifier::EnvoyGrpc(EnvoyGrpc { cluster_name, authority, ..EnvoyGrpc::default() })),
+        target_specifier: Some(TargetSpecifier::EnvoyGrpc(EnvoyGrpc {
+            cluster_name,
+            authority,
+            ..EnvoyGrpc::default()
+        })),
         timeout: duration(timeout(asks.provider)),
         ..GrpcService::default()
     })

@@ -88,12 +88,7 @@ impl Authorizations {
 }
 
 /// Whether there is somebody to ask. As long as there is not, nobody answers.
-fn resolved(
-    service: &Name,
-    number: u16,
-    fail_open: bool,
-    port: impl Fn(&Name, u16) -> Option<Protocol>,
-) -> Condition {
+fn resolved(service: &Name, number: u16, fail_open: bool, port: impl Fn(&Name, u16) -> Option<Protocol>) -> Condition {
     let outcome = if fail_open { "let in" } else { "refused" };
     match port(service, number) {
         Some(protocol) if protocol.may_be_http() => Condition::resolved(),

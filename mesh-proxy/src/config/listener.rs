@@ -1,7 +1,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Authorization, Authorizer, Fault, JwtAuthn, PortLimits, RequestLimit, RouteTable, Tracing, WeightedClusters};
+use super::{
+    Authorization, Authorizer, Fault, JwtAuthn, PortLimits, RequestLimit, RouteTable, Tracing, WeightedClusters,
+};
 
 /// A listener: the filter chains that a connection may take.
 #[derive(Debug)]

@@ -240,19 +240,18 @@ mod tests {
         }
         changes.request.iter().for_each(|change| change.apply(&mut headers));
         let of = |name: &str| headers.get_all(name).iter().map(|it| it.to_str().unwrap()).collect::<Vec<_>>();
-        assert_eq!([of("a"), of("c"), of("d"), of("e"), of("host")], [
-            vec!["new"],
-            vec!["forged", "twice"],
-            vec![],
-            vec!["new"],
-            vec![]
-        ]);
+        assert_eq!(
+            [of("a"), of("c"), of("d"), of("e"), of("host")],
+            [vec!["new"], vec!["forged", "twice"], vec![], vec!["new"], vec![]]
+        );
     }
 
     #[test]
     fn only_a_good_answer_lets_in() {
         let none = HeaderMap::new();
-        let ended = |code: &'static str| HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static(code))]);
+        let ended = |code: &'static str| {
+            HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static(code))])
+        };
         let answer = |code, pb: &CheckResponse| of_grpc(StatusCode::OK, &none, grpc_frame(pb), Some(&ended(code)));
         assert!(matches!(answer("0", &CheckResponse::default()), Ok(Answer::Allowed(_))));
         assert!(answer("14", &CheckResponse::default()).is_err());

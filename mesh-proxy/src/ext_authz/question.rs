@@ -156,12 +156,7 @@ fn told(wanted: Option<&[StringMatch]>, head: &Head) -> HashMap<String, String> 
     all
 }
 
-fn by_http(
-    authorizer: &Authorizer,
-    prefix: &str,
-    head: &Head,
-    body: Option<(Bytes, bool)>,
-) -> Result<Question, Error> {
+fn by_http(authorizer: &Authorizer, prefix: &str, head: &Head, body: Option<(Bytes, bool)>) -> Result<Question, Error> {
     if head.method == Method::CONNECT {
         return Err(Error::because(Kind::DownstreamProtocol, "over HTTP nobody can be asked about a tunnel"));
     }

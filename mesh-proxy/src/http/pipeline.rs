@@ -19,7 +19,8 @@ use super::response_body::{Content, ResponseBody};
 use super::{hedge, reply, upgrade};
 use crate::authorization::{self, Subject, Verdict, audit};
 use crate::config::{
-    Action, Authorization, Authorizer, Fault, Forward, HttpManager, RetryPolicy, Route, RouteSource, RouteTable, WeightedCluster,
+    Action, Authorization, Authorizer, Fault, Forward, HttpManager, RetryPolicy, Route, RouteSource, RouteTable,
+    WeightedCluster,
 };
 use crate::error::{Error, Kind, Retry, Side};
 use crate::ext_authz::{self, Denied, Refused};

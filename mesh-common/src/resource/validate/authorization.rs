@@ -37,8 +37,16 @@ pub(super) fn policy(spec: &AuthorizationPolicySpec, errors: &mut Errors) {
     }
     match (&spec.provider, spec.action == AuthorizationAction::Custom) {
         (Some(it), true) => {
-            errors.add_if(spec.rules.is_empty(), "spec.rules", "a CUSTOM without a rule asks about nothing; `[{}]` asks about all");
-            errors.add_if(spec.overrides, "spec.overrides", "what a CUSTOM refuses is refused; this is for `action: ALLOW`");
+            errors.add_if(
+                spec.rules.is_empty(),
+                "spec.rules",
+                "a CUSTOM without a rule asks about nothing; `[{}]` asks about all",
+            );
+            errors.add_if(
+                spec.overrides,
+                "spec.overrides",
+                "what a CUSTOM refuses is refused; this is for `action: ALLOW`",
+            );
             errors.add_if(spec.dry_run, "spec.dryRun", "nobody can be asked on trial; this is for `ALLOW` and `DENY`");
             provider::check(it, errors);
         }

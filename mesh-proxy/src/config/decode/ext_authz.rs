@@ -99,7 +99,8 @@ fn by_grpc(pb: GrpcService) -> Decoded<Service> {
     };
     unless(envoy.cluster_name.is_empty(), "envoy_grpc.cluster_name", "must not be empty")?;
     let host = if envoy.authority.is_empty() { &envoy.cluster_name } else { &envoy.authority };
-    let host = host.parse().map_err(|_| Rejected::field("envoy_grpc.authority", format_args!("{host:?} is not a host")))?;
+    let host =
+        host.parse().map_err(|_| Rejected::field("envoy_grpc.authority", format_args!("{host:?} is not a host")))?;
     Ok((envoy.cluster_name, host, timeout, AuthorizerProtocol::Grpc))
 }
 
@@ -212,10 +213,8 @@ mod tests {
 
     fn list(name: &str) -> Option<ListStringMatcher> {
         let pattern = Some(string_matcher::MatchPattern::Exact(name.to_owned()));
-        let matcher = envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher {
-            match_pattern: pattern,
-            ..Default::default()
-        };
+        let matcher =
+            envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher { match_pattern: pattern, ..Default::default() };
         Some(ListStringMatcher { patterns: vec![matcher] })
     }
 
@@ -266,14 +265,26 @@ mod tests {
             (ExtAuthz { disallowed_headers: list("a"), ..grpc() }, "disallowed_headers"),
             (ExtAuthz { include_peer_certificate: true, ..grpc() }, "include_peer_certificate"),
             (ExtAuthz { shadow_mode: true, ..grpc() }, "shadow_mode"),
-            (ExtAuthz { decoder_header_mutation_rules: Some(Default::default()), ..grpc() }, "decoder_header_mutation_rules"),
+            (
+                ExtAuthz { decoder_header_mutation_rules: Some(Default::default()), ..grpc() },
+                "decoder_header_mutation_rules",
+            ),
             (ExtAuthz { status_on_error: Some(HttpStatus { code: 200 }), ..grpc() }, "status_on_error"),
-            (ExtAuthz { with_request_body: Some(BufferSettings::default()), ..grpc() }, "with_request_body.max_request_bytes"),
+            (
+                ExtAuthz { with_request_body: Some(BufferSettings::default()), ..grpc() },
+                "with_request_body.max_request_bytes",
+            ),
             (ExtAuthz { filter_enabled_metadata: Some(matched("x")), ..grpc() }, "filter_enabled_metadata"),
-            (ExtAuthz { filter_enabled_metadata: Some(matched("shadow_effective_policy_id")), ..grpc() }, "filter_enabled_metadata"),
+            (
+                ExtAuthz { filter_enabled_metadata: Some(matched("shadow_effective_policy_id")), ..grpc() },
+                "filter_enabled_metadata",
+            ),
             (ExtAuthz { filter_enabled_metadata: Some(inverted), ..grpc() }, "filter_enabled_metadata"),
             (ExtAuthz { filter_enabled_metadata: Some(foreign), ..grpc() }, "filter_enabled_metadata"),
-            (ExtAuthz { services: Some(Services::GrpcService(GrpcService::default())), ..grpc() }, "grpc_service.target_specifier"),
+            (
+                ExtAuthz { services: Some(Services::GrpcService(GrpcService::default())), ..grpc() },
+                "grpc_service.target_specifier",
+            ),
             (by_http(|it| it.server_uri = None), "http_service.server_uri"),
             (by_http(|it| it.server_uri.as_mut().unwrap().timeout = zero()), "http_service.server_uri.timeout"),
             (by_http(|it| it.server_uri.as_mut().unwrap().uri.clear()), "http_service.server_uri.uri"),

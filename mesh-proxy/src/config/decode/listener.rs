@@ -32,12 +32,12 @@ use mesh_common::proto::extensions::Fault as PbFault;
 
 use super::ext_authz::Asks;
 use super::{
-    At, Decoded, Rejected, authorization, duration_or, each, ext_authz, fault, from_ads, is, is_true, jwt, limit, route, tls,
-    tracing, udp, unless, unpack, unsupported_type,
+    At, Decoded, Rejected, authorization, duration_or, each, ext_authz, fault, from_ads, is, is_true, jwt, limit,
+    route, tls, tracing, udp, unless, unpack, unsupported_type,
 };
 use crate::config::{
-    Authorization, Authorizer, ChainMatch, Fault, FilterChain, Gate, GateAction, HeaderMutation, HttpManager, JwtAuthn, Listener,
-    NetworkFilter, PortLimits, RequestLimit, RouteSource, ServerName, TcpProxy, Transport, WeightedCluster,
+    Authorization, Authorizer, ChainMatch, Fault, FilterChain, Gate, GateAction, HeaderMutation, HttpManager, JwtAuthn,
+    Listener, NetworkFilter, PortLimits, RequestLimit, RouteSource, ServerName, TcpProxy, Transport, WeightedCluster,
     WeightedClusters,
 };
 
@@ -252,7 +252,9 @@ impl Filters {
             Asks::Matched(prefix) => {
                 let is_it = |(of, gate): &(String, Gate)| *of == prefix && gate.dry_run;
                 let found = self.gates.iter().position(is_it).map(|index| self.gates.remove(index).1);
-                let gate = found.ok_or_else(|| Rejected::field(FIELD, format_args!("no shadow rules before it have the prefix {prefix:?}")))?;
+                let gate = found.ok_or_else(|| {
+                    Rejected::field(FIELD, format_args!("no shadow rules before it have the prefix {prefix:?}"))
+                })?;
                 unless(gate.action != GateAction::Deny, FIELD, "only shadow rules with the action DENY are supported")?;
                 gate.policies
             }

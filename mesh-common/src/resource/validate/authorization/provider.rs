@@ -38,9 +38,14 @@ pub(super) fn check(provider: &AuthorizationProvider, errors: &mut Errors) {
 
 fn http(http: &AuthorizationHttp, errors: &mut Errors, path: &str) {
     let prefix = &http.path_prefix;
-    let plain = prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~".contains(&b)) && prefix.len() <= MAX_PREFIX;
+    let plain =
+        prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~".contains(&b)) && prefix.len() <= MAX_PREFIX;
     let unfit = !prefix.is_empty() && (!prefix.starts_with('/') || prefix.ends_with('/') || !plain);
-    errors.add_if(unfit, format!("{path}.pathPrefix"), "a prefix is a plain path with `/` at its beginning, and not at its end");
+    errors.add_if(
+        unfit,
+        format!("{path}.pathPrefix"),
+        "a prefix is a plain path with `/` at its beginning, and not at its end",
+    );
     each(errors, path, "includeHeaders", &http.include_headers, header);
     each(errors, path, "headersToUpstream", &http.headers_to_upstream, header);
     each(errors, path, "headersToDownstream", &http.headers_to_downstream, header);
