@@ -218,7 +218,11 @@ impl Upload {
                 None => break,
             }
         }
-        self.state().peeked = Some(Peek::Read);
+        let mut state = self.state();
+        state.peeked = Some(Peek::Read);
+        // Nobody has been sent any of it, even if all of it was read.
+        state.delivered = false;
+        drop(state);
         let more = data.len() > max;
         data.truncate(max);
         Ok((data.freeze(), more))

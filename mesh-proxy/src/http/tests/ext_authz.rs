@@ -23,25 +23,35 @@ fn over_http() -> AuthorizerProtocol {
     AuthorizerProtocol::Http { prefix: "/check".to_owned(), to_upstream, to_client: None }
 }
 
-/// The application answers with what it was sent: who the user is, whether nobody was asked, and the body.
+/// The application answers with what it was sent: who the user is, whether nobody was asked, and the body with its trailer.
+async fn app(request: Request<Incoming>) -> Response<AnyBody> {
+    let of = |name: &str| request.headers().get_all(name).iter().map(|it| it.to_str().unwrap().to_owned());
+    let users = of("x-user").collect::<Vec<_>>().join("+");
+    let open = of("x-envoy-auth-failure-mode-allowed").collect::<Vec<_>>().join("+");
+    let body = request.into_body().collect().await.unwrap();
+    let sum = body.trailers().and_then(|it| it.get("x-sum")).map_or("", |it| it.to_str().unwrap()).to_owned();
+    reply(format!("{users}|{open}|{}{sum}", String::from_utf8_lossy(&body.to_bytes())))
+}
+
 async fn proxy(authorizer: Authorizer, at: SocketAddr, http: UpstreamHttp) -> Proxy {
-    let app = App::http1(|request: Request<Incoming>| async move {
-        let of = |name: &str| request.headers().get_all(name).iter().map(|it| it.to_str().unwrap().to_owned());
-        let users = of("x-user").collect::<Vec<_>>().join("+");
-        let open = of("x-envoy-auth-failure-mode-allowed").collect::<Vec<_>>().join("+");
-        let body = request.into_body().collect().await.unwrap().to_bytes();
-        reply(format!("{users}|{open}|{}", String::from_utf8_lossy(&body)))
-    })
-    .await;
+    let to = App::http1(app).await.address;
+    proxy_to((UpstreamHttp::Http1, to), vec![authorizer], (http, &[at])).await
+}
+
+async fn proxy_to(
+    (app_http, app): (UpstreamHttp, SocketAddr),
+    authorizers: Vec<Authorizer>,
+    (http, at): (UpstreamHttp, &[SocketAddr]),
+) -> Proxy {
     let resources = [
-        Resource::Cluster(Arc::new(cluster("app", UpstreamHttp::Http1))),
-        Resource::Endpoints(endpoints("app", vec![endpoint(app.address)])),
+        Resource::Cluster(Arc::new(cluster("app", app_http))),
+        Resource::Endpoints(endpoints("app", vec![endpoint(app)])),
         Resource::Cluster(Arc::new(cluster("auth", http))),
-        Resource::Endpoints(endpoints("auth", vec![endpoint(at)])),
+        Resource::Endpoints(endpoints("auth", at.iter().map(|at| endpoint(*at)).collect())),
         Resource::Routes(Arc::new(to(forward(&[("app", 1)])))),
     ];
     let downstream = Downstream { direction: Direction::Inbound, ..downstream() };
-    Proxy::new(resources, ProxyOptions { downstream, authorizers: vec![authorizer], ..ProxyOptions::default() }).await
+    Proxy::new(resources, ProxyOptions { downstream, authorizers, ..ProxyOptions::default() }).await
 }
 
 /// Lets in who says `authorization: good`, and says who it is; sleeps at `/check/slow` and fails at `/check/broken`.
@@ -131,6 +141,61 @@ async fn the_body_is_told_and_goes_on_whole() {
     let whole = proxy(Authorizer { body, ..authorizer(over_http(), "/") }, auth.address, UpstreamHttp::Http1).await;
     assert_eq!(whole.http1().await.answer(request("/", &[], "12345678")).await.text(), "no: 12345678");
     assert_eq!(whole.http1().await.answer(request("/", &[], "123456789")).await.status, 413);
+}
+
+const GOOD: [(&str, &str); 1] = [("authorization", "good")];
+
+/// In several frames, without a length.
+fn framed(headers: &[(&str, &str)], pieces: &[&'static str], trailers: Option<HeaderMap>) -> Request<AnyBody> {
+    let data = pieces.iter().map(|piece| http_body::Frame::data(Bytes::from_static(piece.as_bytes())));
+    let frames: Vec<_> = data.chain(trailers.map(http_body::Frame::trailers)).map(Ok).collect();
+    let body = BodyExt::boxed(http_body_util::StreamBody::new(futures_util::stream::iter(frames)));
+    request("/", headers, "").map(|_| body)
+}
+
+/// Over HTTP/2.
+fn absolute(mut request: Request<AnyBody>) -> Request<AnyBody> {
+    request.headers_mut().remove("host");
+    *request.uri_mut() = format!("http://app.test{}", request.uri()).parse().unwrap();
+    request
+}
+
+/// Whoever sends it reads what was told of it once more, though it was read to its end.
+#[tokio::test]
+async fn a_body_that_was_told_as_a_whole_goes_on_whole() {
+    let auth = by_http().await;
+    for partial in [true, false] {
+        let body = Some(AskedBody { max: 8, partial, as_bytes: false });
+        let asks = || Authorizer { body, ..authorizer(over_http(), "/") };
+        let one = proxy(asks(), auth.address, UpstreamHttp::Http1).await;
+        let mut client = one.http1().await;
+        assert_eq!(client.answer(request("/", &GOOD, "12345678")).await.text(), "ann||12345678");
+        assert_eq!(client.answer(framed(&GOOD, &["1234", "5678"], None)).await.text(), "ann||12345678");
+
+        let over_http2 = (UpstreamHttp::Http2, App::http2(app).await.address);
+        let two = proxy_to(over_http2, vec![asks()], (UpstreamHttp::Http1, &[auth.address])).await;
+        let mut client = Client2::connect(two.address).await;
+        let trailers = HeaderMap::from_iter([(http::HeaderName::from_static("x-sum"), HeaderValue::from_static("=36"))]);
+        let with_trailers = absolute(framed(&GOOD, &["1234", "5678"], Some(trailers)));
+        assert_eq!(client.answer(with_trailers).await.text(), "ann||12345678=36");
+
+        let (sender, mut mirrored) = tokio::sync::mpsc::channel(1);
+        let shadow = App::http1(move |request: Request<Incoming>| {
+            let sender = sender.clone();
+            async move {
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                sender.send(body).await.unwrap();
+                reply("")
+            }
+        })
+        .await;
+        one.put(Resource::Cluster(Arc::new(cluster("shadow", UpstreamHttp::Http1)))).await;
+        one.put(Resource::Endpoints(endpoints("shadow", vec![endpoint(shadow.address)]))).await;
+        let all = Mirror { cluster: "shadow".into(), parts_per_million: 1_000_000, share: Share::default() };
+        one.put(Resource::Routes(Arc::new(to(Forward { mirrors: vec![all], ..forward(&[("app", 1)]) })))).await;
+        assert_eq!(one.http1().await.answer(request("/", &GOOD, "12345678")).await.text(), "ann||12345678");
+        assert_eq!(soon(mirrored.recv()).await.unwrap(), "12345678");
+    }
 }
 
 #[tokio::test]
