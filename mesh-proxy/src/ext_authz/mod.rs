@@ -82,7 +82,7 @@ pub(crate) async fn ask<'m>(
         let subject = Subject::new(&conn.downstream, conn.identity.as_deref(), Some(exchange.head.subject()));
         let Some(policy) = possible(&authorizer.policies, &Subject { claims, ..subject }) else { continue };
         let body = match authorizer.body {
-            Some(wanted) => beginning(exchange, wanted).await.map_err(Refused::Body)?,
+            Some(wanted) => Some(beginning(exchange, wanted).await.map_err(Refused::Body)?),
             None => None,
         };
         let answer = match tokio::time::timeout(authorizer.timeout, put(authorizer, exchange, body)).await {
@@ -120,17 +120,9 @@ pub(crate) async fn ask<'m>(
 }
 
 /// What is told of the body, and whether that is only a part of it.
-async fn beginning(exchange: &Exchange, wanted: AskedBody) -> Result<Option<(Bytes, bool)>, Kind> {
-    let Some(upload) = &exchange.upload else { return Ok(Some((Bytes::new(), false))) };
-    let patience = exchange.manager.as_ref().map_or_else(Default::default, |it| it.stream_idle_timeout);
-    let read = upload.peek(wanted.max);
-    let read = if patience.is_zero() {
-        read.await
-    } else {
-        tokio::time::timeout(patience, read).await.map_err(|_| Kind::StreamIdle)?
-    };
-    let (data, more) = read.map_err(|error| error.kind())?;
-    if more && !wanted.partial { Err(Kind::BodyTooLarge) } else { Ok(Some((data, more))) }
+async fn beginning(exchange: &mut Exchange, wanted: AskedBody) -> Result<(Bytes, bool), Kind> {
+    let (data, more) = Box::pin(exchange.peek(wanted.max, wanted.partial)).await?;
+    if more && !wanted.partial { Err(Kind::BodyTooLarge) } else { Ok((data, more)) }
 }
 
 /// Asks, and waits for the answer.

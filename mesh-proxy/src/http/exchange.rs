@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 
@@ -23,6 +24,9 @@ use crate::retry::grpc_status;
 use crate::telemetry::RequestRecord;
 use crate::trace::Trace;
 use crate::upstream::{Failed, Flow, Held, Outcome, Target, UpstreamBody};
+
+/// How long a client may be silent before its body is looked at, where nobody says anything else.
+const SILENCE: Duration = Duration::from_secs(300);
 
 /// Recorded when it is dropped, whoever ends it: that happens exactly once, also when the client goes away.
 pub(crate) struct Exchange {
@@ -81,6 +85,20 @@ impl Exchange {
             }
             _ => Duration::ZERO,
         }
+    }
+
+    /// The beginning of the body, before any of it goes on, and whether there is more ([`Upload::peek`]). It is waited for as
+    /// long as its client is not silent for too long and does not give up itself.
+    pub(crate) async fn peek(&mut self, max: usize, partial: bool) -> Result<(Bytes, bool), Kind> {
+        let Some(upload) = &self.upload else { return Ok((Bytes::new(), false)) };
+        // Whoever reads the body has its client told to send it: nothing is left to wait for.
+        self.head.expects = false;
+        let idle = self.manager.as_ref().map_or(Duration::ZERO, |manager| manager.stream_idle_timeout);
+        let idle = if idle.is_zero() { SILENCE } else { idle };
+        let client = self.head.grpc_deadline(self.start);
+        let mut deadline = Deadline::new(&self.conn.timers, self.start, Duration::ZERO, idle, client);
+        let read = deadline.limit(Some(upload), upload.peek(max, partial)).await?;
+        read.map_err(|error| error.kind())
     }
 
     /// What the client's bytes keep to after an upgrade.

@@ -133,15 +133,15 @@ impl Upload {
         }))))
     }
 
-    /// Takes no more of it than so many bytes. False if its client says already that there is more. Before any of it is read.
+    /// Takes no more of it than so many bytes. False if there is more already, or its client says so. Before any of it goes on.
     pub(crate) fn limit(&self, max: u64) -> bool {
         let mut state = self.state();
         state.max = max;
-        // Some of it may have been looked at.
+        // Its beginning may have been looked at.
         state.bytes <= max && state.length.is_none_or(|length| length <= max)
     }
 
-    /// Before any of it is read.
+    /// Before any of it goes on. What was looked at already has come as it came.
     pub(crate) fn slow_down(&self, pacer: Box<Pacer>) {
         self.state().source.slow_down(pacer);
     }
@@ -207,23 +207,25 @@ impl Upload {
     }
 
     /// Its first bytes, as many at most, and whether there are more, before any of it goes on. What was read stays for those
-    /// who send it.
-    pub(crate) async fn peek(&self, max: usize) -> Result<(Bytes, bool), BodyError> {
+    /// who send it. `partial`: so many are enough, and a client that waits for an answer to them gets one; there are more
+    /// unless the client has said that there are not.
+    pub(crate) async fn peek(&self, max: usize, partial: bool) -> Result<(Bytes, bool), BodyError> {
         self.state().peeked = Some(Peek::Reading);
         let mut body = self.body(None);
         let mut data = BytesMut::new();
-        while !body.is_end_stream() && data.len() <= max {
+        let enough = if partial { max } else { max + 1 };
+        while !body.is_end_stream() && data.len() < enough {
             match body.frame().await {
                 Some(frame) => frame?.into_data().into_iter().for_each(|piece| data.extend_from_slice(&piece)),
                 None => break,
             }
         }
+        let more = data.len() > max || !body.is_end_stream();
         let mut state = self.state();
         state.peeked = Some(Peek::Read);
         // Nobody has been sent any of it, even if all of it was read.
         state.delivered = false;
         drop(state);
-        let more = data.len() > max;
         data.truncate(max);
         Ok((data.freeze(), more))
     }

@@ -35,12 +35,13 @@ async fn app(request: Request<Incoming>) -> Response<AnyBody> {
 
 async fn proxy(authorizer: Authorizer, at: SocketAddr, http: UpstreamHttp) -> Proxy {
     let to = App::http1(app).await.address;
-    proxy_to((UpstreamHttp::Http1, to), vec![authorizer], (http, &[at])).await
+    let options = ProxyOptions { authorizers: vec![authorizer], ..ProxyOptions::default() };
+    proxy_to((UpstreamHttp::Http1, to), options, (http, &[at])).await
 }
 
 async fn proxy_to(
     (app_http, app): (UpstreamHttp, SocketAddr),
-    authorizers: Vec<Authorizer>,
+    options: ProxyOptions,
     (http, at): (UpstreamHttp, &[SocketAddr]),
 ) -> Proxy {
     let resources = [
@@ -51,7 +52,7 @@ async fn proxy_to(
         Resource::Routes(Arc::new(to(forward(&[("app", 1)])))),
     ];
     let downstream = Downstream { direction: Direction::Inbound, ..downstream() };
-    Proxy::new(resources, ProxyOptions { downstream, authorizers, ..ProxyOptions::default() }).await
+    Proxy::new(resources, ProxyOptions { downstream, ..options }).await
 }
 
 /// Lets in who says `authorization: good`, and says who it is; sleeps at `/check/slow` and fails at `/check/broken`.
@@ -131,8 +132,11 @@ async fn the_body_is_told_and_goes_on_whole() {
     let body = Some(AskedBody { max: 8, partial: true, as_bytes: false });
     let partial = proxy(Authorizer { body, ..authorizer(over_http(), "/") }, auth.address, UpstreamHttp::Http1).await;
     let long = "0123456789".repeat(20_000);
-    // Of a connection whose request was not read to its end, no more is read.
-    assert_eq!(partial.http1().await.answer(request("/", &[], &long)).await.text(), "no: 01234567");
+    // Who is refused need not have sent all of it.
+    let mut stream = partial.raw().await;
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n0123456789").await.unwrap();
+    let refused = read_until(&mut stream, "no: 01234567").await;
+    assert!(refused.starts_with("HTTP/1.1 401 "), "{refused}");
     let mut client = partial.http1().await;
     let answer = client.answer(request("/", &[("authorization", "good")], &long)).await;
     assert!(answer.text() == format!("ann||{long}"), "{} bytes", answer.body.len());
@@ -173,7 +177,8 @@ async fn a_body_that_was_told_as_a_whole_goes_on_whole() {
         assert_eq!(client.answer(framed(&GOOD, &["1234", "5678"], None)).await.text(), "ann||12345678");
 
         let over_http2 = (UpstreamHttp::Http2, App::http2(app).await.address);
-        let two = proxy_to(over_http2, vec![asks()], (UpstreamHttp::Http1, &[auth.address])).await;
+        let options = ProxyOptions { authorizers: vec![asks()], ..ProxyOptions::default() };
+        let two = proxy_to(over_http2, options, (UpstreamHttp::Http1, &[auth.address])).await;
         let mut client = Client2::connect(two.address).await;
         let trailers = HeaderMap::from_iter([(http::HeaderName::from_static("x-sum"), HeaderValue::from_static("=36"))]);
         let with_trailers = absolute(framed(&GOOD, &["1234", "5678"], Some(trailers)));
@@ -196,6 +201,75 @@ async fn a_body_that_was_told_as_a_whole_goes_on_whole() {
         assert_eq!(one.http1().await.answer(request("/", &GOOD, "12345678")).await.text(), "ann||12345678");
         assert_eq!(soon(mirrored.recv()).await.unwrap(), "12345678");
     }
+}
+
+/// An answer to a part does not wait for the rest.
+#[tokio::test]
+async fn a_client_that_waits_for_an_answer_gets_one() {
+    let auth = by_http().await;
+    let body = Some(AskedBody { max: 8, partial: true, as_bytes: false });
+    let proxy = proxy(Authorizer { body, ..authorizer(over_http(), "/") }, auth.address, UpstreamHttp::Http1).await;
+    let mut client = Client2::connect(proxy.address).await;
+    let piece = |text: &'static str| http_body::Frame::data(Bytes::from_static(text.as_bytes()));
+    let (sender, body) = fed();
+    sender.send(piece("12345678")).await.unwrap();
+    let refused = client.send(absolute(request("/", &[], "").map(|_| body))).await.unwrap();
+    assert_eq!(refused.status(), 401);
+    let (sender, body) = fed();
+    sender.send(piece("12345678")).await.unwrap();
+    let answer = client.send(absolute(request("/", &GOOD, "").map(|_| body)));
+    let more = async {
+        sender.send(piece("9")).await.unwrap();
+        drop(sender);
+    };
+    let (answer, ()) = tokio::join!(answer, more);
+    assert_eq!(soon(read(answer.unwrap())).await.unwrap().text(), "ann||123456789");
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for_any_longer_than_its_client_waits() {
+    let auth = by_http().await;
+    let body = Some(AskedBody { max: 8, partial: false, as_bytes: false });
+    let options = |stream_idle_timeout| {
+        let asks = Authorizer { body, ..authorizer(over_http(), "/") };
+        ProxyOptions { authorizers: vec![asks], stream_idle_timeout, ..ProxyOptions::default() }
+    };
+    let to = (UpstreamHttp::Http1, App::http1(app).await.address);
+    let auth = (UpstreamHttp::Http1, &[auth.address][..]);
+    let (sender, fed) = fed();
+    sender.send(http_body::Frame::data(Bytes::from_static(b"1234"))).await.unwrap();
+    let silent = proxy_to(to, options(Duration::from_millis(200)), auth).await;
+    let mut client = Client2::connect(silent.address).await;
+    assert_eq!(client.answer(absolute(request("/", &GOOD, "").map(|_| fed))).await.status, 408);
+    // Nobody says how long a client may be silent; it says so itself.
+    let patient = proxy_to(to, options(Duration::ZERO), auth).await;
+    let mut client = Client2::connect(patient.address).await;
+    let (_sender, fed) = super::fed();
+    let headers = [("content-type", "application/grpc"), ("te", "trailers"), ("grpc-timeout", "200m")];
+    let answer = client.answer(absolute(request("/", &headers, "").map(|_| fed))).await;
+    assert_eq!((answer.status.as_u16(), answer.header("grpc-status")), (200, "4"));
+}
+
+/// Its client was told to send it before the application was asked.
+#[tokio::test]
+async fn whose_body_was_told_expects_no_more() {
+    let auth = by_http().await;
+    let app = App::raw(|mut stream, _| async move {
+        let head = read_until(&mut stream, "body").await;
+        assert!(!head.contains("expect"), "{head}");
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+    })
+    .await;
+    let body = Some(AskedBody { max: 8, partial: false, as_bytes: false });
+    let asks = Authorizer { body, ..authorizer(over_http(), "/") };
+    let options = ProxyOptions { authorizers: vec![asks], ..ProxyOptions::default() };
+    let proxy = proxy_to((UpstreamHttp::Http1, app.address), options, (UpstreamHttp::Http1, &[auth.address])).await;
+    let mut stream = proxy.raw().await;
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nAuthorization: good\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    read_until(&mut stream, "100 Continue\r\n\r\n").await;
+    stream.write_all(b"body").await.unwrap();
+    assert!(read_until(&mut stream, "ok").await.starts_with("HTTP/1.1 200 OK\r\n"));
 }
 
 #[tokio::test]
