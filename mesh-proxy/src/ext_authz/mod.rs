@@ -8,7 +8,7 @@ mod answer;
 mod question;
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
@@ -25,10 +25,11 @@ use crate::listen::{Direction, Downstream};
 use crate::retry::grpc_status;
 use crate::upstream::{Failed, Flow, MAX_ANSWER, Outcome as Health, Target, Version, own_version, read_answer};
 use answer::Answer;
+use question::Question;
 
 /// Tells the application that nobody has answered; never taken from a client.
 const FAILED_OPEN: HeaderName = HeaderName::from_static("x-envoy-auth-failure-mode-allowed");
-/// How many endpoints may be tried, of those that have not seen the question.
+/// How many endpoints may be tried, where those before have not seen the question.
 const TRIES: usize = 3;
 
 /// What came of a question.
@@ -85,9 +86,10 @@ pub(crate) async fn ask<'m>(
             Some(wanted) => Some(beginning(exchange, wanted).await.map_err(Refused::Body)?),
             None => None,
         };
-        let answer = match tokio::time::timeout(authorizer.timeout, put(authorizer, exchange, body)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Error::because(Kind::Timeout, "no answer in time")),
+        let question = Question::new(authorizer, exchange, body);
+        let answer = match question {
+            Ok(question) => put(authorizer, exchange, &question).await,
+            Err(error) => Err(error),
         };
         let tell = |outcome| conn.ctx.telemetry.asked_elsewhere(outcome);
         match answer {
@@ -126,21 +128,25 @@ async fn beginning(exchange: &mut Exchange, wanted: AskedBody) -> Result<(Bytes,
 }
 
 /// Asks, and waits for the answer.
-async fn put(authorizer: &Authorizer, exchange: &Exchange, body: Option<(Bytes, bool)>) -> Result<Answer, Error> {
-    let upstreams = &exchange.conn.ctx.upstreams;
-    let view = upstreams.view(&authorizer.cluster).await?;
+async fn put(authorizer: &Authorizer, exchange: &Exchange, question: &Question) -> Result<Answer, Error> {
+    let began = Instant::now();
+    let left = || authorizer.timeout.saturating_sub(began.elapsed());
+    let view = exchange.conn.ctx.upstreams.view(&authorizer.cluster);
+    let view = tokio::time::timeout(left(), view).await.unwrap_or_else(|_| Err(late()))?;
     let _in_use = view.usage.request(&view.cluster.limits)?;
     // The proxy itself asks.
     let nowhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
     let downstream = Downstream::new(nowhere, nowhere, Direction::Outbound);
     let grpc = matches!(authorizer.protocol, AuthorizerProtocol::Grpc);
-    let question = question::Question::new(authorizer, exchange, body)?;
     let mut tried = Vec::new();
     loop {
         let target = view.choose(&downstream, &tried, None)?;
         let version = own_version(&target, grpc);
         let request = question.request(&target, version, exchange.trace.as_ref())?;
-        match try_once(&target, request, version, grpc).await {
+        // One that takes no connection leaves time for those after it.
+        let others = TRIES.min(view.choices()).saturating_sub(tried.len()).max(1);
+        let patience = left() / u32::try_from(others).unwrap_or(1);
+        match try_once(&target, request, version, grpc, (patience, &left)).await {
             Ok((head, body, trailers)) if grpc => {
                 return answer::of_grpc(head.status, &head.headers, body, trailers.as_ref());
             }
@@ -148,7 +154,7 @@ async fn put(authorizer: &Authorizer, exchange: &Exchange, body: Option<(Bytes, 
             Err(Failed { error, stale, .. }) => {
                 tried.push(target.address());
                 let unseen = stale || error.kind.retry() == Retry::Safe;
-                if !unseen || tried.len() == TRIES {
+                if !unseen || tried.len() == TRIES || left().is_zero() {
                     return Err(error);
                 }
             }
@@ -156,16 +162,28 @@ async fn put(authorizer: &Authorizer, exchange: &Exchange, body: Option<(Bytes, 
     }
 }
 
+fn late() -> Error {
+    Error::because(Kind::Timeout, "no answer in time")
+}
+
 type Whole = (http::response::Parts, Bytes, Option<HeaderMap>);
 
+/// `patience`: how long a connection may take; `left`: and then the answer.
 async fn try_once(
     target: &Target,
     request: Request<RequestBody>,
     version: Version,
     grpc: bool,
+    (patience, left): (Duration, &impl Fn() -> Duration),
 ) -> Result<Whole, Failed> {
     let began = Instant::now();
-    let outcome = whole(target, request, version).await;
+    let outcome = match target.connected(version, Flow::Free, patience).await {
+        // What an endpoint does not answer in time tells of it as an error does.
+        Ok(()) => {
+            tokio::time::timeout(left(), whole(target, request, version)).await.unwrap_or_else(|_| Err(late().into()))
+        }
+        Err(error) => Err(error.into()),
+    };
     let now = Instant::now();
     target.took(now - began, outcome.is_ok(), now);
     match &outcome {

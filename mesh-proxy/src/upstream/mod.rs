@@ -297,6 +297,20 @@ impl Inner {
 }
 
 impl Target {
+    /// Returns when the endpoint has a connection for a request, or why it has none by then.
+    pub(crate) async fn connected(&self, version: Version, flow: Flow, patience: Duration) -> Result<(), Error> {
+        let connected = async {
+            match version {
+                Version::Http1 => http1::connected(&self.load.0, &self.view).await,
+                Version::Http2 => http2::connected(&self.load.0, &self.view, flow).await,
+            }
+        };
+        tokio::time::timeout(patience, connected).await.unwrap_or_else(|_| {
+            let reason = format_args!("{}: no connection soon enough", self.address());
+            Err(Error::because(Kind::UpstreamConnect, reason))
+        })
+    }
+
     /// Sends a request to the endpoint. Its head must be of the form that the version wants.
     pub(crate) async fn send(
         &self,
