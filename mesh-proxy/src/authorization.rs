@@ -60,6 +60,8 @@ pub enum Refusal<'a> {
     DeniedElsewhere(&'a str),
     /// Who is asked by this policy gives no answer.
     Unanswered(&'a str),
+    /// This policy asks, and nobody can be asked about it.
+    Unaskable(&'a str),
     /// No policy allows it.
     NotAllowed,
     /// Something else than a policy refuses it, for this reason.
@@ -88,7 +90,10 @@ impl<'a> Refusal<'a> {
     /// The name of the policy that denies; empty if none does.
     pub fn policy(&self) -> &'a str {
         match self {
-            Self::Denied(policy) | Self::DeniedElsewhere(policy) | Self::Unanswered(policy) => policy,
+            Self::Denied(policy)
+            | Self::DeniedElsewhere(policy)
+            | Self::Unanswered(policy)
+            | Self::Unaskable(policy) => policy,
             Self::NotAllowed | Self::Otherwise(_) => "",
         }
     }
@@ -100,6 +105,7 @@ impl fmt::Display for Refusal<'_> {
             Self::Denied(policy) => write!(f, "denied by the policy {policy}"),
             Self::DeniedElsewhere(policy) => write!(f, "denied by whom the policy {policy} asks"),
             Self::Unanswered(policy) => write!(f, "no answer of whom the policy {policy} asks"),
+            Self::Unaskable(policy) => write!(f, "the policy {policy} asks, and nobody can be asked about this"),
             Self::NotAllowed => f.write_str("allowed by no policy"),
             Self::Otherwise(reason) => f.write_str(reason),
         }

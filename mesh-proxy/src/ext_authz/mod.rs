@@ -18,7 +18,7 @@ pub(crate) use answer::Change;
 
 use crate::authorization::{Refusal, Subject, possible};
 use crate::config::{AskedBody, Authorizer, AuthorizerProtocol};
-use crate::error::{Error, Kind, Retry};
+use crate::error::{Error, Kind, Retry, Side};
 use crate::http::{Exchange, RequestBody};
 use crate::jwt::Claims;
 use crate::listen::{Direction, Downstream};
@@ -62,13 +62,14 @@ pub(crate) struct Denied {
 }
 
 pub(crate) enum Refused<'m> {
-    /// The request's body cannot be told.
-    Body(Kind),
+    /// Nobody can be asked about it: what is to be told of it is too much, has no form, or does not come. That is for its
+    /// client to choose, so that no policy lets it in for that.
+    Unaskable(Refusal<'m>, Error),
     /// And, where there was no answer, why.
     By(Refusal<'m>, Box<Denied>, Option<String>),
 }
 
-/// Asks everybody whose policies may match; the name of the last of these policies, if there was any.
+/// Asks everybody whose policies may match; the name of the last of these policies by which somebody let it in, if there was any.
 pub(crate) async fn ask<'m>(
     authorizers: &'m [Authorizer],
     exchange: &mut Exchange,
@@ -82,25 +83,26 @@ pub(crate) async fn ask<'m>(
         let conn = exchange.conn.clone();
         let subject = Subject::new(&conn.downstream, conn.identity.as_deref(), Some(exchange.head.subject()));
         let Some(policy) = possible(&authorizer.policies, &Subject { claims, ..subject }) else { continue };
+        let unaskable = |error: Error| Refused::Unaskable(Refusal::Unaskable(&policy.name), error);
         let body = match authorizer.body {
-            Some(wanted) => Some(beginning(exchange, wanted).await.map_err(Refused::Body)?),
+            Some(wanted) => Some(beginning(exchange, wanted).await.map_err(unaskable)?),
             None => None,
         };
-        let question = Question::new(authorizer, exchange, body);
-        let answer = match question {
-            Ok(question) => put(authorizer, exchange, &question).await,
-            Err(error) => Err(error),
-        };
+        let question = Question::new(authorizer, exchange, body).map_err(unaskable)?;
+        let answer = put(authorizer, exchange, &question).await;
         let tell = |outcome| conn.ctx.telemetry.asked_elsewhere(outcome);
         match answer {
             Ok(Answer::Allowed(changes)) => {
                 tell(Outcome::Allowed);
                 changes.apply(exchange);
+                asked = Some(policy.name.as_str());
             }
             Ok(Answer::Denied(denied)) => {
                 tell(Outcome::Denied);
                 return Err(Refused::By(Refusal::DeniedElsewhere(&policy.name), Box::new(denied), None));
             }
+            // It is too much for any message.
+            Err(error) if error.kind.side() == Side::Downstream => return Err(unaskable(error)),
             Err(error) if authorizer.fail_open => {
                 tell(Outcome::FailedOpen);
                 tracing::debug!(policy = policy.name, %error, "a request is let in without an answer");
@@ -116,15 +118,17 @@ pub(crate) async fn ask<'m>(
                 return Err(Refused::By(refusal, Box::new(denied), Some(error.to_string())));
             }
         }
-        asked = Some(policy.name.as_str());
     }
     Ok(asked)
 }
 
 /// What is told of the body, and whether that is only a part of it.
-async fn beginning(exchange: &mut Exchange, wanted: AskedBody) -> Result<(Bytes, bool), Kind> {
+async fn beginning(exchange: &mut Exchange, wanted: AskedBody) -> Result<(Bytes, bool), Error> {
     let (data, more) = Box::pin(exchange.peek(wanted.max, wanted.partial)).await?;
-    if more && !wanted.partial { Err(Kind::BodyTooLarge) } else { Ok((data, more)) }
+    if more && !wanted.partial {
+        return Err(Error::because(Kind::BodyTooLarge, format_args!("{} bytes of it are told", wanted.max)));
+    }
+    Ok((data, more))
 }
 
 /// Asks, and waits for the answer.

@@ -40,6 +40,8 @@ use crate::{mirror, retry, route};
 /// Why there is no response.
 pub(super) enum Ended {
     Error(Error),
+    /// Somebody is to be asked about it, and nobody can be.
+    Unaskable(Error),
     /// Somebody who was asked refuses it, or did not answer.
     Refused(Box<Denied>, Error),
     /// An injected abort.
@@ -75,6 +77,11 @@ pub(super) async fn handle(
             if error.kind == Kind::Unauthenticated {
                 reply::challenge(response.headers_mut(), exchange.head.authority());
             }
+            exchange.error = Some(error);
+            response
+        }
+        Err(Ended::Unaskable(error)) => {
+            let response = reply::error(&error, grpc);
             exchange.error = Some(error);
             response
         }
@@ -192,28 +199,30 @@ async fn ask<'m>(
     exchange: &mut Exchange,
     token: Option<&Verified>,
 ) -> Result<Option<&'m str>, Ended> {
-    match ext_authz::ask(authorizers, exchange, token.map(|it| &it.claims)).await {
-        Ok(asked) => Ok(asked),
-        Err(Refused::Body(kind)) => Err(kind.into()),
-        Err(Refused::By(refusal, denied, why)) => {
-            let Exchange { conn, head, trace, .. } = exchange;
-            let Connection { downstream, ctx, .. } = &**conn;
-            let subject = Subject::new(downstream, conn.identity.as_deref(), Some(head.subject()));
-            let subject = Subject { claims: token.map(|it| &it.claims), ..subject };
-            // What is to be recorded is so in any case; nothing else is asked for any more.
-            let audited_by = authorization::decide(authorization, &subject).audited_by;
-            let verdict = Verdict { refused: Some(refusal), audited_by, ..Verdict::default() };
-            if let Some(trace) = trace.as_mut().filter(|trace| trace.is_sampled()) {
-                trace.policy(verdict.deciding());
-            }
-            audit::record(ctx, Event::Request, downstream, || Some(asked(head)), &verdict);
-            let error = match why {
-                Some(why) => Error::because(Kind::Denied, format_args!("{refusal}: {why}")),
-                None => Error::because(Kind::Denied, refusal),
-            };
-            Err(Ended::Refused(denied, error))
-        }
+    let refused = match ext_authz::ask(authorizers, exchange, token.map(|it| &it.claims)).await {
+        Ok(asked) => return Ok(asked),
+        Err(refused) => refused,
+    };
+    let (Refused::Unaskable(refusal, _) | Refused::By(refusal, ..)) = refused;
+    let Exchange { conn, head, trace, .. } = exchange;
+    let Connection { downstream, ctx, .. } = &**conn;
+    let subject = Subject::new(downstream, conn.identity.as_deref(), Some(head.subject()));
+    let subject = Subject { claims: token.map(|it| &it.claims), ..subject };
+    // What is to be recorded is so in any case; nothing else is asked for any more.
+    let audited_by = authorization::decide(authorization, &subject).audited_by;
+    let verdict = Verdict { refused: Some(refusal), audited_by, ..Verdict::default() };
+    if let Some(trace) = trace.as_mut().filter(|trace| trace.is_sampled()) {
+        trace.policy(verdict.deciding());
     }
+    audit::record(ctx, Event::Request, downstream, || Some(asked(head)), &verdict);
+    let because = |kind, why: Option<String>| match why {
+        Some(why) => Error::because(kind, format_args!("{refusal}: {why}")),
+        None => Error::because(kind, refusal),
+    };
+    Err(match refused {
+        Refused::Unaskable(_, error) => Ended::Unaskable(because(error.kind, error.detail)),
+        Refused::By(_, denied, why) => Ended::Refused(denied, because(Kind::Denied, why)),
+    })
 }
 
 /// Whether the policies let the request in. `asked_by`: the policy by which somebody else has.

@@ -306,8 +306,7 @@ impl Target {
             }
         };
         tokio::time::timeout(patience, connected).await.unwrap_or_else(|_| {
-            let reason = format_args!("{}: no connection soon enough", self.address());
-            Err(Error::because(Kind::UpstreamConnect, reason))
+            Err(Error::because(Kind::UpstreamConnect, format_args!("{}: no connection soon enough", self.address())))
         })
     }
 
