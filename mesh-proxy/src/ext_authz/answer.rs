@@ -5,16 +5,15 @@ use envoy_types::pb::envoy::config::core::v3::HeaderValueOption;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use envoy_types::pb::envoy::service::auth::v3::{CheckResponse, DeniedHttpResponse, OkHttpResponse};
-use http::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue};
+use http::header::{HeaderName, HeaderValue};
 use http::response::Parts;
 use http::{HeaderMap, StatusCode};
-use mesh_common::names::HEADER_DOWNSTREAM_PROTOCOL;
 use prost::Message;
 
-use super::Denied;
+use super::{Denied, is_fixed};
 use crate::config::{Authorizer, AuthorizerProtocol, StringMatch};
 use crate::error::{Error, Kind};
-use crate::http::{Exchange, concerns_connection, remove_hop_by_hop};
+use crate::http::{Exchange, remove_hop_by_hop};
 use crate::retry::grpc_status;
 use crate::route::text_matches;
 use crate::upstream::grpc_message;
@@ -77,14 +76,6 @@ impl Changes {
 
 fn useless(why: impl std::fmt::Display) -> Error {
     Error::because(Kind::UpstreamProtocol, why)
-}
-
-/// Of each message for itself, or between proxies: not for others to say.
-fn is_fixed(name: &HeaderName) -> bool {
-    concerns_connection(name.as_str())
-        || *name == HOST
-        || *name == CONTENT_LENGTH
-        || name.as_str() == HEADER_DOWNSTREAM_PROTOCOL
 }
 
 pub(super) fn of_grpc(
@@ -229,8 +220,9 @@ mod tests {
 
     #[test]
     fn what_it_sets_is_there_instead_of_what_the_client_sent() {
-        let options = [("a", 0), ("c", 1), ("d", 3), ("e", 2), ("host", 0), ("content-length", 0)];
-        let pb = ok(options.map(|(key, action)| option(key, "new", action)).to_vec());
+        let fixed = ["host", "content-length", "expect", "x-forwarded-client-cert", "x-mesh-downstream-protocol", "te"];
+        let options = [("a", 0), ("c", 1), ("d", 3), ("e", 2)].into_iter().chain(fixed.map(|name| (name, 0)));
+        let pb = ok(options.map(|(key, action)| option(key, "new", action)).collect());
         let Answer::Allowed(changes) = of_check(pb).unwrap() else { panic!() };
         assert_eq!(changes.remove, ["b"]);
         let mut headers = HeaderMap::new();
@@ -241,9 +233,10 @@ mod tests {
         changes.request.iter().for_each(|change| change.apply(&mut headers));
         let of = |name: &str| headers.get_all(name).iter().map(|it| it.to_str().unwrap()).collect::<Vec<_>>();
         assert_eq!(
-            [of("a"), of("c"), of("d"), of("e"), of("host")],
-            [vec!["new"], vec!["forged", "twice"], vec![], vec!["new"], vec![]]
+            [of("a"), of("c"), of("d"), of("e")],
+            [vec!["new"], vec!["forged", "twice"], vec![], vec!["new"]]
         );
+        assert!(fixed.iter().all(|name| !headers.contains_key(*name)), "{headers:?}");
     }
 
     #[test]

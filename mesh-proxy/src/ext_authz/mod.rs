@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Request, StatusCode};
+use mesh_common::names::HEADER_DOWNSTREAM_PROTOCOL;
 
 pub(crate) use answer::Change;
 
 use crate::authorization::{Refusal, Subject, possible};
 use crate::config::{AskedBody, Authorizer, AuthorizerProtocol};
 use crate::error::{Error, Kind, Retry, Side};
-use crate::http::{Exchange, RequestBody};
+use crate::http::{Exchange, RequestBody, concerns_connection};
 use crate::jwt::Claims;
 use crate::listen::{Direction, Downstream};
 use crate::retry::grpc_status;
@@ -120,6 +121,13 @@ pub(crate) async fn ask<'m>(
         }
     }
     Ok(asked)
+}
+
+/// Of each message for itself, or said by proxies only: neither told nor taken from others.
+fn is_fixed(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    concerns_connection(name)
+        || ["host", "content-length", "expect", "x-forwarded-client-cert", HEADER_DOWNSTREAM_PROTOCOL].contains(&name)
 }
 
 /// What is told of the body, and whether that is only a part of it.

@@ -10,19 +10,20 @@ use envoy_types::pb::envoy::config::core::v3::{Address, SocketAddress, address};
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer, Request as PbRequest};
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
 use envoy_types::pb::google::protobuf::Timestamp;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HeaderName, HeaderValue, TE};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderValue, TE};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Request};
 
+use super::is_fixed;
 use crate::config::{Authorizer, AuthorizerProtocol, StringMatch};
 use crate::error::{Error, Kind};
-use crate::http::{Exchange, Head, RequestBody, concerns_connection};
+use crate::http::{Exchange, Head, RequestBody};
 use crate::route::text_matches;
 use crate::trace::Trace;
 use crate::upstream::{Target, Version, grpc_frame, own_request};
 
 const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
-/// Whether only the beginning of the body is told.
+/// Whether only the beginning of the body is told; never taken from a client.
 const PARTIAL: &str = "x-envoy-auth-partial-body";
 
 /// The same for each endpoint that is tried.
@@ -90,7 +91,7 @@ fn attributes(authorizer: &Authorizer, exchange: &Exchange, body: Option<(Bytes,
         id: head.request_id.to_str().unwrap_or_default().to_owned(),
         method: head.method.as_str().to_owned(),
         headers: told(authorizer.headers.as_deref(), head),
-        path: path_and_query(head).to_owned(),
+        path: path_and_query(head),
         host: head.authority().to_owned(),
         scheme: scheme(head).to_owned(),
         size: head.headers.get(CONTENT_LENGTH).and_then(|it| it.to_str().ok()?.parse().ok()).unwrap_or(-1),
@@ -126,8 +127,12 @@ fn address(at: SocketAddr) -> Address {
     Address { address: Some(address::Address::SocketAddress(socket)) }
 }
 
-fn path_and_query(head: &Head) -> &str {
-    head.uri.path_and_query().map_or(head.path(), |it| it.as_str())
+/// With the path that policies see.
+fn path_and_query(head: &Head) -> String {
+    match head.uri.query() {
+        Some(query) => format!("{}?{query}", head.path()),
+        None => head.path().to_owned(),
+    }
 }
 
 fn scheme(head: &Head) -> &str {
@@ -138,17 +143,19 @@ fn scheme(head: &Head) -> &str {
 fn told(wanted: Option<&[StringMatch]>, head: &Head) -> HashMap<String, String> {
     let is_wanted = |name: &str| wanted.is_none_or(|it| it.iter().any(|it| text_matches(it, name)));
     let mut all = HashMap::new();
+    let path = path_and_query(head);
     for (name, value) in [
         (":authority", head.authority()),
         (":method", head.method.as_str()),
-        (":path", path_and_query(head)),
+        (":path", path.as_str()),
         (":scheme", scheme(head)),
     ] {
         if is_wanted(name) {
             all.insert(name.to_owned(), value.to_owned());
         }
     }
-    for name in head.headers.keys().filter(|name| *name != http::header::HOST && is_wanted(name.as_str())) {
+    let names = head.headers.keys().filter(|name| *name != HOST && *name != PARTIAL);
+    for name in names.filter(|name| is_wanted(name.as_str())) {
         let values: Vec<_> =
             head.headers.get_all(name).iter().map(|it| String::from_utf8_lossy(it.as_bytes())).collect();
         all.insert(name.as_str().to_owned(), values.join(if name == COOKIE { "; " } else { "," }));
@@ -164,10 +171,7 @@ fn by_http(authorizer: &Authorizer, prefix: &str, head: &Head, body: Option<(Byt
     let path = text.parse().map_err(|error| Error::because(Kind::DownstreamProtocol, error))?;
     let mut headers = HeaderMap::new();
     let wanted = authorizer.headers.as_deref().unwrap_or_default();
-    let fixed = |name: &HeaderName| {
-        concerns_connection(name.as_str()) || *name == http::header::HOST || *name == CONTENT_LENGTH
-    };
-    for (name, value) in head.headers.iter().filter(|(name, _)| !fixed(name)) {
+    for (name, value) in head.headers.iter().filter(|(name, _)| !is_fixed(name) && *name != PARTIAL) {
         if *name == AUTHORIZATION || wanted.iter().any(|it| text_matches(it, name.as_str())) {
             headers.append(name, value.clone());
         }
