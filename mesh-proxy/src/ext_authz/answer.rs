@@ -152,14 +152,19 @@ fn change(pb: HeaderValueOption) -> Result<Change, Error> {
     Ok(Change { name, value, how })
 }
 
+/// Not an informational one, and one that means something.
+fn is_last(status: StatusCode) -> bool {
+    (200..600).contains(&status.as_u16())
+}
+
 fn denied(pb: DeniedHttpResponse) -> Result<Denied, Error> {
     let status = match pb.status.map_or(0, |it| it.code) {
         0 => StatusCode::FORBIDDEN,
-        code => u16::try_from(code)
-            .ok()
-            .filter(|code| (200..600).contains(code))
-            .and_then(|code| StatusCode::from_u16(code).ok())
-            .ok_or_else(|| useless(format_args!("{code} is not the status of a response")))?,
+        code => {
+            let status = u16::try_from(code).ok().and_then(|code| StatusCode::from_u16(code).ok());
+            let status = status.filter(|it| is_last(*it));
+            status.ok_or_else(|| useless(format_args!("{code} is not the status of a response")))?
+        }
     };
     let mut headers = HeaderMap::new();
     all(pb.headers)?.iter().for_each(|change| change.apply(&mut headers));
@@ -171,7 +176,7 @@ pub(super) fn of_http(authorizer: &Authorizer, mut head: Parts, body: Bytes) -> 
     let AuthorizerProtocol::Http { to_upstream, to_client, .. } = &authorizer.protocol else {
         return Err(useless("an answer to another question"));
     };
-    if head.status.is_server_error() {
+    if head.status.is_server_error() || !is_last(head.status) {
         return Err(useless(format_args!("status {}", head.status.as_u16())));
     }
     remove_hop_by_hop(&mut head.headers);
@@ -202,6 +207,7 @@ mod tests {
     use envoy_types::pb::google::rpc::Status;
 
     use super::*;
+    use crate::http::tests::ext_authz::{authorizer, over_http};
     use crate::upstream::grpc_frame;
 
     fn option(key: &str, value: &str, append_action: i32) -> HeaderValueOption {
@@ -277,5 +283,21 @@ mod tests {
         let Ok(Answer::Denied(it)) = denied(302) else { panic!() };
         assert_eq!((it.status.as_u16(), it.headers.len(), &it.body[..]), (302, 1, &b"no"[..]));
         assert!(denied(101).is_err() && denied(600).is_err() && denied(-1).is_err());
+    }
+
+    #[test]
+    fn over_http_only_the_last_status_of_a_response_is_an_answer() {
+        let authorizer = authorizer(over_http(), "/");
+        let answer = |status: u16| {
+            let (head, ()) = http::Response::builder().status(status).body(()).unwrap().into_parts();
+            of_http(&authorizer, head, Bytes::new())
+        };
+        assert!(matches!(answer(200), Ok(Answer::Allowed(_))));
+        for status in [204, 302, 404, 499] {
+            assert!(matches!(answer(status), Ok(Answer::Denied(it)) if it.status == status), "{status}");
+        }
+        for status in [100, 101, 103, 500, 503, 600, 999] {
+            assert!(answer(status).is_err(), "{status}");
+        }
     }
 }

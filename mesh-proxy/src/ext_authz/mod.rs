@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
 use mesh_common::names::HEADER_DOWNSTREAM_PROTOCOL;
 
 pub(crate) use answer::Change;
@@ -98,8 +98,12 @@ pub(crate) async fn ask<'m>(
                 changes.apply(exchange);
                 asked = Some(policy.name.as_str());
             }
-            Ok(Answer::Denied(denied)) => {
+            Ok(Answer::Denied(mut denied)) => {
                 tell(Outcome::Denied);
+                if exchange.head.method == Method::CONNECT && denied.status.is_success() {
+                    // Its client would take it for a tunnel.
+                    denied.status = StatusCode::FORBIDDEN;
+                }
                 return Err(Refused::By(Refusal::DeniedElsewhere(&policy.name), Box::new(denied), None));
             }
             // It is too much for any message.

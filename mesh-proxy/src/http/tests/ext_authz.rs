@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn authorizer(protocol: AuthorizerProtocol, path: &str) -> Authorizer {
+pub(crate) fn authorizer(protocol: AuthorizerProtocol, path: &str) -> Authorizer {
     let permissions = vec![Condition::Path(StringMatch::Prefix(path.to_owned()))];
     Authorizer {
         policies: vec![Policy { name: "a/asks[0]".to_owned(), permissions, principals: vec![Condition::Any] }],
@@ -18,7 +18,7 @@ fn authorizer(protocol: AuthorizerProtocol, path: &str) -> Authorizer {
     }
 }
 
-fn over_http() -> AuthorizerProtocol {
+pub(crate) fn over_http() -> AuthorizerProtocol {
     let to_upstream = vec![StringMatch::Exact("x-user".to_owned())];
     AuthorizerProtocol::Http { prefix: "/check".to_owned(), to_upstream, to_client: None }
 }

@@ -9,7 +9,7 @@ mod differential;
 mod direct;
 mod draining;
 mod expect;
-mod ext_authz;
+pub(crate) mod ext_authz;
 mod faults;
 mod floods;
 mod grpc;
