@@ -1,6 +1,7 @@
 mod balancing;
 mod consistency;
 mod envoy;
+mod ext_authz;
 mod faults;
 mod inbound;
 mod limits;
