@@ -368,17 +368,20 @@ fn answer(
     }
 }
 
-/// What nobody here can tell: what those say who are asked. What is refused anyway is refused whatever they say.
+/// What nobody here can tell: what those say who are asked. It is neither allowed nor refused by what holds here, since the
+/// policies behind them see the headers that they set.
 fn asking(manager: &HttpManager, subject: &Subject<'_>, answer: Answer) -> Answer {
     let asks = manager.authorizers.iter().filter_map(|it| {
         let policy = possible(&it.policies, subject)?;
         Some(format!("{} asks {}", policy.name, it.cluster))
     });
     let asks: Vec<_> = asks.collect();
-    if asks.is_empty() || !answer.allowed {
+    if asks.is_empty() {
         return answer;
     }
-    let reason = format!("others decide: {}", asks.join(", "));
+    let local = if answer.allowed { "allowed" } else { "refused" };
+    let reason =
+        format!("others decide: {}; where they let it in as it is, it is {local}: {}", asks.join(", "), answer.reason);
     Answer { allowed: false, reason, asks, ..answer }
 }
 
@@ -452,4 +455,75 @@ fn headers(texts: &[String]) -> Result<HeaderMap, Failure> {
         headers.append(name, value);
     }
     Ok(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::StatusCode;
+    use mesh_proxy::config::{Authorizer, AuthorizerProtocol, Condition, Gate, Policy, RouteSource, StringMatch};
+
+    use super::*;
+
+    fn about(name: &str, prefix: &str) -> Policy {
+        let permissions = vec![Condition::Path(StringMatch::Prefix(prefix.to_owned()))];
+        Policy { name: name.to_owned(), permissions, principals: vec![Condition::Any] }
+    }
+
+    /// Somebody is asked about `/x`, and `/x/no` and `/no` are refused anyway.
+    fn manager() -> HttpManager {
+        let authorizer = Authorizer {
+            policies: vec![about("default/ask[0]", "/x")],
+            cluster: "auth".to_owned(),
+            authority: "auth".parse().unwrap(),
+            timeout: Duration::from_secs(1),
+            protocol: AuthorizerProtocol::Grpc,
+            headers: None,
+            body: None,
+            fail_open: false,
+            marks_failure: false,
+            status_on_error: StatusCode::FORBIDDEN,
+        };
+        let policies = vec![about("default/no[0]", "/no"), about("default/no[1]", "/x/no")];
+        HttpManager {
+            stat_prefix: String::new(),
+            jwt: None,
+            authorizers: vec![authorizer],
+            authorization: Authorization { gates: vec![Gate { action: GateAction::Deny, dry_run: false, policies }] },
+            routes: RouteSource::Rds(String::new()),
+            idle_timeout: Duration::ZERO,
+            stream_idle_timeout: Duration::ZERO,
+            limit: None,
+            limits: None,
+            tracing: None,
+        }
+    }
+
+    #[test]
+    fn what_others_are_asked_about_is_not_decided() {
+        let (manager, headers) = (manager(), HeaderMap::new());
+        let answer = |path: &str| {
+            let request = route::Subject {
+                method: &Method::GET,
+                authority: "reviews",
+                path,
+                query: None,
+                headers: &headers,
+                grpc: false,
+            };
+            let at = SocketAddr::from(([10, 0, 0, 1], 80));
+            let subject = Subject { peer: at, destination: at, identity: None, request: Some(request), claims: None };
+            asking(&manager, &subject, explained(&manager.authorization, &subject))
+        };
+        for (path, allowed) in [("/y", true), ("/no", false)] {
+            assert_eq!((answer(path).allowed, answer(path).asks.len()), (allowed, 0), "{path}");
+        }
+        // What they set may be what another policy looks for.
+        for (path, says) in [("/x", "it is allowed: no policy refuses it"), ("/x/no", "it is refused: this rule denies it")] {
+            let answer = answer(path);
+            assert_eq!((answer.allowed, answer.asks.as_slice()), (false, &["default/ask[0] asks auth".to_owned()][..]));
+            assert!(answer.reason.ends_with(says), "{}", answer.reason);
+        }
+    }
 }
