@@ -171,15 +171,28 @@ fn prefix(pb: MetadataMatcher) -> Decoded<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use envoy_types::pb::envoy::config::core::v3::HttpUri;
     use envoy_types::pb::envoy::config::core::v3::grpc_service::EnvoyGrpc;
+    use envoy_types::pb::envoy::config::listener::v3::Listener as PbListener;
+    use envoy_types::pb::envoy::config::rbac::v3::permission::Rule;
+    use envoy_types::pb::envoy::config::rbac::v3::principal::Identifier;
+    use envoy_types::pb::envoy::config::rbac::v3::rbac::Action;
+    use envoy_types::pb::envoy::config::rbac::v3::{Permission, Policy as PbPolicy, Principal, Rbac};
     use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::AuthorizationResponse;
+    use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
+    use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
     use envoy_types::pb::envoy::r#type::matcher::v3::metadata_matcher::PathSegment;
     use envoy_types::pb::envoy::r#type::matcher::v3::{ValueMatcher, string_matcher};
     use envoy_types::pb::envoy::r#type::v3::HttpStatus;
     use envoy_types::util::pack_any;
+    use prost::Message;
 
+    use super::super::{decode, tests};
     use super::*;
+    use crate::config::{HttpManager, NetworkFilter};
+    use crate::snapshot::{Resource, Type};
 
     fn grpc() -> ExtAuthz {
         let envoy = EnvoyGrpc { cluster_name: "opa".to_owned(), ..EnvoyGrpc::default() };
@@ -293,6 +306,64 @@ mod tests {
         ] {
             let rejected = read(pb).err().unwrap();
             assert_eq!(rejected.field.trim_end_matches('.'), field, "{rejected}");
+        }
+    }
+
+    /// An RBAC filter with one rule for all, which only looks if there is a prefix.
+    fn rbac(prefix: &str, action: Action) -> Any {
+        let any = Permission { rule: Some(Rule::Any(true)) };
+        let anybody = Principal { identifier: Some(Identifier::Any(true)) };
+        let all = PbPolicy { permissions: vec![any], principals: vec![anybody], ..PbPolicy::default() };
+        let policies = [(format!("{prefix}0"), all)].into();
+        let rules = Some(Rbac { action: action as i32, policies, ..Rbac::default() });
+        pack_any(match prefix {
+            "" => HttpRbac { rules, ..HttpRbac::default() },
+            _ => HttpRbac { shadow_rules: rules, shadow_rules_stat_prefix: prefix.to_owned(), ..HttpRbac::default() },
+        })
+    }
+
+    fn asks(prefix: &str) -> Any {
+        let matched = matched(&format!("{prefix}shadow_effective_policy_id"));
+        pack_any(ExtAuthz { filter_enabled_metadata: Some(matched), ..grpc() })
+    }
+
+    fn manager_with(filters: Vec<Any>) -> Decoded<Arc<HttpManager>> {
+        let filters = filters.into_iter().map(|any| tests::http_filter("f", any)).chain([tests::router()]);
+        let manager = HttpConnectionManager { http_filters: filters.collect(), ..tests::manager() };
+        let chain = tests::chain_of(vec![tests::network_filter(pack_any(manager))]);
+        let listener = PbListener { name: "l".to_owned(), filter_chains: vec![chain], ..PbListener::default() };
+        let Resource::Listener(listener) = decode(Type::Listener, &listener.encode_to_vec())? else { panic!() };
+        let NetworkFilter::Http(manager) = &listener.chains[0].filter else { panic!() };
+        Ok(manager.clone())
+    }
+
+    #[test]
+    fn each_is_asked_about_what_the_shadow_rules_of_its_prefix_match() {
+        let deny = Action::Deny;
+        let filters = vec![rbac("a_", deny), rbac("c_", deny), asks("a_"), rbac("b_", deny), asks("b_"), rbac("", deny)];
+        let manager = manager_with(filters).unwrap();
+        let about: Vec<_> = manager.authorizers.iter().map(|it| it.policies[0].name.as_str()).collect();
+        assert_eq!(about, ["a_0", "b_0"]);
+        // What nobody asks about is a dry run, as it was.
+        let gates: Vec<_> = manager.authorization.gates.iter().map(|it| (it.policies[0].name.as_str(), it.dry_run));
+        assert_eq!(gates.collect::<Vec<_>>(), [("c_0", true), ("0", false)]);
+    }
+
+    #[test]
+    fn who_would_be_asked_about_something_else_is_refused() {
+        let deny = Action::Deny;
+        for (filters, at, says) in [
+            (vec![asks("a_"), rbac("a_", deny)], 0, "no shadow rules before it"),
+            (vec![rbac("a_", deny), asks("b_")], 1, "no shadow rules before it have the prefix \"b_\""),
+            // Each is for one.
+            (vec![rbac("a_", deny), asks("a_"), asks("a_")], 2, "no shadow rules before it"),
+            (vec![rbac("a_", deny), rbac("", deny), asks("a_")], 2, "before RBAC filters that decide"),
+            (vec![rbac("", Action::Allow), pack_any(grpc())], 1, "before RBAC filters that decide"),
+            (vec![rbac("a_", Action::Allow), asks("a_")], 1, "only shadow rules with the action DENY"),
+        ] {
+            let rejected = manager_with(filters).unwrap_err().to_string();
+            assert!(rejected.contains(&format!("http_filters[{at}].typed_config")), "{rejected}");
+            assert!(rejected.contains(says), "{rejected}");
         }
     }
 }
