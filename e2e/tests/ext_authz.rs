@@ -126,7 +126,12 @@ fn another_service_decides() {
     .unwrap();
     mesh.apply(&policy(&format!("failOpen: true, {OVER_HTTP}"))).unwrap();
     let open = ask(&mesh, "/", &FORGED);
-    assert_eq!((open.status, open.saw("x-envoy-auth-failure-mode-allowed")), (200, Value::from("true")), "{}", open.body);
+    assert_eq!(
+        (open.status, open.saw("x-envoy-auth-failure-mode-allowed")),
+        (200, Value::from("true")),
+        "{}",
+        open.body
+    );
     let _auth = authorizer(&mesh);
     eventually(Duration::from_secs(20), || {
         anyhow::ensure!(ask(&mesh, "/", &FORGED).status == 401);

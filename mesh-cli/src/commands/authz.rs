@@ -520,7 +520,9 @@ mod tests {
             assert_eq!((answer(path).allowed, answer(path).asks.len()), (allowed, 0), "{path}");
         }
         // What they set may be what another policy looks for.
-        for (path, says) in [("/x", "it is allowed: no policy refuses it"), ("/x/no", "it is refused: this rule denies it")] {
+        for (path, says) in
+            [("/x", "it is allowed: no policy refuses it"), ("/x/no", "it is refused: this rule denies it")]
+        {
             let answer = answer(path);
             assert_eq!((answer.allowed, answer.asks.as_slice()), (false, &["default/ask[0] asks auth".to_owned()][..]));
             assert!(answer.reason.ends_with(says), "{}", answer.reason);

@@ -269,7 +269,12 @@ fn asking(namespace: &str, name: &str, provider: &str) -> String {
 }
 
 fn auth() -> String {
-    entry("auth-a", "auth", "", "addresses: [10.0.0.9], ports: [{port: 9191, protocol: grpc}, {port: 5432, protocol: tcp}]")
+    entry(
+        "auth-a",
+        "auth",
+        "",
+        "addresses: [10.0.0.9], ports: [{port: 9191, protocol: grpc}, {port: 5432, protocol: tcp}]",
+    )
 }
 
 /// Else anybody could take a service out of the mesh's policies by naming it.

@@ -238,10 +238,7 @@ mod tests {
         }
         changes.request.iter().for_each(|change| change.apply(&mut headers));
         let of = |name: &str| headers.get_all(name).iter().map(|it| it.to_str().unwrap()).collect::<Vec<_>>();
-        assert_eq!(
-            [of("a"), of("c"), of("d"), of("e")],
-            [vec!["new"], vec!["forged", "twice"], vec![], vec!["new"]]
-        );
+        assert_eq!([of("a"), of("c"), of("d"), of("e")], [vec!["new"], vec!["forged", "twice"], vec![], vec!["new"]]);
         assert!(fixed.iter().all(|name| !headers.contains_key(*name)), "{headers:?}");
     }
 

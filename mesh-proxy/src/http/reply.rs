@@ -206,7 +206,10 @@ mod tests {
         let head = denied(refusal(StatusCode::UNAUTHORIZED, "no"), true, false);
         assert!(matches!(head.body(), Content::Empty));
         for response in [&whole, &head] {
-            assert_eq!([of(response, "content-length"), of(response, "content-type"), of(response, "x-why")], ["2", "text/html", "a+b"]);
+            assert_eq!(
+                [of(response, "content-length"), of(response, "content-type"), of(response, "x-why")],
+                ["2", "text/html", "a+b"]
+            );
         }
         let nothing = denied(refusal(StatusCode::NO_CONTENT, "no"), false, false);
         assert!(matches!(nothing.body(), Content::Empty));

@@ -152,7 +152,8 @@ fn a_byte_stream_that_may_be_meant_is_refused() {
     let model = shop(&(AUTH.to_owned() + &custom("ask", OVER_GRPC) + &policy("ask-others", of_others)));
     for scope in [mesh(), Scope { asks: false, ..mesh() }] {
         let filters = filters(&model, &scope, "mesh-tcp");
-        let gates: Vec<NetworkRbac> = filters[..filters.len() - 1].iter().map(|filter| decode(&config(filter))).collect();
+        let gates: Vec<NetworkRbac> =
+            filters[..filters.len() - 1].iter().map(|filter| decode(&config(filter))).collect();
         assert!(gates.iter().all(|gate| gate.shadow_rules.is_none()));
         let names: Vec<_> = gates.iter().flat_map(|gate| denies(&gate.rules)).collect();
         assert_eq!(names, ["default/ask[0]", "default/ask-others[0]"]);

@@ -340,12 +340,13 @@ mod tests {
     #[test]
     fn each_is_asked_about_what_the_shadow_rules_of_its_prefix_match() {
         let deny = Action::Deny;
-        let filters = vec![rbac("a_", deny), rbac("c_", deny), asks("a_"), rbac("b_", deny), asks("b_"), rbac("", deny)];
+        let filters =
+            vec![rbac("a_", deny), rbac("c_", deny), asks("a_"), rbac("b_", deny), asks("b_"), rbac("", deny)];
         let manager = manager_with(filters).unwrap();
         let about: Vec<_> = manager.authorizers.iter().map(|it| it.policies[0].name.as_str()).collect();
         assert_eq!(about, ["a_0", "b_0"]);
         // What nobody asks about is a dry run, as it was.
-        let gates: Vec<_> = manager.authorization.gates.iter().map(|it| (it.policies[0].name.as_str(), it.dry_run));
+        let gates = manager.authorization.gates.iter().map(|it| (it.policies[0].name.as_str(), it.dry_run));
         assert_eq!(gates.collect::<Vec<_>>(), [("c_0", true), ("0", false)]);
     }
 

@@ -1,6 +1,7 @@
 //! Somebody else decides about requests, over real sockets.
 
 use super::*;
+use crate::telemetry::{AuditOptions, AuditTo};
 
 pub(crate) fn authorizer(protocol: AuthorizerProtocol, path: &str) -> Authorizer {
     let permissions = vec![Condition::Path(StringMatch::Prefix(path.to_owned()))];
@@ -180,7 +181,8 @@ async fn a_body_that_was_told_as_a_whole_goes_on_whole() {
         let options = ProxyOptions { authorizers: vec![asks()], ..ProxyOptions::default() };
         let two = proxy_to(over_http2, options, (UpstreamHttp::Http1, &[auth.address])).await;
         let mut client = Client2::connect(two.address).await;
-        let trailers = HeaderMap::from_iter([(http::HeaderName::from_static("x-sum"), HeaderValue::from_static("=36"))]);
+        let trailers =
+            HeaderMap::from_iter([(http::HeaderName::from_static("x-sum"), HeaderValue::from_static("=36"))]);
         let with_trailers = absolute(framed(&GOOD, &["1234", "5678"], Some(trailers)));
         assert_eq!(client.answer(with_trailers).await.text(), "ann||12345678=36");
 
@@ -272,6 +274,127 @@ async fn whose_body_was_told_expects_no_more() {
     assert!(read_until(&mut stream, "ok").await.starts_with("HTTP/1.1 200 OK\r\n"));
 }
 
+/// What its client sends decides whether anybody can be asked: that lets nothing in.
+#[tokio::test]
+async fn what_nobody_can_be_asked_about_is_refused_even_where_no_answer_lets_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.log");
+    let to = AuditTo::File { path: path.clone(), max_bytes: 1 << 20, keep: 1 };
+    let audit_log = Some(AuditOptions { to, allowed: 1.0 });
+    let prefix = format!("/{}", "p".repeat(255));
+    let protocol = AuthorizerProtocol::Http { prefix, to_upstream: vec![], to_client: None };
+    let body = Some(AskedBody { max: 8, partial: false, as_bytes: false });
+    let asks = Authorizer { fail_open: true, body, ..authorizer(protocol, "/") };
+    let options = ProxyOptions {
+        authorizers: vec![asks],
+        telemetry: TelemetryOptions { audit_log, ..TelemetryOptions::default() },
+        ..ProxyOptions::default()
+    };
+    let (app, gone) = (App::http1(app).await, nowhere().await);
+    let proxy = proxy_to((UpstreamHttp::Http1, app.address), options, (UpstreamHttp::Http1, &[gone])).await;
+    assert_eq!(proxy.http1().await.answer(request("/", &[], "123456789")).await.status, 413);
+    let long = format!("/{}", "x".repeat(65_300));
+    for line in [format!("GET {long}"), "CONNECT db.test:5432".to_owned()] {
+        let mut stream = proxy.raw().await;
+        stream.write_all(format!("{line} HTTP/1.1\r\nHost: db.test:5432\r\n\r\n").as_bytes()).await.unwrap();
+        let answer = read_until(&mut stream, "not valid").await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    }
+    assert_eq!(app.connections(), 0);
+    // Of a limit that nobody has set, nothing was hit.
+    let text = proxy.ctx.telemetry.render();
+    assert!(!text.lines().any(|line| line.starts_with("mesh_limits_hit_total") && !line.ends_with(" 0")), "{text}");
+    // Where it is only the answer that is missing, no policy has decided.
+    assert_eq!(proxy.get("/").await.status, 200);
+    proxy.ctx.telemetry.flush(SOON);
+    let log = std::fs::read_to_string(path).unwrap();
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let shown: Vec<_> = lines.iter().map(|it| (it["verdict"].as_str().unwrap(), it["policy"].as_str())).collect();
+    let denied = ("denied", Some("a/asks[0]"));
+    assert_eq!(shown, [denied, denied, denied, ("allowed", None)], "{log}");
+    let why = lines[0]["reason"].as_str().unwrap();
+    assert!(why.contains("nobody can be asked"), "{why}");
+}
+
+#[tokio::test]
+async fn one_after_the_other_is_asked_until_one_refuses() {
+    let first = by_http().await;
+    let (sender, mut asked) = tokio::sync::mpsc::unbounded_channel();
+    let second = App::http1(move |request: Request<Incoming>| {
+        let of = |name: &str| {
+            request.headers().get_all(name).iter().map(|it| it.to_str().unwrap()).collect::<Vec<_>>().join("+")
+        };
+        sender.send(format!("{} {} {}", request.uri(), of("x-user"), of("x-envoy-auth-partial-body"))).unwrap();
+        async { reply("") }
+    })
+    .await;
+    let user = vec![StringMatch::Exact("x-user".to_owned()), StringMatch::Prefix("x-envoy-".to_owned())];
+    let behind = Authorizer { cluster: "auth2".to_owned(), headers: Some(user), ..authorizer(over_http(), "/") };
+    let options = ProxyOptions { authorizers: vec![authorizer(over_http(), "/"), behind], ..ProxyOptions::default() };
+    let to = (UpstreamHttp::Http1, App::http1(app).await.address);
+    let proxy = proxy_to(to, options, (UpstreamHttp::Http1, &[first.address])).await;
+    proxy.put(Resource::Cluster(Arc::new(cluster("auth2", UpstreamHttp::Http1)))).await;
+    proxy.put(Resource::Endpoints(endpoints("auth2", vec![endpoint(second.address)]))).await;
+    let mut client = proxy.http1().await;
+    assert_eq!(client.answer(request("/", &FORGED, "b")).await.status, 401);
+    // It sees what the one before has set, and nothing that a client says in the proxy's name.
+    let good = [&[FORGED[0], ("x-envoy-auth-partial-body", "true")], &GOOD[..]].concat();
+    assert_eq!(client.answer(request("/a?b=c", &good, "b")).await.text(), "ann||b");
+    let mut all = request("/", &good, "").map(|_| full(""));
+    *all.method_mut() = http::Method::OPTIONS;
+    *all.uri_mut() = "*".parse().unwrap();
+    assert_eq!(client.answer(all).await.status, 200);
+    for expected in ["/check/a?b=c ann ", "/check/ ann "] {
+        assert_eq!(asked.recv().await.unwrap(), expected);
+    }
+    assert!(asked.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn an_authorizer_that_does_not_answer_is_passed_over_for_others() {
+    let good = by_http().await;
+    let hung = App::raw(|stream, _| async move {
+        tokio::time::sleep(SOON).await;
+        drop(stream);
+    })
+    .await;
+    let proxy = proxy_to(
+        (UpstreamHttp::Http1, App::http1(app).await.address),
+        ProxyOptions { authorizers: vec![authorizer(over_http(), "/")], ..ProxyOptions::default() },
+        (UpstreamHttp::Http1, &[hung.address, good.address]),
+    )
+    .await;
+    let once = OutlierDetection { consecutive_5xx: Some(1), ..health::outliers(Duration::from_secs(3600)) };
+    let mut auth = cluster("auth", UpstreamHttp::Http1);
+    auth.health.outliers = Some(once);
+    proxy.put(Resource::Cluster(Arc::new(auth))).await;
+    let mut client = proxy.http1().await;
+    let mut refused = 0;
+    for _ in 0..6 {
+        refused += usize::from(client.answer(request("/", &GOOD, "")).await.status == 403);
+    }
+    // It was noticed after one question.
+    assert_eq!((refused, proxy.ctx.upstreams.health().ejected), (1, 1));
+}
+
+#[tokio::test]
+async fn an_authorizer_that_takes_no_connection_leaves_time_for_another() {
+    let good = by_http().await;
+    let (silent, _open) = retries::silent().await;
+    let mut asks = authorizer(over_http(), "/");
+    asks.timeout = Duration::from_secs(3);
+    let proxy = proxy_to(
+        (UpstreamHttp::Http1, App::http1(app).await.address),
+        ProxyOptions { authorizers: vec![asks], ..ProxyOptions::default() },
+        (UpstreamHttp::Http1, &[silent, good.address]),
+    )
+    .await;
+    let mut client = proxy.http1().await;
+    for _ in 0..2 {
+        assert_eq!(client.answer(request("/", &GOOD, "")).await.text(), "ann||");
+    }
+}
+
 #[tokio::test]
 async fn over_grpc_attributes_are_told() {
     use envoy_types::pb::envoy::config::core::v3::{HeaderValue as PbHeader, HeaderValueOption};
@@ -289,8 +412,19 @@ async fn over_grpc_attributes_are_told() {
             header: Some(PbHeader { key: "x-user".into(), value, ..PbHeader::default() }),
             ..HeaderValueOption::default()
         };
-        let said = format!("{} {} {} {}", asked.method, asked.path, asked.host, asked.headers["x-twice"]);
-        let pb = if asked.path.starts_with("/no") {
+        let said = format!(
+            "{} {} {} {}",
+            asked.method,
+            asked.path,
+            asked.host,
+            asked.headers.get("x-twice").map_or("", String::as_str)
+        );
+        let pb = if asked.method == "CONNECT" {
+            // It refuses, though its status says otherwise.
+            let denied = DeniedHttpResponse { status: Some(HttpStatus { code: 200 }), ..DeniedHttpResponse::default() };
+            let status = Some(Status { code: 7, ..Status::default() });
+            CheckResponse { status, http_response: Some(HttpResponse::DeniedResponse(denied)), ..Default::default() }
+        } else if asked.path.starts_with("/no") {
             let status = Some(HttpStatus { code: 429 });
             let denied = DeniedHttpResponse { status, body: "later".into(), ..DeniedHttpResponse::default() };
             let status = Some(Status { code: 8, ..Status::default() });
@@ -319,4 +453,9 @@ async fn over_grpc_attributes_are_told() {
         (refused.status.as_u16(), refused.header("grpc-status"), refused.header("grpc-message")),
         (200, "14", "later")
     );
+    // Its client would take anything else for a tunnel.
+    let mut stream = proxy.raw().await;
+    stream.write_all(b"CONNECT db.test:5432 HTTP/1.1\r\nHost: db.test:5432\r\n\r\n").await.unwrap();
+    let head = read_until(&mut stream, "\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
 }
