@@ -30,8 +30,11 @@ struct Answer {
 
 impl Answer {
     fn saw(&self, header: &str) -> Value {
-        let seen: Value = serde_json::from_str(&self.body).unwrap_or_default();
-        seen["headers"][header].clone()
+        self.seen()["headers"][header].clone()
+    }
+
+    fn seen(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_default()
     }
 }
 
@@ -94,6 +97,20 @@ fn another_service_decides() {
         };
         assert!(of_protocol.contains(&told), "{asked}");
         assert!(!asked.contains("/open") && !asked.contains(".."), "{asked}");
+
+        // The body is told, and goes on whole.
+        let post = |body: &str| ask(&mesh, "/posted", &[&GOOD[..], &["-d", body]].concat());
+        for (partial, bodies) in [("true", &["12345678", "123456789"][..]), ("false", &["12345678"])] {
+            mesh.apply(&policy(&format!("{provider}, includeBody: {{maxBytes: 8, allowPartial: {partial}}}"))).unwrap();
+            for body in bodies {
+                let posted = post(body);
+                assert_eq!((posted.status, posted.seen()["body_bytes"].clone()), (200, body.len().into()), "{body}");
+            }
+        }
+        assert_eq!(post("123456789").status, 413);
+        let asked = auth.stdout();
+        let told = |line: &&str| line.starts_with(&format!("{protocol} POST /posted")) && line.ends_with(" 12345678");
+        assert_eq!(asked.lines().filter(told).count(), 3, "{asked}");
     }
 
     // What is said before is what happens.
@@ -114,6 +131,18 @@ fn another_service_decides() {
     mesh.apply(&only("bob")).unwrap();
     assert_eq!(ask(&mesh, "/", &GOOD).status, 403);
     mesh.meshctl(&["delete", "authorizationpolicy", "ann"]).unwrap();
+    // Also those that override all others: a refusal is final, and what is let in is not.
+    let overriding = |account: &str| {
+        format!(
+            "apiVersion: meshctl.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: only, namespace: default}}\nspec:\n  \
+             targetRefs: [{{kind: Service, name: reviews}}]\n  overrides: true\n  rules: [{{from: [{{serviceAccounts: [{account}]}}]}}]\n"
+        )
+    };
+    for (account, expected) in [("web", [200, 401]), ("nobody", [403, 401])] {
+        mesh.apply(&overriding(account)).unwrap();
+        assert_eq!([ask(&mesh, "/", &GOOD).status, ask(&mesh, "/", &[]).status], expected, "{account}");
+    }
+    mesh.meshctl(&["delete", "authorizationpolicy", "only"]).unwrap();
     mesh.wait().unwrap();
 
     // It goes away: nobody is let in, until the policy says otherwise.

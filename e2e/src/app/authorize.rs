@@ -1,5 +1,5 @@
 //! Decides about requests, by Envoy's two protocols for that, and prints what it was asked: a word for the protocol, the method,
-//! the path, and who asked whom as far as that was told.
+//! the path, who asked whom as far as that was told, and the body if there was any of it.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse, Den
 use envoy_types::pb::envoy::r#type::v3::HttpStatus;
 use envoy_types::pb::google::rpc::Status;
 use http::{Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -66,7 +66,8 @@ impl Authorization for Authorizer {
         let who = |peer: &Option<Peer>| peer.as_ref().map_or_else(String::new, |peer| peer.principal.clone());
         let (from, to) = (who(&attributes.source), who(&attributes.destination));
         let asked = attributes.request.unwrap_or_default().http.unwrap_or_default();
-        println!("grpc {} {} {from} {to}", asked.method, asked.path);
+        let told = format!("grpc {} {} {from} {to} {}", asked.method, asked.path, asked.body);
+        println!("{}", told.trim_end());
         let answer = if lets_in(asked.headers.get(TOKEN).map(String::as_str)).await {
             let ok = OkHttpResponse { headers: vec![header(USER, "ann")], ..OkHttpResponse::default() };
             CheckResponse { http_response: Some(HttpResponse::OkResponse(ok)), ..CheckResponse::default() }
@@ -103,8 +104,11 @@ async fn serve_http(listener: TcpListener) -> anyhow::Result<()> {
 }
 
 async fn answer(request: Request<Incoming>) -> Response<Full<Bytes>> {
-    println!("http {} {}", request.method(), request.uri().path());
-    let token = request.headers().get(TOKEN).and_then(|value| value.to_str().ok());
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.map(|it| it.to_bytes()).unwrap_or_default();
+    let told = format!("http {} {} {}", head.method, head.uri.path(), String::from_utf8_lossy(&body));
+    println!("{}", told.trim_end());
+    let token = head.headers.get(TOKEN).and_then(|value| value.to_str().ok());
     let (status, name, value, body) = if lets_in(token).await {
         (StatusCode::OK, USER, "ann", "")
     } else {
