@@ -1,8 +1,9 @@
 //! Somebody else who decides about requests, by Envoy's protocols for external authorization.
 //!
-//! In: the head of a request, and its beginning where that is to be told. Out: the request with what the answer changes, or
-//! the refusal. No answer, or none that can be used, refuses unless the policy says otherwise. The question goes the way of
-//! all requests, through the pool of the provider's cluster and within its limits.
+//! In: the head of a request, and the beginning of its body where that is to be told. Out: the request with what the answer
+//! changes, or the refusal. No answer, or none that can be used, refuses unless the policy says otherwise; what cannot be put
+//! as a question is refused whatever it says. The question goes the way of all requests, through the pool of the provider's
+//! cluster and within its limits.
 
 mod answer;
 mod question;
@@ -106,7 +107,7 @@ pub(crate) async fn ask<'m>(
                 }
                 return Err(Refused::By(Refusal::DeniedElsewhere(&policy.name), Box::new(denied), None));
             }
-            // It is too much for any message.
+            // It is the request that no message can carry.
             Err(error) if error.kind.side() == Side::Downstream => return Err(unaskable(error)),
             Err(error) if authorizer.fail_open => {
                 tell(Outcome::FailedOpen);
