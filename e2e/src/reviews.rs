@@ -38,6 +38,7 @@ pub fn listener(objects: &[String], keys: &Keys, client: ClientKind) -> anyhow::
         peak_ewma: true,
         limits: true,
         audits: true,
+        asks: true,
         locality: Default::default(),
     };
     let compiled = || {

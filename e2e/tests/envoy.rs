@@ -16,8 +16,9 @@ use mesh_e2e::process::{Process, eventually};
 
 /// Envoy's user, whose traffic the redirect leaves alone.
 const ENVOY_UID: u32 = 101;
-/// Hosts: Envoy with an application and clients, and two versions of `reviews` behind mesh-proxy.
+/// Hosts: Envoy with an application and clients, two versions of `reviews` behind mesh-proxy, and who decides about requests.
 const ENVOY: usize = 0;
+const AUTHORIZER: u8 = 3;
 
 /// For all services.
 const HEALTH: &str = "
@@ -41,10 +42,11 @@ fn envoy_with_state_of_the_world_xds() {
 
 fn envoy_is_routed_by_the_same_objects(api_type: &str) {
     let mesh = Mesh::start(User::Same).unwrap();
-    let lan = Lan::new(User::Same, 3).unwrap();
+    let lan = Lan::new(User::Same, 4).unwrap();
     let mut processes = Vec::new();
     for (host, version) in [(1, "v1"), (2, "v2")] {
-        processes.extend(sidecar(&mesh, &lan, host, "reviews", version));
+        let app = ["http", "--version", version];
+        processes.extend(sidecar(&mesh, &lan, host, ("reviews", version), &app, &["9080:http"]));
         mesh.discovered("reviews", version).unwrap();
     }
     mesh.apply(&format!(
@@ -219,6 +221,37 @@ fn envoy_is_routed_by_the_same_objects(api_type: &str) {
     })
     .unwrap_or_else(|error| _ = failed(error, &processes));
 
+    // And whom somebody else lets in, whom it asks as mesh-proxy does.
+    let app = ["authorize"];
+    processes.extend(sidecar(&mesh, &lan, AUTHORIZER, ("auth", "v1"), &app, &["9191:grpc", "9192:http"]));
+    mesh.discovered("auth", "v1").unwrap();
+    mesh.meshctl(&["delete", "requestauthentication", "login"]).unwrap();
+    mesh.meshctl(&["delete", "authorizationpolicy", "readers"]).unwrap();
+    let with = |header: &str, path: &str| {
+        let url = format!("http://{legacy}:9080{path}");
+        let curl = ["-sS", "-m", "5", "-H", header, "-H", "x-user: admin", "-w", " %{http_code}", &url];
+        let output = lan.on(1, "curl").args(curl).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    for provider in [
+        "{backend: {name: auth, port: 9191}}",
+        "{backend: {name: auth, port: 9192}, protocol: Http, http: {includeHeaders: [x-token], headersToUpstream: [x-user]}}",
+    ] {
+        mesh.apply(&format!(
+            "apiVersion: meshctl.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: ask}}\nspec:\n  targetRefs: [{{kind: Service, name: legacy}}]\n  \
+             action: CUSTOM\n  provider: {provider}\n  rules: [{{to: [{{ports: [9080], notPaths: [/open]}}]}}]\n",
+        ))
+        .unwrap();
+        eventually(Duration::from_secs(20), || {
+            let [good, bad, open] = [("x-token: good", "/"), ("x-token: bad", "/"), ("x-token: bad", "/open")]
+                .map(|(header, path)| with(header, path));
+            anyhow::ensure!(good.ends_with(" 200") && good.contains(r#""x-user":"ann""#), "{good}");
+            anyhow::ensure!(bad == "who are you? 401" && open.ends_with(" 200"), "{bad}\n{open}");
+            Ok(())
+        })
+        .unwrap_or_else(|error| _ = failed(error, &processes));
+    }
+
     // It was mutual TLS, by both proxies' own account.
     let stats = http_get(&lan, ENVOY, "http://127.0.0.1:19000/stats?filter=ssl.handshake");
     let handshakes = |kind: &str| -> u64 {
@@ -240,16 +273,24 @@ fn envoy_is_routed_by_the_same_objects(api_type: &str) {
 }
 
 /// An application with mesh-proxy beside it, started by hand.
-fn sidecar(mesh: &Mesh, lan: &Lan, host: u8, service: &str, version: &str) -> [Process; 2] {
+fn sidecar(
+    mesh: &Mesh,
+    lan: &Lan,
+    host: u8,
+    (service, version): (&str, &str),
+    args: &[&str],
+    ports: &[&str],
+) -> [Process; 2] {
     let mut app = lan.on(host.into(), mesh.program("testapp"));
-    app.args(["http", "--version", version]);
+    app.args(args);
     let app = Process::start(&format!("{service}-{version}"), app, &mesh.logs()).unwrap();
     assert!(lan.on(host.into(), mesh.program("mesh-proxy")).arg("intercept").status().unwrap().success());
     let mut proxy = lan.on(host.into(), mesh.program("mesh-proxy"));
     proxy.arg("run").arg("--control").arg(format!("unix:{}", mesh.data().join("proxy.sock").display()));
     proxy.arg("--token-file").arg(mesh.token(service).unwrap());
     proxy.args(["--service", service, "--version", version, "--workload", &format!("{service}-{version}")]);
-    proxy.args(["--address", &Lan::address(host).to_string(), "--port", "9080:http"]);
+    proxy.args(["--address", &Lan::address(host).to_string()]);
+    proxy.args(ports.iter().flat_map(|port| ["--port", *port]));
     [app, Process::start(&format!("proxy-{service}-{version}"), proxy, &mesh.logs()).unwrap()]
 }
 

@@ -38,6 +38,7 @@ fn web() -> Scope {
         peak_ewma: true,
         limits: true,
         audits: true,
+        asks: true,
         locality: Default::default(),
     }
 }

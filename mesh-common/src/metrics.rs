@@ -87,7 +87,7 @@ pub const UDP: [Metric; 5] = [
 ];
 
 /// Of a proxy itself.
-pub const PROXY: [Metric; 20] = [
+pub const PROXY: [Metric; 21] = [
     metric("mesh_proxy_build_info", Gauge, "always 1", "`version`"),
     metric("mesh_proxy_connections_active", Gauge, "downstream connections that are open", "`direction`"),
     metric("mesh_proxy_xds_connected", Gauge, "1 while it is connected to a control plane", ""),
@@ -108,6 +108,12 @@ pub const PROXY: [Metric; 20] = [
         Counter,
         "requests and byte streams that an AuthorizationPolicy with `dryRun` would have refused",
         "`policy`: the one that denies, `namespace/name[rule]`; empty where none allows",
+    ),
+    metric(
+        "mesh_authorization_external_total",
+        Counter,
+        "requests about which an AuthorizationPolicy with `action: CUSTOM` had somebody asked, by the outcome",
+        "`result` (`allowed`, `denied`, `failed`: no answer, and refused; `failed_open`: no answer, and let in)",
     ),
     metric(
         "mesh_proxy_dns_queries_total",

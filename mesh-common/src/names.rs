@@ -31,6 +31,12 @@ pub const FILTER_JWT: &str = "envoy.filters.http.jwt_authn";
 pub const JWT_PAYLOAD: &str = "payload";
 /// Claims that are lists of words in one text.
 pub const JWT_WORDS: [&str; 2] = ["scope", "permission"];
+/// Decides who may do what; what its shadow rules found is under this name for other filters.
+pub const FILTER_RBAC: &str = "envoy.filters.http.rbac";
+/// Asks somebody else about a request.
+pub const FILTER_EXT_AUTHZ: &str = "envoy.filters.http.ext_authz";
+/// Before this, the prefix of an RBAC filter's shadow rules: where the name of the one that matches is.
+pub const SHADOW_POLICY: &str = "shadow_effective_policy_id";
 pub const FILTER_CORS: &str = "envoy.filters.http.cors";
 /// Client feature of nodes that understand [`crate::proto::extensions::Fault`].
 pub const FEATURE_FAULT: &str = "mesh.extensions.v1.Fault";
@@ -42,6 +48,8 @@ pub const FEATURE_PEAK_EWMA: &str = "mesh.extensions.v1.PeakEwma";
 pub const FEATURE_LIMITS: &str = "mesh.extensions.v1.Limits";
 /// It takes RBAC filters with the action `LOG`.
 pub const FEATURE_AUDIT: &str = "mesh.authorization.audit";
+/// It asks others by external authorization filters.
+pub const FEATURE_CUSTOM: &str = "mesh.authorization.custom";
 /// Request header between proxies: `http/1.1` or `h2`, the version that the calling application spoke.
 pub const HEADER_DOWNSTREAM_PROTOCOL: &str = "x-mesh-downstream-protocol";
 

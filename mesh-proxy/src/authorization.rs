@@ -56,6 +56,12 @@ pub struct Verdict<'a> {
 pub enum Refusal<'a> {
     /// This policy denies it.
     Denied(&'a str),
+    /// Who is asked by this policy denies it.
+    DeniedElsewhere(&'a str),
+    /// Who is asked by this policy gives no answer.
+    Unanswered(&'a str),
+    /// This policy asks, and nobody can be asked about it.
+    Unaskable(&'a str),
     /// No policy allows it.
     NotAllowed,
     /// Something else than a policy refuses it, for this reason.
@@ -84,7 +90,10 @@ impl<'a> Refusal<'a> {
     /// The name of the policy that denies; empty if none does.
     pub fn policy(&self) -> &'a str {
         match self {
-            Self::Denied(policy) => policy,
+            Self::Denied(policy)
+            | Self::DeniedElsewhere(policy)
+            | Self::Unanswered(policy)
+            | Self::Unaskable(policy) => policy,
             Self::NotAllowed | Self::Otherwise(_) => "",
         }
     }
@@ -94,6 +103,9 @@ impl fmt::Display for Refusal<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Denied(policy) => write!(f, "denied by the policy {policy}"),
+            Self::DeniedElsewhere(policy) => write!(f, "denied by whom the policy {policy} asks"),
+            Self::Unanswered(policy) => write!(f, "no answer of whom the policy {policy} asks"),
+            Self::Unaskable(policy) => write!(f, "the policy {policy} asks, and nobody can be asked about this"),
             Self::NotAllowed => f.write_str("allowed by no policy"),
             Self::Otherwise(reason) => f.write_str(reason),
         }
@@ -129,7 +141,7 @@ enum Answer<'a> {
 
 fn ask<'a>(gate: &'a Gate, subject: &Subject<'_>) -> Answer<'a> {
     // What is not certain counts as a match, but at an `ALLOW`.
-    let possible = || gate.policies.iter().find(|policy| matches(policy, subject) != Some(false));
+    let possible = || possible(&gate.policies, subject);
     match gate.action {
         GateAction::Deny => possible().map_or(Answer::Nothing, |it| Answer::Refuses(Refusal::Denied(&it.name))),
         GateAction::Audit => possible().map_or(Answer::Nothing, |it| Answer::Records(&it.name)),
@@ -138,6 +150,11 @@ fn ask<'a>(gate: &'a Gate, subject: &Subject<'_>) -> Answer<'a> {
             certain.map_or(Answer::Refuses(Refusal::NotAllowed), |it| Answer::Allows(&it.name))
         }
     }
+}
+
+/// The first policy that matches, or may.
+pub fn possible<'p>(policies: &'p [Policy], subject: &Subject<'_>) -> Option<&'p Policy> {
+    policies.iter().find(|policy| matches(policy, subject) != Some(false))
 }
 
 /// Whether a policy matches; `None` if that is not certain.

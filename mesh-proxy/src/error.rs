@@ -81,6 +81,18 @@ pub enum Retry {
     Never,
 }
 
+/// The gRPC specification's mapping from HTTP.
+pub fn grpc_status_of(status: StatusCode) -> u32 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
+}
+
 impl Error {
     pub fn new(kind: Kind) -> Self {
         Self { kind, detail: None }

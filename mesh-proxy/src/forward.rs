@@ -56,6 +56,7 @@ pub async fn serve(routes: &str, listener: TcpListener, connections: Connections
         Arc::new(HttpManager {
             jwt: None,
             stat_prefix: routes.to_owned(),
+            authorizers: Vec::new(),
             authorization: Authorization::default(),
             routes: RouteSource::Rds(routes.to_owned()),
             idle_timeout: IDLE,

@@ -13,6 +13,7 @@ pub mod control;
 pub mod detect;
 pub mod dns;
 pub mod error;
+pub mod ext_authz;
 pub mod fault;
 pub mod forward;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::{Parser, Subcommand};
-use mesh_e2e::app::{collector, echo, garbage, load, peer, sign, tls};
+use mesh_e2e::app::{authorize, collector, echo, garbage, load, peer, sign, tls};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,6 +37,8 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         bytes: usize,
     },
+    /// Decides about requests that proxies ask about.
+    Authorize(authorize::Args),
     /// A backend for spans, which prints them.
     Collector(collector::Args),
     /// Throws broken bytes at each address, over TCP and UDP.
@@ -84,6 +86,9 @@ async fn main() -> anyhow::Result<()> {
         Command::AskTls(args) => tls::ask(args).await,
         Command::Fixed { listen, bytes } => {
             tokio::select! { done = echo::fixed(listen, bytes) => done, () = told => Ok(()) }
+        }
+        Command::Authorize(args) => {
+            tokio::select! { done = authorize::run(args) => done, () = told => Ok(()) }
         }
         Command::Collector(args) => {
             tokio::select! { done = collector::run(args) => done, () = told => Ok(()) }

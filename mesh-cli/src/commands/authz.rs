@@ -10,9 +10,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use mesh_common::identity::Identity;
 use mesh_common::names::{self, LISTENER_INBOUND};
 use mesh_common::proto::control::{ListProxiesRequest, Proxy};
-use mesh_proxy::authorization::{Subject, explain};
+use mesh_proxy::authorization::{Subject, explain, possible};
 use mesh_proxy::config::decode::decode;
-use mesh_proxy::config::{Authorization, GateAction, Listener, NetworkFilter};
+use mesh_proxy::config::{Authorization, GateAction, HttpManager, Listener, NetworkFilter};
 use mesh_proxy::detect::{self, Detected, Hello};
 use mesh_proxy::jwt;
 use mesh_proxy::path::canonical;
@@ -196,7 +196,18 @@ fn rules(listener: &Listener) -> Vec<Row> {
     });
     let Some(authorization) = http.or(tcp) else { return Vec::new() };
     let mut rows = Vec::new();
-    for (order, gate) in authorization.gates.iter().enumerate() {
+    let managers = listener.chains.iter().find_map(|chain| match &chain.filter {
+        NetworkFilter::Http(manager) => Some(manager),
+        NetworkFilter::Tcp(_) => None,
+    });
+    for authorizer in managers.iter().flat_map(|it| &it.authorizers) {
+        for policy in &authorizer.policies {
+            let (from, to) = explain::in_words(policy);
+            let to = format!("{to}, asking {}", authorizer.cluster);
+            rows.push(Row { order: 0, action: "CUSTOM", dry_run: false, rule: policy.name.clone(), from, to });
+        }
+    }
+    for (order, gate) in (1..).zip(&authorization.gates) {
         let action = match gate.action {
             GateAction::Allow => "ALLOW",
             GateAction::Deny => "DENY",
@@ -233,6 +244,9 @@ struct Answer {
     /// What a policy on trial would say.
     #[serde(skip_serializing_if = "Option::is_none")]
     dry_run: Option<String>,
+    /// Rules that have somebody else asked, and who that is. Only they know whether it is allowed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    asks: Vec<String>,
     /// Rules that have it written to the audit log.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     audited_by: Vec<String>,
@@ -265,7 +279,11 @@ async fn check(context: &Context, args: &Check) -> Result<(), Failure> {
         _ => {
             let mut table = Table::new(&["VERDICT", "BY", "REASON", "AT"]);
             for answer in &answers {
-                let verdict = if answer.allowed { Cell::good("ALLOWED") } else { Cell::bad("DENIED") };
+                let verdict = match (answer.allowed, answer.asks.is_empty()) {
+                    (true, _) => Cell::good("ALLOWED"),
+                    (false, false) => Cell::bad("UNDECIDED"),
+                    (false, true) => Cell::bad("DENIED"),
+                };
                 let at = answer.proxies.join(", ");
                 let by = answer.rule.clone().unwrap_or_else(|| "-".to_owned());
                 table.row(vec![verdict, by.into(), answer.reason.clone().into(), at.into()]);
@@ -303,6 +321,7 @@ fn answer(
         nearest: None,
         needs: Vec::new(),
         dry_run: None,
+        asks: Vec::new(),
         audited_by: Vec::new(),
     };
     let detected = match from {
@@ -341,11 +360,29 @@ fn answer(
                 Err(why) => refused(format!("401: {why}")),
                 Ok(verified) => {
                     let claims = verified.as_deref().map(|it| &it.claims);
-                    explained(&manager.authorization, &Subject { claims, ..subject(Some(request)) })
+                    let subject = Subject { claims, ..subject(Some(request)) };
+                    asking(manager, &subject, explained(&manager.authorization, &subject))
                 }
             }
         }
     }
+}
+
+/// What nobody here can tell: what those say who are asked. It is neither allowed nor refused by what holds here, since the
+/// policies behind them see the headers that they set.
+fn asking(manager: &HttpManager, subject: &Subject<'_>, answer: Answer) -> Answer {
+    let asks = manager.authorizers.iter().filter_map(|it| {
+        let policy = possible(&it.policies, subject)?;
+        Some(format!("{} asks {}", policy.name, it.cluster))
+    });
+    let asks: Vec<_> = asks.collect();
+    if asks.is_empty() {
+        return answer;
+    }
+    let local = if answer.allowed { "allowed" } else { "refused" };
+    let reason =
+        format!("others decide: {}; where they let it in as it is, it is {local}: {}", asks.join(", "), answer.reason);
+    Answer { allowed: false, reason, asks, ..answer }
 }
 
 fn explained(authorization: &Authorization, subject: &Subject<'_>) -> Answer {
@@ -370,6 +407,7 @@ fn explained(authorization: &Authorization, subject: &Subject<'_>) -> Answer {
         nearest,
         needs,
         dry_run: found.would_refuse.map(trial),
+        asks: Vec::new(),
         audited_by: found.audited_by,
     }
 }
@@ -417,4 +455,77 @@ fn headers(texts: &[String]) -> Result<HeaderMap, Failure> {
         headers.append(name, value);
     }
     Ok(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::StatusCode;
+    use mesh_proxy::config::{Authorizer, AuthorizerProtocol, Condition, Gate, Policy, RouteSource, StringMatch};
+
+    use super::*;
+
+    fn about(name: &str, prefix: &str) -> Policy {
+        let permissions = vec![Condition::Path(StringMatch::Prefix(prefix.to_owned()))];
+        Policy { name: name.to_owned(), permissions, principals: vec![Condition::Any] }
+    }
+
+    /// Somebody is asked about `/x`, and `/x/no` and `/no` are refused anyway.
+    fn manager() -> HttpManager {
+        let authorizer = Authorizer {
+            policies: vec![about("default/ask[0]", "/x")],
+            cluster: "auth".to_owned(),
+            authority: "auth".parse().unwrap(),
+            timeout: Duration::from_secs(1),
+            protocol: AuthorizerProtocol::Grpc,
+            headers: None,
+            body: None,
+            fail_open: false,
+            marks_failure: false,
+            status_on_error: StatusCode::FORBIDDEN,
+        };
+        let policies = vec![about("default/no[0]", "/no"), about("default/no[1]", "/x/no")];
+        HttpManager {
+            stat_prefix: String::new(),
+            jwt: None,
+            authorizers: vec![authorizer],
+            authorization: Authorization { gates: vec![Gate { action: GateAction::Deny, dry_run: false, policies }] },
+            routes: RouteSource::Rds(String::new()),
+            idle_timeout: Duration::ZERO,
+            stream_idle_timeout: Duration::ZERO,
+            limit: None,
+            limits: None,
+            tracing: None,
+        }
+    }
+
+    #[test]
+    fn what_others_are_asked_about_is_not_decided() {
+        let (manager, headers) = (manager(), HeaderMap::new());
+        let answer = |path: &str| {
+            let request = route::Subject {
+                method: &Method::GET,
+                authority: "reviews",
+                path,
+                query: None,
+                headers: &headers,
+                grpc: false,
+            };
+            let at = SocketAddr::from(([10, 0, 0, 1], 80));
+            let subject = Subject { peer: at, destination: at, identity: None, request: Some(request), claims: None };
+            asking(&manager, &subject, explained(&manager.authorization, &subject))
+        };
+        for (path, allowed) in [("/y", true), ("/no", false)] {
+            assert_eq!((answer(path).allowed, answer(path).asks.len()), (allowed, 0), "{path}");
+        }
+        // What they set may be what another policy looks for.
+        for (path, says) in
+            [("/x", "it is allowed: no policy refuses it"), ("/x/no", "it is refused: this rule denies it")]
+        {
+            let answer = answer(path);
+            assert_eq!((answer.allowed, answer.asks.as_slice()), (false, &["default/ask[0] asks auth".to_owned()][..]));
+            assert!(answer.reason.ends_with(says), "{}", answer.reason);
+        }
+    }
 }

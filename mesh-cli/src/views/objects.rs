@@ -298,6 +298,7 @@ fn authorization_policy(policy: &AuthorizationPolicy) -> Vec<Cell> {
         (AuthorizationAction::Allow, false, true) => "ALLOW (overrides)",
         (AuthorizationAction::Allow, false, false) => "ALLOW",
         (AuthorizationAction::Audit, ..) => "AUDIT",
+        (AuthorizationAction::Custom, ..) => "CUSTOM",
     };
     let target = targets(&spec.target_refs, "the namespace");
     vec![target.into(), action.into(), spec.rules.len().to_string().into()]

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::TargetRef;
+use super::{Duration, TargetRef};
 
 /// Who may do what. Without `targetRefs` it holds for its namespace; in the mesh's own namespace, for all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -16,6 +16,9 @@ pub struct AuthorizationPolicySpec {
     /// Of an `ALLOW`: what it does not allow is refused whatever other policies allow.
     #[serde(default, skip_serializing_if = "is_default")]
     pub overrides: bool,
+    /// Of a `CUSTOM`: who is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<AuthorizationProvider>,
     /// None: it matches nothing. One without fields matches everything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<AuthorizationRule>,
@@ -29,6 +32,81 @@ pub enum AuthorizationAction {
     Deny,
     /// Decides nothing: what it matches is written to the audit log.
     Audit,
+    /// Who else decides is asked about what it matches.
+    Custom,
+}
+
+/// A port of a Service that decides about requests, by Envoy's protocols for that.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct AuthorizationProvider {
+    pub backend: AuthorizationBackend,
+    #[serde(default)]
+    pub protocol: AuthorizationProtocol,
+    /// For the whole answer. Default: 1s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+    /// Where there is no answer, the request is let in.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub fail_open: bool,
+    /// Of the response where there is no answer. Default: 403.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_on_error: Option<u16>,
+    /// Of `protocol: Http`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<AuthorizationHttp>,
+    /// The request's body is told, too. None: it is not read before there is an answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub include_body: Option<AuthorizationBody>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct AuthorizationBackend {
+    pub name: String,
+    /// Default: that of the policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    pub port: u16,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
+pub enum AuthorizationProtocol {
+    /// `envoy.service.auth.v3.Authorization`.
+    #[default]
+    Grpc,
+    /// The request's head is sent on, and the status of the response decides: 200 lets it in.
+    Http,
+}
+
+/// Names of headers: `exact`, `prefix*` or `*suffix`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct AuthorizationHttp {
+    /// Before the request's path.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub path_prefix: String,
+    /// Of the request, that are told beside `authorization`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include_headers: Vec<String>,
+    /// Of an answer that lets the request in, that the application gets instead of what the client has sent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers_to_upstream: Vec<String>,
+    /// Of one that does not, that the client gets. None: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers_to_downstream: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct AuthorizationBody {
+    pub max_bytes: u32,
+    /// Of a body that is longer, the beginning is told; else the request is refused.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub allow_partial: bool,
+    /// Over gRPC in `raw_body`, which takes any bytes, instead of `body`, which is text.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub as_bytes: bool,
 }
 
 /// Matches what comes from one of `from` and is one of `to`.

@@ -1,6 +1,7 @@
 //! Policies of access, as Envoy's RBAC filters: one for each gate that a request or a connection has to pass.
 //!
-//! What `AUDIT`s match is only recorded. A request is refused by any `DENY` that matches. Then it has to match one of the `ALLOW`s: first of those that override,
+//! What `AUDIT`s match is only recorded. About what a `CUSTOM` matches somebody else is asked, and a byte stream, about which
+//! nobody can be, is refused. A request is refused by any `DENY` that matches. Then it has to match one of the `ALLOW`s: first of those that override,
 //! for each reach, and then of all others. A gate that has no policy is not there.
 
 use std::borrow::Cow;
@@ -20,16 +21,17 @@ use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, StringMatcher, path_matcher};
 use envoy_types::pb::google::protobuf::Any;
 use ipnet::IpNet;
+use mesh_common::names::FILTER_RBAC;
 use mesh_common::resource::{
     AuthorizationAction, AuthorizationHeader, AuthorizationOperation, AuthorizationRule, AuthorizationSource,
 };
 use prost::Message;
 
 use super::build::{exact, uint32};
-use super::{Scope, http, jwt, tokens};
+use super::ext_authz::Asks;
+use super::{Scope, ext_authz, http, jwt, tokens};
 use crate::model::{Authorization, Model, Reach};
 
-const HTTP_FILTER: &str = "envoy.filters.http.rbac";
 const NETWORK_FILTER: &str = "envoy.filters.network.rbac";
 
 /// What stands before a workload's HTTP connection managers' routers, and before its TCP proxies.
@@ -44,16 +46,19 @@ pub(super) struct Filters {
 
 pub(super) fn filters(model: &Model, scope: &Scope) -> Filters {
     let policies = model.authorizations(&scope.namespace, &scope.workload, &scope.service, &scope.version);
-    let gates = gates(&policies, scope.audits);
+    let gates = gates(&policies, scope);
     let tokens = model.jwt_rules(&scope.namespace, &scope.workload, &scope.service, &scope.version);
     let issuers: Vec<&str> = tokens.iter().map(|rule| rule.issuer.as_str()).collect();
     let of = Of { trust_domain: model.trust_domain(), issuers: &issuers };
     let rules = |gate: &Gate, layer| gate.rules(&of, layer);
-    let http = |gate: &Gate| http::filter(HTTP_FILTER, gate.config("http", rules(gate, Layer::Requests)));
+    let http = |gate: &Gate| {
+        let rbac = http::filter(FILTER_RBAC, gate.config("http", rules(gate, Layer::Requests)));
+        [rbac].into_iter().chain(gate.asks.as_ref().map(ext_authz::filter)).collect::<Vec<_>>()
+    };
     let network = |gate: &Gate| http::network(NETWORK_FILTER, gate.config("network", rules(gate, Layer::Streams)));
     let jwt = jwt::filter(model, &tokens);
     let decides = gates.iter().any(|gate| gate.action != Action::Log);
-    Filters { jwt, http: gates.iter().map(http).collect(), network: gates.iter().map(network).collect(), decides }
+    Filters { jwt, http: gates.iter().flat_map(http).collect(), network: gates.iter().map(network).collect(), decides }
 }
 
 /// Whose identities and tokens count.
@@ -74,21 +79,25 @@ struct Gate<'a> {
     action: Action,
     /// It only counts.
     dry_run: bool,
+    /// Of requests, it only finds out whether somebody is to be asked, who then decides.
+    asks: Option<Asks<'a>>,
     policies: Vec<&'a Authorization>,
 }
 
-fn gates<'a>(policies: &[&'a Authorization], audits: bool) -> Vec<Gate<'a>> {
+fn gates<'a>(policies: &[&'a Authorization], scope: &Scope) -> Vec<Gate<'a>> {
     use AuthorizationAction::{Allow, Audit, Deny};
     let gate = |action, dry_run, wanted: &dyn Fn(&Authorization) -> bool| Gate {
         action,
         dry_run,
+        asks: None,
         policies: policies.iter().copied().filter(|policy| wanted(policy)).collect(),
     };
     let is = |policy: &Authorization, action| policy.spec.action == action && !policy.spec.dry_run;
     let overriding = [Reach::Mesh, Reach::Namespace, Reach::Service]
         .map(|reach| gate(Action::Allow, false, &|it| is(it, Allow) && it.spec.overrides && it.reach == reach));
     // First, so that it also sees what is refused.
-    let mut gates = vec![gate(Action::Log, false, &|it| audits && is(it, Audit))];
+    let mut gates = vec![gate(Action::Log, false, &|it| scope.audits && is(it, Audit))];
+    gates.extend(asking(policies, scope));
     gates.push(gate(Action::Deny, false, &|it| is(it, Deny)));
     gates.extend(overriding);
     gates.push(gate(Action::Allow, false, &|it| is(it, Allow) && !it.spec.overrides));
@@ -99,6 +108,18 @@ fn gates<'a>(policies: &[&'a Authorization], audits: bool) -> Vec<Gate<'a>> {
     }
     gates.retain(|gate| !gate.policies.is_empty());
     gates
+}
+
+/// One gate for each that asks somebody. A proxy that can't ask refuses.
+fn asking<'a>(policies: &[&'a Authorization], scope: &Scope) -> Vec<Gate<'a>> {
+    let asking = policies.iter().copied().filter(|it| it.spec.action == AuthorizationAction::Custom);
+    let gate = |(index, policy): (usize, &'a Authorization)| Gate {
+        action: Action::Deny,
+        dry_run: false,
+        asks: Asks::new(policy, index).filter(|_| scope.asks),
+        policies: vec![policy],
+    };
+    asking.enumerate().map(gate).collect()
 }
 
 /// `envoy.config.rbac.v3.RBAC` with the entries of its map as the list that they are on the wire: the map itself has no
@@ -133,8 +154,14 @@ struct Config {
 
 impl Gate<'_> {
     fn config(&self, kind: &str, rules: Rules) -> Any {
-        let (rules, shadow_rules) = if self.dry_run { (None, Some(rules)) } else { (Some(rules), None) };
-        let stat_prefix = if self.dry_run || kind == "network" { "authorization." } else { "" }.to_owned();
+        let asks = self.asks.as_ref().filter(|_| kind == "http");
+        let shadow = self.dry_run || asks.is_some();
+        let (rules, shadow_rules) = if shadow { (None, Some(rules)) } else { (Some(rules), None) };
+        let stat_prefix = match asks {
+            Some(asks) => asks.prefix(),
+            None if shadow || kind == "network" => "authorization.".to_owned(),
+            None => String::new(),
+        };
         let config = Config { rules, shadow_rules, stat_prefix };
         Any {
             type_url: format!("type.googleapis.com/envoy.extensions.filters.{kind}.rbac.v3.RBAC"),

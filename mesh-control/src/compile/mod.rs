@@ -10,6 +10,7 @@ mod cluster;
 mod cors;
 mod endpoint_health;
 mod endpoints;
+mod ext_authz;
 mod fault;
 mod hedge;
 mod http;

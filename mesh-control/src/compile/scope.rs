@@ -25,6 +25,8 @@ pub struct Scope {
     pub limits: bool,
     /// It takes RBAC filters with the action `LOG`: every Envoy, and each mesh-proxy but old ones.
     pub audits: bool,
+    /// It takes external authorization filters: every Envoy, and each mesh-proxy but old ones.
+    pub asks: bool,
     /// Region, zone and sub-zone of an asker that has no registered workload, by its own account.
     pub locality: [String; 3],
 }

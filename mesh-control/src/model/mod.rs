@@ -153,10 +153,11 @@ pub fn build(objects: &BTreeMap<Key, Arc<Object>>, settings: &Settings, before: 
     let known = |name: &Name| services.contains_key(name);
     let peers = Peers::new(&sorted.peer_authentications, known, &mut statuses);
     let policies_of_access = &sorted.authorization_policies;
-    let authorizations = Authorizations::new(policies_of_access, &settings.trust_domain, known, &mut statuses);
+    let protocol = |name: &Name, port: u16| Some(services.get(name)?.ports.get(&port)?.protocol);
+    let authorizations =
+        Authorizations::new(policies_of_access, &settings.trust_domain, known, protocol, &mut statuses);
     let tokens = &sorted.request_authentications;
     let request_authentications = RequestAuthentications::new(tokens, known, &mut statuses);
-    let protocol = |name: &Name, port: u16| Some(services.get(name)?.ports.get(&port)?.protocol);
     let telemetries = Telemetries::new(&sorted.telemetries, known, protocol, &mut statuses);
     for service in services.values_mut() {
         let key = Key::new(Kind::Service, &service.name.namespace, &service.name.name);

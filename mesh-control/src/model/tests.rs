@@ -261,3 +261,55 @@ fn labels_that_nobody_wrote_are_not_invented_beside_those_that_somebody_did() {
     assert_eq!(model.service("default", "x").unwrap().workloads.len(), 0);
     assert_eq!(model.service("default", "y").unwrap().workloads.len(), 1);
 }
+
+fn asking(namespace: &str, name: &str, provider: &str) -> String {
+    format!(
+        "apiVersion: meshctl.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{namespace: {namespace}, name: {name}}}\nspec: {{action: CUSTOM, provider: {{{provider}}}, rules: [{{}}]}}\n---\n"
+    )
+}
+
+fn auth() -> String {
+    entry(
+        "auth-a",
+        "auth",
+        "",
+        "addresses: [10.0.0.9], ports: [{port: 9191, protocol: grpc}, {port: 5432, protocol: tcp}]",
+    )
+}
+
+/// Else anybody could take a service out of the mesh's policies by naming it.
+#[test]
+fn who_is_asked_is_not_behind_those_of_that_namespace_that_ask() {
+    let text = auth()
+        + &entry("web-a", "web", "", "addresses: [10.0.0.6], ports: [{port: 8080, protocol: http}]")
+        + &entry("opa-a", "opa", "", "addresses: [10.0.0.7], ports: [{port: 9191, protocol: grpc}]")
+        + "apiVersion: meshctl.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {namespace: default, name: no}\nspec: {action: DENY, rules: [{}]}\n---\n"
+        + &asking("default", "ask", "backend: {name: auth, port: 9191}")
+        + &asking("default", "ask-too", "backend: {name: auth, port: 9191}")
+        + &asking("mesh-system", "ask", "backend: {name: opa, namespace: default, port: 9191}");
+    let model = model(&text);
+    let holding = |workload: &str, service: &str| {
+        let all = model.authorizations("default", workload, service, "");
+        all.iter().map(|it| it.name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(holding("web-a", "web"), ["default/ask", "default/ask-too", "default/no", "mesh-system/ask"]);
+    assert_eq!(holding("auth-a", "auth"), ["default/no", "mesh-system/ask"]);
+    assert_eq!(holding("opa-a", "opa"), ["default/ask", "default/ask-too", "default/no"]);
+}
+
+#[test]
+fn a_policy_that_asks_nobody_says_so() {
+    for (provider, expected, says) in [
+        ("backend: {name: auth, port: 9191}", None, ""),
+        ("backend: {name: auth, port: 9999}", Some("BackendNotFound"), "refused"),
+        ("backend: {name: auth, namespace: other, port: 9191}", Some("BackendNotFound"), "other/auth"),
+        ("backend: {name: nobody, port: 9191}, failOpen: true", Some("BackendNotFound"), "let in"),
+        ("backend: {name: auth, port: 5432}", Some("UnsupportedProtocol"), "refused"),
+    ] {
+        let model = model(&(auth() + &asking("default", "ask", provider)));
+        assert_eq!(reasons(&model, Kind::AuthorizationPolicy, "ask"), Vec::from_iter(expected), "{provider}");
+        let conditions = model.conditions(&Key::new(Kind::AuthorizationPolicy, "default", "ask"));
+        let resolved = conditions.iter().find(|it| it.condition_type == "ResolvedRefs").unwrap();
+        assert!(resolved.message.contains(says), "{}", resolved.message);
+    }
+}

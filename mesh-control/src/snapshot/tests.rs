@@ -43,6 +43,7 @@ fn scope(workload: &str) -> Scope {
         peak_ewma: true,
         limits: true,
         audits: true,
+        asks: true,
         locality: Default::default(),
     }
 }

@@ -75,6 +75,7 @@ impl Client {
             peak_ewma: knows(&node, names::FEATURE_PEAK_EWMA),
             limits: knows(&node, names::FEATURE_LIMITS),
             audits: client == ClientKind::Envoy || knows(&node, names::FEATURE_AUDIT),
+            asks: client == ClientKind::Envoy || knows(&node, names::FEATURE_CUSTOM),
             locality: locality(&node)?,
             namespace,
         };

@@ -37,7 +37,7 @@ pub fn explain(authorization: &Authorization, subject: &Subject<'_>) -> Explanat
                 let uncertain = denying.is_some_and(|it| matches(it, subject).is_none());
                 return Explanation { allowed: false, by: Some(policy.to_owned()), uncertain, ..explanation };
             }
-            Answer::Refuses(Refusal::NotAllowed | Refusal::Otherwise(_)) => {
+            Answer::Refuses(_) => {
                 let missed = gate.policies.iter().map(|policy| missed(policy, subject));
                 let nearest = missed.min_by_key(|missed| missed.needs.len());
                 return Explanation { allowed: false, by: None, nearest, ..explanation };

@@ -1,7 +1,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Authorization, Fault, JwtAuthn, PortLimits, RequestLimit, RouteTable, Tracing, WeightedClusters};
+use super::{
+    Authorization, Authorizer, Fault, JwtAuthn, PortLimits, RequestLimit, RouteTable, Tracing, WeightedClusters,
+};
 
 /// A listener: the filter chains that a connection may take.
 #[derive(Debug)]
@@ -85,6 +87,8 @@ pub struct HttpManager {
     pub stat_prefix: String,
     /// `None`: nobody looks at tokens.
     pub jwt: Option<JwtAuthn>,
+    /// Who is asked before that, in order; each that refuses has the last word.
+    pub authorizers: Vec<Authorizer>,
     pub authorization: Authorization,
     pub routes: RouteSource,
     /// Zero: none.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 
@@ -13,6 +14,7 @@ use super::head::{Head, text};
 use super::request_body::Upload;
 use crate::config::{Action, HttpManager, JwtAuthn, Route, RouteSource};
 use crate::error::{Error, Kind};
+use crate::ext_authz::Change;
 use crate::fault::Injected;
 use crate::jwt;
 use crate::limit::{self, Place, Quota};
@@ -23,6 +25,9 @@ use crate::tap::Noted;
 use crate::telemetry::RequestRecord;
 use crate::trace::Trace;
 use crate::upstream::{Failed, Flow, Held, Outcome, Target, UpstreamBody};
+
+/// How long a client may be silent before its body is looked at, where nobody says anything else.
+const SILENCE: Duration = Duration::from_secs(300);
 
 /// Recorded when it is dropped, whoever ends it: that happens exactly once, also when the client goes away.
 pub(crate) struct Exchange {
@@ -61,6 +66,8 @@ pub(crate) struct Exchange {
     pub(crate) error: Option<Error>,
     /// The origin whose scripts may read the response, by the route's CORS policy.
     pub(crate) origin: Option<HeaderValue>,
+    /// What somebody who was asked about the request adds to its response.
+    pub(crate) response_changes: Option<Box<[Change]>>,
     /// What the limit on requests has left.
     pub(crate) quota: Option<Quota>,
     /// `None`: nobody looks at traces.
@@ -81,6 +88,20 @@ impl Exchange {
             }
             _ => Duration::ZERO,
         }
+    }
+
+    /// The beginning of the body, before any of it goes on, and whether there is more ([`Upload::peek`]). It is waited for as
+    /// long as its client is not silent for too long and does not give up itself.
+    pub(crate) async fn peek(&mut self, max: usize, partial: bool) -> Result<(Bytes, bool), Kind> {
+        let Some(upload) = &self.upload else { return Ok((Bytes::new(), false)) };
+        // Whoever reads the body has its client told to send it: nothing is left to wait for.
+        self.head.expects = false;
+        let idle = self.manager.as_ref().map_or(Duration::ZERO, |manager| manager.stream_idle_timeout);
+        let idle = if idle.is_zero() { SILENCE } else { idle };
+        let client = self.head.grpc_deadline(self.start);
+        let mut deadline = Deadline::new(&self.conn.timers, self.start, Duration::ZERO, idle, client);
+        let read = deadline.limit(Some(upload), upload.peek(max, partial)).await?;
+        read.map_err(|error| error.kind())
     }
 
     /// What the client's bytes keep to after an upgrade.
@@ -140,6 +161,7 @@ impl Exchange {
             tunnelled: 0,
             error: None,
             origin: None,
+            response_changes: None,
             quota: None,
             complete: false,
         })

@@ -28,9 +28,9 @@ mod upgrade;
 pub(crate) use connection::Connection;
 pub use connection::serve;
 pub(crate) use connection::{serve_application, serve_peer};
+pub(crate) use exchange::Exchange;
 pub(crate) use gathered::Gathered;
-pub(crate) use head::Head;
-#[cfg(test)]
 pub(crate) use head::concerns_connection;
+pub(crate) use head::{Head, remove_hop_by_hop};
 pub use io::DownstreamIo;
-pub(crate) use request_body::{BodyError, RequestBody, Upload};
+pub(crate) use request_body::{BodyError, REPLAY_LIMIT, RequestBody, Upload};

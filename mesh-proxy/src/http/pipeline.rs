@@ -19,9 +19,11 @@ use super::response_body::{Content, ResponseBody};
 use super::{hedge, reply, upgrade};
 use crate::authorization::{self, Subject, Verdict, audit};
 use crate::config::{
-    Action, Authorization, Fault, Forward, HttpManager, RetryPolicy, Route, RouteSource, RouteTable, WeightedCluster,
+    Action, Authorization, Authorizer, Fault, Forward, HttpManager, RetryPolicy, Route, RouteSource, RouteTable,
+    WeightedCluster,
 };
 use crate::error::{Error, Kind, Retry, Side};
+use crate::ext_authz::{self, Denied, Refused};
 use crate::fault::{self, End, Injected};
 use crate::hash::{self, Keyed};
 use crate::inbound::NOT_TAKEN;
@@ -38,6 +40,10 @@ use crate::{mirror, retry, route};
 /// Why there is no response.
 pub(super) enum Ended {
     Error(Error),
+    /// Somebody is to be asked about it, and nobody can be.
+    Unaskable(Error),
+    /// Somebody who was asked refuses it, or did not answer.
+    Refused(Box<Denied>, Error),
     /// An injected abort.
     Abort(StatusCode, u32),
     /// An injected reset.
@@ -74,6 +80,15 @@ pub(super) async fn handle(
             exchange.error = Some(error);
             response
         }
+        Err(Ended::Unaskable(error)) => {
+            let response = reply::error(&error, grpc);
+            exchange.error = Some(error);
+            response
+        }
+        Err(Ended::Refused(denied, error)) => {
+            exchange.error = Some(error);
+            reply::denied(*denied, exchange.head.method == Method::HEAD, grpc)
+        }
         Err(Ended::Abort(http, code)) => {
             exchange.error = Some(Kind::Fault.into());
             reply::abort(http, code, grpc)
@@ -87,6 +102,9 @@ pub(super) async fn handle(
             return Err(h2::Reason::INTERNAL_ERROR.into());
         }
     };
+    if let Some(changes) = exchange.response_changes.take() {
+        changes.iter().for_each(|change| change.apply(response.headers_mut()));
+    }
     if let Some(cors) = exchange.route.as_ref().and_then(|route| route.cors.as_deref()) {
         cors::mark(cors, exchange.origin.as_ref(), response.headers_mut());
     }
@@ -123,7 +141,11 @@ async fn respond(exchange: &mut Exchange) -> Result<Response<Content>, Ended> {
     }
     let manager = exchange.manager.clone().ok_or_else(|| not_taken(exchange))?;
     let token = authenticate(&manager, exchange)?;
-    authorize(&manager.authorization, exchange, token.as_deref())?;
+    let asked = match manager.authorizers.as_slice() {
+        [] => None,
+        authorizers => Box::pin(ask(authorizers, &manager.authorization, exchange, token.as_deref())).await?,
+    };
+    authorize(&manager.authorization, exchange, token.as_deref(), asked)?;
     let route = find_route(&exchange.conn, &manager, &exchange.head).await?;
     exchange.route = Some(route.clone());
     exchange.deadline = deadline(exchange, &route);
@@ -173,8 +195,49 @@ fn authenticate(manager: &HttpManager, exchange: &mut Exchange) -> Result<Option
     })
 }
 
-/// Whether the policies let the request in.
-fn authorize(authorization: &Authorization, exchange: &mut Exchange, token: Option<&Verified>) -> Result<(), Error> {
+/// Asks everybody who is to be asked about the request; the last policy by which somebody let it in.
+async fn ask<'m>(
+    authorizers: &'m [Authorizer],
+    authorization: &Authorization,
+    exchange: &mut Exchange,
+    token: Option<&Verified>,
+) -> Result<Option<&'m str>, Ended> {
+    let refused = match ext_authz::ask(authorizers, exchange, token.map(|it| &it.claims)).await {
+        Ok(asked) => return Ok(asked),
+        Err(refused) => refused,
+    };
+    let (Refused::Unaskable(refusal, _) | Refused::By(refusal, ..)) = refused;
+    let Exchange { conn, head, trace, noted, .. } = exchange;
+    let Connection { downstream, ctx, .. } = &**conn;
+    let subject = Subject::new(downstream, conn.identity.as_deref(), Some(head.subject()));
+    let subject = Subject { claims: token.map(|it| &it.claims), ..subject };
+    // What is to be recorded is so in any case; nothing else is asked for any more.
+    let audited_by = authorization::decide(authorization, &subject).audited_by;
+    let verdict = Verdict { refused: Some(refusal), audited_by, ..Verdict::default() };
+    if let Some(trace) = trace.as_mut().filter(|trace| trace.is_sampled()) {
+        trace.policy(verdict.deciding());
+    }
+    if let Some(noted) = noted.as_mut() {
+        noted.decided(&verdict);
+    }
+    audit::record(ctx, Event::Request, downstream, || Some(asked(head)), &verdict);
+    let because = |kind, why: Option<String>| match why {
+        Some(why) => Error::because(kind, format_args!("{refusal}: {why}")),
+        None => Error::because(kind, refusal),
+    };
+    Err(match refused {
+        Refused::Unaskable(_, error) => Ended::Unaskable(because(error.kind, error.detail)),
+        Refused::By(_, denied, why) => Ended::Refused(denied, because(Kind::Denied, why)),
+    })
+}
+
+/// Whether the policies let the request in. `asked_by`: the policy by which somebody else has.
+fn authorize(
+    authorization: &Authorization,
+    exchange: &mut Exchange,
+    token: Option<&Verified>,
+    asked_by: Option<&str>,
+) -> Result<(), Error> {
     let Exchange { conn, head, trace, noted, .. } = exchange;
     let Connection { downstream, ctx, .. } = &**conn;
     if authorization.gates.is_empty() && downstream.direction == Direction::Outbound {
@@ -186,10 +249,11 @@ fn authorize(authorization: &Authorization, exchange: &mut Exchange, token: Opti
         let subject = Subject::new(downstream, conn.identity.as_deref(), Some(head.subject()));
         verdict = authorization::decide(authorization, &Subject { claims: token.map(|it| &it.claims), ..subject });
     }
+    verdict.allowed_by = verdict.allowed_by.or(asked_by.filter(|_| verdict.refused.is_none()));
     if let Some(trace) = trace.as_mut().filter(|trace| trace.is_sampled()) {
         trace.policy(verdict.deciding());
     }
-    if let Some(noted) = noted.as_mut().filter(|_| !authorization.gates.is_empty()) {
+    if let Some(noted) = noted.as_mut().filter(|_| asked_by.is_some() || !authorization.gates.is_empty()) {
         noted.decided(&verdict);
     }
     audit::record(ctx, Event::Request, downstream, || Some(asked(head)), &verdict);

@@ -3,13 +3,17 @@
 use std::fmt::Write;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, Response, StatusCode};
 
 use super::head::{Head, replace_prefix};
 use super::response_body::Content;
 use crate::config::{PathMatch, Redirect, RedirectPath};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, grpc_status_of};
+use crate::ext_authz::Denied;
+
+/// What is said to a client of gRPC of somebody else's refusal: it is in a header, which may not be of any length.
+const MAX_MESSAGE: usize = 1024;
 
 /// An error in the form that the client understands: an HTTP status, or the status of gRPC. What the operating system
 /// or TLS said stays here.
@@ -32,6 +36,26 @@ pub(crate) fn challenge(headers: &mut HeaderMap, authority: &str) {
     }
 }
 
+/// The answer of somebody who was asked and refuses. `head`: only the head of it was asked for.
+pub(crate) fn denied(denied: Denied, head: bool, grpc: bool) -> Response<Content> {
+    let Denied { status, headers, body } = denied;
+    let mut response = if grpc {
+        let text = String::from_utf8_lossy(&body);
+        grpc_status(grpc_status_of(status), &text[..text.floor_char_boundary(MAX_MESSAGE)])
+    } else {
+        direct(status, body, head)
+    };
+    let kept = |name: &HeaderName| grpc && (name == CONTENT_TYPE || name.as_str().starts_with("grpc-"));
+    let to = response.headers_mut();
+    for name in headers.keys().filter(|name| !kept(name)) {
+        to.remove(name);
+    }
+    for (name, value) in headers.iter().filter(|(name, _)| !kept(name)) {
+        to.append(name, value.clone());
+    }
+    response
+}
+
 /// An injected abort.
 pub(crate) fn abort(http: StatusCode, grpc_code: u32, grpc: bool) -> Response<Content> {
     const TEXT: &str = "fault injected";
@@ -52,11 +76,12 @@ pub(crate) fn plain(status: StatusCode, body: Bytes) -> Response<Content> {
 /// The answer of a route. `head`: only the head of it was asked for.
 pub(crate) fn direct(status: StatusCode, body: Bytes, head: bool) -> Response<Content> {
     let mut response = plain(status, body);
-    if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+    let bare = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if bare {
         // RFC 9110, 8.6: the one has none, and of the other it would be that of another response.
         response.headers_mut().remove(CONTENT_LENGTH);
     }
-    if head { response.map(|_| Content::Empty) } else { response }
+    if head || bare { response.map(|_| Content::Empty) } else { response }
 }
 
 /// A response without messages ("trailers only").
@@ -158,6 +183,42 @@ mod tests {
         assert_eq!(located(&full, "/a?b=c"), "http://new:8080/x");
         let prefix = Redirect { path: Some(RedirectPath::Prefix("/x".into())), ..Redirect::default() };
         assert_eq!(located(&prefix, "/a/b?c"), "http://shop:8080/x/b?c");
+    }
+
+    #[test]
+    fn refusals_of_others_keep_to_the_form_of_responses() {
+        let refusal = |status, body: &'static str| {
+            let headers = [("x-why", "a"), ("x-why", "b"), ("content-type", "text/html"), ("grpc-status", "0")];
+            let headers = headers.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+            let mut all = HeaderMap::new();
+            for (name, value) in headers {
+                all.append(name, value);
+            }
+            Denied { status, headers: all, body: Bytes::from_static(body.as_bytes()) }
+        };
+        let of = |response: &Response<Content>, name: &str| {
+            let all = response.headers().get_all(name);
+            all.iter().map(|it| it.to_str().unwrap().to_owned()).collect::<Vec<_>>().join("+")
+        };
+        let whole = denied(refusal(StatusCode::UNAUTHORIZED, "no"), false, false);
+        assert!(matches!(whole.body(), Content::Full(body) if body == "no"));
+        // Of only the head, it is that of the whole.
+        let head = denied(refusal(StatusCode::UNAUTHORIZED, "no"), true, false);
+        assert!(matches!(head.body(), Content::Empty));
+        for response in [&whole, &head] {
+            assert_eq!(
+                [of(response, "content-length"), of(response, "content-type"), of(response, "x-why")],
+                ["2", "text/html", "a+b"]
+            );
+        }
+        let nothing = denied(refusal(StatusCode::NO_CONTENT, "no"), false, false);
+        assert!(matches!(nothing.body(), Content::Empty));
+        assert_eq!((nothing.status(), of(&nothing, "content-length")), (StatusCode::NO_CONTENT, String::new()));
+        // No more than a header has room for, and no half character; and it stays an answer of gRPC.
+        let long = Denied { body: format!("a{}", "é".repeat(1000)).into(), ..refusal(StatusCode::FORBIDDEN, "") };
+        let grpc = denied(long, false, true);
+        assert_eq!([of(&grpc, "content-type"), of(&grpc, "grpc-status")], ["application/grpc", "7"]);
+        assert_eq!(of(&grpc, "grpc-message"), format!("a{}", "%C3%A9".repeat(511)));
     }
 
     #[test]

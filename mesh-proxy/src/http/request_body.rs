@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
@@ -83,6 +84,10 @@ struct State {
     /// What came so far, while that is little and another try may need it.
     kept: Option<Vec<Chunk>>,
     kept_bytes: usize,
+    /// No other try will come.
+    settled: bool,
+    /// Its beginning was looked at before any of it went on.
+    peeked: Option<Peek>,
     taps: Vec<mpsc::Sender<Tapped>>,
     bytes: u64,
     last: Instant,
@@ -97,6 +102,12 @@ struct State {
     delivered: bool,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Peek {
+    Reading,
+    Read,
+}
+
 impl Upload {
     /// `None` if there is no body.
     pub(crate) fn new(source: Incoming, now: Instant) -> Option<Self> {
@@ -109,6 +120,8 @@ impl Upload {
             length,
             kept: Some(Vec::new()),
             kept_bytes: 0,
+            settled: false,
+            peeked: None,
             taps: Vec::new(),
             bytes: 0,
             last: now,
@@ -120,14 +133,15 @@ impl Upload {
         }))))
     }
 
-    /// Takes no more of it than so many bytes. False if its client says already that there is more. Before any of it is read.
+    /// Takes no more of it than so many bytes. False if there is more already, or its client says so. Before any of it goes on.
     pub(crate) fn limit(&self, max: u64) -> bool {
         let mut state = self.state();
         state.max = max;
-        state.length.is_none_or(|length| length <= max)
+        // Its beginning may have been looked at.
+        state.bytes <= max && state.length.is_none_or(|length| length <= max)
     }
 
-    /// Before any of it is read.
+    /// Before any of it goes on. What was looked at already has come as it came.
     pub(crate) fn slow_down(&self, pacer: Box<Pacer>) {
         self.state().source.slow_down(pacer);
     }
@@ -160,12 +174,26 @@ impl Upload {
 
     /// No other try will come.
     pub(crate) fn settle(&self) {
-        self.state().kept = None;
+        let mut state = self.state();
+        state.settled = true;
+        if state.peeked.is_none() || state.delivered {
+            state.kept = None;
+        }
     }
 
     fn tap(&self) -> mpsc::Receiver<Tapped> {
-        let (sender, receiver) = mpsc::channel(TAP_CAPACITY);
-        self.state().taps.push(sender);
+        let mut state = self.state();
+        // What was looked at goes first.
+        let before = state.kept.as_deref().unwrap_or_default();
+        let (sender, receiver) = mpsc::channel(TAP_CAPACITY + before.len());
+        for chunk in before {
+            let _ = sender.try_send(Some(chunk.clone()));
+        }
+        if state.ended.is_some() {
+            let _ = sender.try_send(None);
+        } else {
+            state.taps.push(sender);
+        }
         receiver
     }
 
@@ -176,6 +204,30 @@ impl Upload {
     /// When it was read to its end.
     pub(crate) fn ended(&self) -> Option<Instant> {
         self.state().ended
+    }
+
+    /// Its first bytes, as many at most, and whether there are more, before any of it goes on. What was read stays for those
+    /// who send it. `partial`: so many are enough, and a client that waits for an answer to them gets one; there are more
+    /// unless the client has said that there are not.
+    pub(crate) async fn peek(&self, max: usize, partial: bool) -> Result<(Bytes, bool), BodyError> {
+        self.state().peeked = Some(Peek::Reading);
+        let mut body = self.body(None);
+        let mut data = BytesMut::new();
+        let enough = if partial { max } else { max + 1 };
+        while !body.is_end_stream() && data.len() < enough {
+            match body.frame().await {
+                Some(frame) => frame?.into_data().into_iter().for_each(|piece| data.extend_from_slice(&piece)),
+                None => break,
+            }
+        }
+        let more = data.len() > max || !body.is_end_stream();
+        let mut state = self.state();
+        state.peeked = Some(Peek::Read);
+        // Nobody has been sent any of it, even if all of it was read.
+        state.delivered = false;
+        drop(state);
+        data.truncate(max);
+        Ok((data.freeze(), more))
     }
 
     /// The latest try has had all of it.
@@ -220,7 +272,9 @@ impl State {
                 }
                 self.kept_bytes += data.len();
             }
-            if self.kept_bytes > REPLAY_LIMIT {
+            // What was looked at has been sent on by then, and what is looked at has a limit of its own.
+            let enough = self.kept_bytes > REPLAY_LIMIT || self.settled;
+            if enough && self.peeked != Some(Peek::Reading) {
                 self.kept = None;
             }
             if let Some(kept) = &mut self.kept {

@@ -43,6 +43,7 @@ const SPANS_DROPPED: &str = "mesh_trace_spans_dropped_total";
 const AUDIT_DROPPED: &str = "mesh_proxy_audit_log_dropped_total";
 const DNS: &str = "mesh_proxy_dns_queries_total";
 const WOULD_REFUSE: &str = "mesh_authorization_dry_run_refused_total";
+const ASKED: &str = "mesh_authorization_external_total";
 const LIMITS_HIT: &str = "mesh_limits_hit_total";
 const FAULTS: &str = "mesh_faults_injected_total";
 const LIMITS_DELAYED: &str = "mesh_limits_delayed_total";
@@ -268,6 +269,10 @@ impl Metrics {
     pub(super) fn would_refuse(&self, policy: &str) {
         // As many as there are policies.
         counter(&self.recorder, WOULD_REFUSE, vec![Label::new("policy", policy.to_owned())]).increment(1);
+    }
+
+    pub(super) fn asked_elsewhere(&self, outcome: crate::ext_authz::Outcome) {
+        counter(&self.recorder, ASKED, vec![Label::new("result", outcome.as_str())]).increment(1);
     }
 
     pub(super) fn limit_hit(&self, what: crate::limit::LimitHit) {

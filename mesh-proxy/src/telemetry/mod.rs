@@ -128,6 +128,11 @@ impl Telemetry {
         self.inner.metrics.would_refuse(policy);
     }
 
+    /// Somebody else was asked about a request.
+    pub fn asked_elsewhere(&self, outcome: crate::ext_authz::Outcome) {
+        self.inner.metrics.asked_elsewhere(outcome);
+    }
+
     /// A limit of the application's port refused something.
     pub fn limit_hit(&self, what: crate::limit::LimitHit) {
         self.inner.metrics.limit_hit(what);

@@ -337,6 +337,7 @@ fn all_metrics_are_in_the_list() {
     let telemetry = telemetry(1000);
     telemetry.dns(DnsResult::Mesh);
     telemetry.would_refuse("default/a[0]");
+    telemetry.asked_elsewhere(crate::ext_authz::Outcome::Denied);
     telemetry.fault(crate::fault::Injected::Delay);
     telemetry.upstream_health(&crate::upstream::HealthReport::default());
     let downstream = downstream(Direction::Outbound);

@@ -145,6 +145,13 @@ pub(super) async fn send(
     }
 }
 
+/// Has a connection made if there is none that a request can take now.
+pub(super) async fn connected(host: &Arc<Host>, view: &Arc<View>) -> Result<(), Error> {
+    let conn = acquire(host, view).await?;
+    host.http1.put(conn, host.is_retired());
+    Ok(())
+}
+
 /// The latest connection that was given back, or the first that becomes free: a new one, or one that is given back
 /// while the new one is being made.
 async fn acquire(host: &Arc<Host>, view: &Arc<View>) -> Result<Conn, Error> {

@@ -218,6 +218,11 @@ impl Pump {
     }
 }
 
+/// Has a connection made if there is none that a request can take now.
+pub(super) async fn connected(host: &Arc<Host>, view: &Arc<View>, flow: Flow) -> Result<(), Error> {
+    acquire(host, view, flow).await.map(drop)
+}
+
 /// A place on the connection with the fewest requests. The first to come makes the connection, the others wait for it.
 async fn acquire(host: &Arc<Host>, view: &Arc<View>, flow: Flow) -> Result<Place, Error> {
     loop {

@@ -44,7 +44,9 @@ pub(crate) use cluster::{Target, View};
 pub(crate) use datagrams::UdpUpstream;
 pub(crate) use http2::Flow;
 pub(crate) use outlier::Outcome;
-pub(crate) use own::{grpc_frame, grpc_message, read as read_answer, request as own_request};
+pub(crate) use own::{
+    MAX_ANSWER, grpc_frame, grpc_message, read as read_answer, request as own_request, version as own_version,
+};
 pub use stream::UpstreamStream;
 pub use tally::HealthReport;
 pub(crate) use tally::Shunned;
@@ -295,6 +297,19 @@ impl Inner {
 }
 
 impl Target {
+    /// Returns when the endpoint has a connection for a request, or why it has none by then.
+    pub(crate) async fn connected(&self, version: Version, flow: Flow, patience: Duration) -> Result<(), Error> {
+        let connected = async {
+            match version {
+                Version::Http1 => http1::connected(&self.load.0, &self.view).await,
+                Version::Http2 => http2::connected(&self.load.0, &self.view, flow).await,
+            }
+        };
+        tokio::time::timeout(patience, connected).await.unwrap_or_else(|_| {
+            Err(Error::because(Kind::UpstreamConnect, format_args!("{}: no connection soon enough", self.address())))
+        })
+    }
+
     /// Sends a request to the endpoint. Its head must be of the form that the version wants.
     pub(crate) async fn send(
         &self,

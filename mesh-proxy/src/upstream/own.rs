@@ -8,11 +8,12 @@ use http_body_util::BodyExt;
 use mesh_common::names::HEADER_DOWNSTREAM_PROTOCOL;
 
 use super::{Target, UpstreamBody, Version};
+use crate::config::UpstreamHttp;
 use crate::error::{Error, Kind};
 use crate::http::RequestBody;
 
 /// The most that is read of an answer; what has more loses its connection.
-const MAX_ANSWER: usize = 64 << 10;
+pub(crate) const MAX_ANSWER: usize = 64 << 10;
 
 /// `http2`: what the application is to be asked in, whatever is spoken between proxies.
 pub(crate) fn request(
@@ -43,6 +44,17 @@ pub(crate) fn request(
         }
     }
     Ok(request)
+}
+
+/// What to speak to an endpoint. `http2`: the application has to be asked in that.
+pub(crate) fn version(target: &Target, http2: bool) -> Version {
+    let cluster = target.cluster();
+    let http2 = match cluster.http {
+        _ if target.is_proxy() || http2 => true,
+        UpstreamHttp::Http2 => cluster.tls.is_none() || target.is_secure(),
+        UpstreamHttp::Http1 | UpstreamHttp::Downstream => false,
+    };
+    if http2 { Version::Http2 } else { Version::Http1 }
 }
 
 /// To the end, so that the connection can be used again.

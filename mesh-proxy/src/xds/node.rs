@@ -4,7 +4,9 @@ use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{Struct, Value};
-use mesh_common::names::{FEATURE_AUDIT, FEATURE_FAULT, FEATURE_LIMITS, FEATURE_PEAK_EWMA, FEATURE_THROTTLE};
+use mesh_common::names::{
+    FEATURE_AUDIT, FEATURE_CUSTOM, FEATURE_FAULT, FEATURE_LIMITS, FEATURE_PEAK_EWMA, FEATURE_THROTTLE,
+};
 
 /// What the control plane cannot know from the certificate.
 #[derive(Clone, Debug, Default)]
@@ -36,9 +38,16 @@ pub fn node(info: &NodeInfo) -> Node {
         metadata: Some(Struct { fields }),
         user_agent_name: "mesh-proxy".to_owned(),
         user_agent_version_type: Some(UserAgentVersionType::UserAgentVersion(env!("CARGO_PKG_VERSION").to_owned())),
-        client_features: [FEATURE_AUDIT, FEATURE_FAULT, FEATURE_LIMITS, FEATURE_PEAK_EWMA, FEATURE_THROTTLE]
-            .map(str::to_owned)
-            .to_vec(),
+        client_features: [
+            FEATURE_AUDIT,
+            FEATURE_CUSTOM,
+            FEATURE_FAULT,
+            FEATURE_LIMITS,
+            FEATURE_PEAK_EWMA,
+            FEATURE_THROTTLE,
+        ]
+        .map(str::to_owned)
+        .to_vec(),
         ..Default::default()
     }
 }

@@ -164,6 +164,7 @@ async fn subscribes_when_asked_and_acknowledges_when_in_force() {
         node.client_features,
         [
             "mesh.authorization.audit",
+            "mesh.authorization.custom",
             "mesh.extensions.v1.Fault",
             "mesh.extensions.v1.Limits",
             "mesh.extensions.v1.PeakEwma",

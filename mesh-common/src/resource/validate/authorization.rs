@@ -8,6 +8,8 @@ use super::Errors;
 use super::fields::{at_most, is_token, label, targets};
 use crate::identity::{Identity, check_trust_domain};
 
+mod provider;
+
 const MAX_RULES: usize = 64;
 const MAX_VALUES: usize = 64;
 const MAX_TEXT: usize = 2048;
@@ -32,6 +34,25 @@ pub(super) fn policy(spec: &AuthorizationPolicySpec, errors: &mut Errors) {
         );
         errors.add_if(spec.overrides, "spec.overrides", "an AUDIT decides nothing; this is for `action: ALLOW`");
         errors.add_if(spec.dry_run, "spec.dryRun", "an AUDIT refuses nothing; this is for `ALLOW` and `DENY`");
+    }
+    match (&spec.provider, spec.action == AuthorizationAction::Custom) {
+        (Some(it), true) => {
+            errors.add_if(
+                spec.rules.is_empty(),
+                "spec.rules",
+                "a CUSTOM without a rule asks about nothing; `[{}]` asks about all",
+            );
+            errors.add_if(
+                spec.overrides,
+                "spec.overrides",
+                "what a CUSTOM refuses is refused; this is for `action: ALLOW`",
+            );
+            errors.add_if(spec.dry_run, "spec.dryRun", "nobody can be asked on trial; this is for `ALLOW` and `DENY`");
+            provider::check(it, errors);
+        }
+        (None, true) => errors.add("spec.provider", "a CUSTOM needs somebody to ask"),
+        (Some(_), false) => errors.add("spec.provider", "nobody else is asked; this is for `action: CUSTOM`"),
+        (None, false) => (),
     }
     let idle = spec.overrides && spec.dry_run;
     errors.add_if(idle, "spec.overrides", "a dry run overrides nothing; set one of `overrides` and `dryRun`");

@@ -325,6 +325,11 @@ fn an_authorization_policy_says_what_can_match() {
         "{}",
         "{action: DENY, rules: [{}]}",
         "{action: AUDIT, rules: [{to: [{methods: [DELETE]}]}]}",
+        "{action: CUSTOM, provider: {backend: {name: opa, port: 9191}}, rules: [{}]}",
+        "{action: CUSTOM, provider: {backend: {name: opa, namespace: auth, port: 1}, protocol: Http, timeout: 60s, failOpen: true, statusOnError: 503, \
+          http: {pathPrefix: /check/v1, includeHeaders: [cookie, 'x-*'], headersToUpstream: ['*-user'], headersToDownstream: [set-cookie]}, \
+          includeBody: {maxBytes: 65536, allowPartial: true}}, rules: [{to: [{paths: ['/a*']}]}]}",
+        "{action: CUSTOM, provider: {backend: {name: opa, port: 9191}, includeBody: {maxBytes: 1, asBytes: true}}, rules: [{}]}",
         "{overrides: true, rules: [{from: [{identities: ['*', 'spiffe://a/ns/b/*', 'spiffe://a/ns/b/sa/c']}]}]}",
         "{rules: [{from: [{serviceAccounts: [web, shop/web], ipBlocks: [10.0.0.0/8, 'fd00::1']}]}]}",
         "{rules: [{to: [{paths: [/, /a*, '*.css', '/caf%C3%A9/a%2Fb', '/a/{*}/b', '/a/{**}'], hosts: ['*.example.com', web]}]}]}",
@@ -341,6 +346,12 @@ fn an_authorization_policy_says_what_can_match() {
         ("{action: AUDIT}", "spec.rules"),
         ("{action: AUDIT, overrides: true, rules: [{}]}", "spec.overrides"),
         ("{action: AUDIT, dryRun: true, rules: [{}]}", "spec.dryRun"),
+        ("{action: CUSTOM, rules: [{}]}", "spec.provider"),
+        ("{action: DENY, provider: {backend: {name: opa, port: 1}}, rules: [{}]}", "spec.provider"),
+        ("{provider: {backend: {name: opa, port: 1}}, rules: [{}]}", "spec.provider"),
+        ("{action: CUSTOM, provider: {backend: {name: opa, port: 1}}}", "spec.rules"),
+        ("{action: CUSTOM, overrides: true, provider: {backend: {name: opa, port: 1}}, rules: [{}]}", "spec.overrides"),
+        ("{action: CUSTOM, dryRun: true, provider: {backend: {name: opa, port: 1}}, rules: [{}]}", "spec.dryRun"),
         ("{rules: [{from: [{}]}]}", "spec.rules[0].from[0]"),
         ("{rules: [{to: [{}]}]}", "spec.rules[0].to[0]"),
         ("{rules: [{from: [{identities: [web]}]}]}", "spec.rules[0].from[0].identities[0]"),
@@ -362,6 +373,39 @@ fn an_authorization_policy_says_what_can_match() {
         ("{rules: [{to: [{headers: [{name: a}]}]}]}", "spec.rules[0].to[0].headers[0]"),
     ] {
         assert_eq!(policy(spec), [path], "{spec}");
+    }
+}
+
+#[test]
+fn a_custom_policy_says_who_is_asked_and_how() {
+    let of_provider = |more: &str| {
+        let backend = if more.contains("backend") { "" } else { "backend: {name: opa, port: 9191}, " };
+        paths(&format!(
+            "apiVersion: meshctl.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: p}}\n\
+             spec: {{action: CUSTOM, rules: [{{}}], provider: {{{backend}{more}}}}}"
+        ))
+    };
+    for (more, path) in [
+        ("backend: {name: O, port: 1}", "backend.name"),
+        ("backend: {name: o, namespace: O, port: 1}", "backend.namespace"),
+        ("backend: {name: o, port: 0}", "backend.port"),
+        ("timeout: 0s", "timeout"),
+        ("timeout: 61s", "timeout"),
+        ("statusOnError: 200", "statusOnError"),
+        ("statusOnError: 600", "statusOnError"),
+        ("includeBody: {maxBytes: 0}", "includeBody.maxBytes"),
+        ("includeBody: {maxBytes: 65537}", "includeBody.maxBytes"),
+        ("protocol: Http, includeBody: {maxBytes: 1, asBytes: true}", "includeBody.asBytes"),
+        ("http: {pathPrefix: /a}", "http"),
+        ("protocol: Http, http: {pathPrefix: a}", "http.pathPrefix"),
+        ("protocol: Http, http: {pathPrefix: /a/}", "http.pathPrefix"),
+        ("protocol: Http, http: {pathPrefix: '/a?b'}", "http.pathPrefix"),
+        ("protocol: Http, http: {includeHeaders: ['a b']}", "http.includeHeaders[0]"),
+        ("protocol: Http, http: {headersToUpstream: ['*']}", "http.headersToUpstream[0]"),
+        ("protocol: Http, http: {headersToUpstream: [Host]}", "http.headersToUpstream[0]"),
+        ("protocol: Http, http: {headersToDownstream: ['a*b']}", "http.headersToDownstream[0]"),
+    ] {
+        assert_eq!(of_provider(more), [format!("spec.provider.{path}")], "{more}");
     }
 }
 

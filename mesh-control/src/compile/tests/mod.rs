@@ -1,6 +1,7 @@
 mod balancing;
 mod consistency;
 mod envoy;
+mod ext_authz;
 mod faults;
 mod inbound;
 mod limits;
@@ -85,6 +86,7 @@ pub(super) fn scope(client: ClientKind) -> Scope {
         peak_ewma: client == ClientKind::Mesh,
         limits: client == ClientKind::Mesh,
         audits: client != ClientKind::Grpc,
+        asks: client != ClientKind::Grpc,
         locality: Default::default(),
     }
 }

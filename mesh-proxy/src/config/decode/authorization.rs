@@ -19,12 +19,12 @@ use crate::config::{Condition, Gate, GateAction, Policy, StringMatch};
 /// How deep conditions may lie in each other: those of a policy need five levels.
 const MAX_DEPTH: usize = 16;
 
-/// The gates of an HTTP filter; `None` if it is of another type.
-pub(super) fn http(any: &Any) -> Option<Decoded<Vec<Gate>>> {
+/// The gates of an HTTP filter, and what the names of those that only look begin with in its metadata; `None` if it is of another type.
+pub(super) fn http(any: &Any) -> Option<Decoded<(Vec<Gate>, String)>> {
     let decode = |pb: HttpRbac| {
         unless(pb.matcher.is_some(), "matcher", "is not supported")?;
         unless(pb.shadow_matcher.is_some(), "shadow_matcher", "is not supported")?;
-        gates(pb.rules, pb.shadow_rules)
+        Ok((gates(pb.rules, pb.shadow_rules)?, pb.shadow_rules_stat_prefix))
     };
     Some(unpack::<HttpRbac>(any)?.and_then(decode))
 }

@@ -15,6 +15,7 @@ use mesh_common::proto::extensions::{
 
 use super::{At, Decoded, Rejected, duration, each, matching, parts_per_million, unless, unpack};
 use crate::config::{Fault, FaultKind, FaultRule, HeaderMatch, StringMatch};
+use crate::error::grpc_status_of;
 use crate::fault::Share;
 use crate::pace::Rate;
 
@@ -38,7 +39,7 @@ fn rule(pb: PbRule) -> Decoded<FaultRule> {
         Some(fault_rule::Kind::Abort(abort)) => {
             let http = status(abort.http_status).at("abort.http_status")?;
             unless(abort.grpc_status > 16, "abort.grpc_status", "must be 0 to 16")?;
-            let grpc = if abort.grpc_status == 0 { grpc_status(http) } else { abort.grpc_status };
+            let grpc = if abort.grpc_status == 0 { grpc_status_of(http) } else { abort.grpc_status };
             FaultKind::Abort { http, grpc }
         }
         None => return Err(Rejected::new("one of delay, abort, reset and throttle is needed")),
@@ -91,7 +92,7 @@ fn envoy_fault(pb: HttpFault) -> Decoded<Fault> {
         let kind = match abort.error_type {
             Some(ErrorType::HttpStatus(code)) => {
                 let http = status(code).at("abort.http_status")?;
-                FaultKind::Abort { http, grpc: grpc_status(http) }
+                FaultKind::Abort { http, grpc: grpc_status_of(http) }
             }
             Some(ErrorType::GrpcStatus(grpc @ 1..=16)) => {
                 FaultKind::Abort { http: StatusCode::SERVICE_UNAVAILABLE, grpc }
@@ -118,16 +119,4 @@ fn status(code: u32) -> Decoded<StatusCode> {
         .filter(|code| (200..600).contains(code))
         .and_then(|code| StatusCode::from_u16(code).ok())
         .ok_or_else(|| Rejected::new(format_args!("{code} is not a status from 200 to 599")))
-}
-
-/// The gRPC specification's mapping from HTTP.
-fn grpc_status(http: StatusCode) -> u32 {
-    match http.as_u16() {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502 | 503 | 504 => 14,
-        _ => 2,
-    }
 }

@@ -30,13 +30,14 @@ use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 use envoy_types::pb::google::protobuf::Any;
 use mesh_common::proto::extensions::Fault as PbFault;
 
+use super::ext_authz::Asks;
 use super::{
-    At, Decoded, Rejected, authorization, duration_or, each, fault, from_ads, is, is_true, jwt, limit, route, tls,
-    tracing, udp, unless, unpack, unsupported_type,
+    At, Decoded, Rejected, authorization, duration_or, each, ext_authz, fault, from_ads, is, is_true, jwt, limit,
+    route, tls, tracing, udp, unless, unpack, unsupported_type,
 };
 use crate::config::{
-    Authorization, ChainMatch, Fault, FilterChain, Gate, HeaderMutation, HttpManager, JwtAuthn, Listener,
-    NetworkFilter, PortLimits, RequestLimit, RouteSource, ServerName, TcpProxy, Transport, WeightedCluster,
+    Authorization, Authorizer, ChainMatch, Fault, FilterChain, Gate, GateAction, HeaderMutation, HttpManager, JwtAuthn,
+    Listener, NetworkFilter, PortLimits, RequestLimit, RouteSource, ServerName, TcpProxy, Transport, WeightedCluster,
     WeightedClusters,
 };
 
@@ -199,7 +200,8 @@ fn http_manager(pb: HttpConnectionManager) -> Decoded<HttpManager> {
     unless(detection, "original_ip_detection_extensions", "is not supported")?;
     unless(pb.typed_header_validation_config.is_some(), "typed_header_validation_config", "is not supported")?;
     unless(pb.local_reply_config.is_some(), "local_reply_config", "is not supported")?;
-    let Filters { jwt, gates, limit } = http_filters(pb.http_filters)?;
+    let Filters { jwt, authorizers, gates, limit } = http_filters(pb.http_filters)?;
+    let gates = gates.into_iter().map(|(_, gate)| gate).collect();
     let authorization = Authorization { gates };
     let routes = match pb.route_specifier {
         Some(RouteSpecifier::Rds(rds)) => {
@@ -218,6 +220,7 @@ fn http_manager(pb: HttpConnectionManager) -> Decoded<HttpManager> {
     Ok(HttpManager {
         stat_prefix: pb.stat_prefix,
         jwt,
+        authorizers,
         authorization,
         routes,
         idle_timeout: duration_or("common_http_protocol_options.idle_timeout", &common.idle_timeout, IDLE)?,
@@ -232,8 +235,32 @@ fn http_manager(pb: HttpConnectionManager) -> Decoded<HttpManager> {
 #[derive(Default)]
 struct Filters {
     jwt: Option<JwtAuthn>,
-    gates: Vec<Gate>,
+    authorizers: Vec<Authorizer>,
+    /// With the prefix of those that only look.
+    gates: Vec<(String, Gate)>,
     limit: Option<RequestLimit>,
+}
+
+impl Filters {
+    /// Which requests somebody is asked about: those that the rules match which only look for that.
+    fn about(&mut self, authorizer: Authorizer, asks: Asks) -> Decoded<Authorizer> {
+        const FIELD: &str = "filter_enabled_metadata";
+        let decides = self.gates.iter().any(|(_, gate)| gate.is_in_force());
+        unless(decides, "", "is supported before RBAC filters that decide, and not behind them")?;
+        let policies = match asks {
+            Asks::All(policy) => vec![policy],
+            Asks::Matched(prefix) => {
+                let is_it = |(of, gate): &(String, Gate)| *of == prefix && gate.dry_run;
+                let found = self.gates.iter().position(is_it).map(|index| self.gates.remove(index).1);
+                let gate = found.ok_or_else(|| {
+                    Rejected::field(FIELD, format_args!("no shadow rules before it have the prefix {prefix:?}"))
+                })?;
+                unless(gate.action != GateAction::Deny, FIELD, "only shadow rules with the action DENY are supported")?;
+                gate.policies
+            }
+        };
+        Ok(Authorizer { policies, ..authorizer })
+    }
 }
 
 fn http_filters(filters: Vec<HttpFilter>) -> Decoded<Filters> {
@@ -252,14 +279,24 @@ fn http_filters(filters: Vec<HttpFilter>) -> Decoded<Filters> {
         if let Some(more) = authorization::http(&any) {
             // One that is only there for routes to turn on is refused with the route that does.
             if !filter.disabled {
-                found.gates.extend(more.at("typed_config").at(at)?);
+                let (gates, prefix) = more.at("typed_config").at(at)?;
+                found.gates.extend(gates.into_iter().map(|gate| (prefix.clone(), gate)));
+            }
+            continue;
+        }
+        if let Some(authorizer) = ext_authz::http(&any) {
+            if !filter.disabled {
+                let (authorizer, asks) = authorizer.at("typed_config").at(&at)?;
+                let authorizer = found.about(authorizer, asks).at("typed_config").at(at)?;
+                found.authorizers.push(authorizer);
             }
             continue;
         }
         if let Some(jwt) = jwt::http(&any) {
             if !filter.disabled {
                 // The gates ask what it found out.
-                unless(found.jwt.is_some() || !found.gates.is_empty(), &at, "one, before RBAC filters, is supported")?;
+                let late = found.jwt.is_some() || !found.gates.is_empty() || !found.authorizers.is_empty();
+                unless(late, &at, "one, before RBAC filters, is supported")?;
                 found.jwt = Some(jwt.at("typed_config").at(at)?);
             }
             continue;

@@ -26,6 +26,7 @@ mod cluster;
 mod cors;
 mod endpoint_health;
 mod endpoints;
+mod ext_authz;
 mod fault;
 mod filters;
 mod jwt;

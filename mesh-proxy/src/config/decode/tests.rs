@@ -172,15 +172,15 @@ fn table_of(routes: Vec<PbRoute>) -> RouteConfiguration {
     RouteConfiguration { name: "reviews:80".into(), virtual_hosts: vec![host], ..Default::default() }
 }
 
-fn router() -> HttpFilter {
+pub(super) fn router() -> HttpFilter {
     http_filter("router", pack_any(Router::default()))
 }
 
-fn http_filter(name: &str, any: Any) -> HttpFilter {
+pub(super) fn http_filter(name: &str, any: Any) -> HttpFilter {
     HttpFilter { name: name.into(), config_type: Some(ConfigType::TypedConfig(any)), ..Default::default() }
 }
 
-fn manager() -> HttpConnectionManager {
+pub(super) fn manager() -> HttpConnectionManager {
     let rds = Rds { config_source: ads(), route_config_name: "reviews:80".into() };
     HttpConnectionManager {
         stat_prefix: "reviews:80".into(),
@@ -190,7 +190,7 @@ fn manager() -> HttpConnectionManager {
     }
 }
 
-fn network_filter(any: Any) -> Filter {
+pub(super) fn network_filter(any: Any) -> Filter {
     Filter { name: "f".into(), config_type: Some(FilterConfig::TypedConfig(any)) }
 }
 
@@ -199,7 +199,7 @@ fn tcp() -> Any {
     pack_any(PbTcp { stat_prefix: "t".into(), cluster_specifier: specifier, ..Default::default() })
 }
 
-fn chain_of(filters: Vec<Filter>) -> PbChain {
+pub(super) fn chain_of(filters: Vec<Filter>) -> PbChain {
     PbChain { filters, ..Default::default() }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU16;
 use super::*;
 
 /// Ejected by the third failure in a row, for so long.
-fn outliers(ejection: Duration) -> OutlierDetection {
+pub(super) fn outliers(ejection: Duration) -> OutlierDetection {
     OutlierDetection {
         consecutive_5xx: Some(3),
         consecutive_gateway_failures: None,

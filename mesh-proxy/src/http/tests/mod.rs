@@ -9,6 +9,7 @@ mod differential;
 mod direct;
 mod draining;
 mod expect;
+pub(crate) mod ext_authz;
 mod faults;
 mod floods;
 mod grpc;
@@ -292,6 +293,7 @@ struct ProxyOptions {
     /// Terminate mutual TLS.
     terminate: bool,
     inline: Option<RouteTable>,
+    authorizers: Vec<Authorizer>,
     authorization: Authorization,
     limit: Option<RequestLimit>,
     limits: Option<Arc<PortLimits>>,
@@ -310,6 +312,7 @@ pub(crate) fn manager(routes: RouteSource) -> HttpManager {
     HttpManager {
         jwt: None,
         stat_prefix: "test".to_owned(),
+        authorizers: Vec::new(),
         authorization: Authorization::default(),
         routes,
         idle_timeout: Duration::ZERO,
@@ -328,6 +331,7 @@ impl Default for ProxyOptions {
             telemetry: TelemetryOptions::default(),
             terminate: false,
             inline: None,
+            authorizers: Vec::new(),
             authorization: Authorization::default(),
             limit: None,
             limits: None,
@@ -375,6 +379,7 @@ impl Proxy {
         });
         let routes = options.inline.map_or_else(rds, |table| RouteSource::Inline(Arc::new(table)));
         let manager = Arc::new(HttpManager {
+            authorizers: options.authorizers,
             authorization: options.authorization,
             idle_timeout: options.idle_timeout,
             stream_idle_timeout: options.stream_idle_timeout,

@@ -24,7 +24,7 @@ async fn a_connect_failure_goes_to_another_endpoint() {
 }
 
 /// An address where a connection is neither taken nor refused, for as long as the result is kept.
-async fn silent() -> (SocketAddr, impl Sized) {
+pub(super) async fn silent() -> (SocketAddr, impl Sized) {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(0).unwrap();

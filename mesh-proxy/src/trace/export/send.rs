@@ -14,13 +14,13 @@ use prost::Message;
 use super::super::ids::{SpanId, TraceId};
 use super::super::w3c::{self, TRACEPARENT};
 use super::{Span, otlp, zipkin};
-use crate::config::{Provider, TraceProtocol, UpstreamHttp};
+use crate::config::{Provider, TraceProtocol};
 use crate::error::Error;
 use crate::http::RequestBody;
 use crate::listen::{Direction, Downstream};
 use crate::retry::grpc_status;
 use crate::telemetry::LocalWorkload;
-use crate::upstream::{Flow, Target, Upstreams, Version, grpc_frame, grpc_message, own_request, read_answer};
+use crate::upstream::{Flow, Upstreams, grpc_frame, grpc_message, own_request, own_version, read_answer};
 
 /// For a batch and its answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -84,7 +84,7 @@ impl Backend {
         let view = self.upstreams.view(cluster).await?;
         let _in_use = view.usage.request(&view.cluster.limits)?;
         let target = view.choose(&self.downstream, &[], None)?;
-        let version = version(&target, grpc);
+        let version = own_version(&target, grpc);
         let mut request = own_request(&target, version, grpc, authority, &path, RequestBody::full(body))?;
         *request.method_mut() = Method::POST;
         let headers = request.headers_mut();
@@ -103,17 +103,6 @@ impl Backend {
             of_http(head.status, answer, matches!(protocol, TraceProtocol::OtlpHttp(_)))
         }
     }
-}
-
-/// What to speak to an endpoint.
-fn version(target: &Target, grpc: bool) -> Version {
-    let cluster = target.cluster();
-    let http2 = match cluster.http {
-        _ if target.is_proxy() || grpc => true,
-        UpstreamHttp::Http2 => cluster.tls.is_none() || target.is_secure(),
-        UpstreamHttp::Http1 | UpstreamHttp::Downstream => false,
-    };
-    if http2 { Version::Http2 } else { Version::Http1 }
 }
 
 fn of_grpc(
