@@ -113,7 +113,7 @@ pub const PROXY: [Metric; 21] = [
         "mesh_authorization_external_total",
         Counter,
         "requests about which an AuthorizationPolicy with `action: CUSTOM` had somebody asked, by the outcome",
-        "`result` (`allowed`, `denied`, `failed`: no answer, and refused; `failed_open`: no answer, and let in)",
+        "`result` (`allowed`, `denied`, `failed`: no answer, and refused; `failed_open`: no answer, and let in). What nobody can be asked about is not in it",
     ),
     metric(
         "mesh_proxy_dns_queries_total",
