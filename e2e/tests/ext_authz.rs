@@ -64,7 +64,7 @@ fn another_service_decides() {
     mesh.apply(&policy(OVER_GRPC)).unwrap();
     assert_eq!([ask(&mesh, "/", &GOOD).status, ask(&mesh, "/open", &[]).status], [403, 200]);
     let said = mesh.meshctl(&["get", "authorizationpolicy", "ask", "-o", "yaml"]).unwrap();
-    assert!(said.contains("no Service auth"), "{said}");
+    assert!(said.contains("there is no Service default/auth with a port 9191"), "{said}");
 
     let auth = authorizer(&mesh);
     for (protocol, provider) in [("grpc", OVER_GRPC), ("http", OVER_HTTP)] {

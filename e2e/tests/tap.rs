@@ -102,8 +102,9 @@ fn each_request_is_shown_once_with_its_reason_and_no_secret(user: User) {
     let shown = tap(&mesh, "tap", &[&headers[..], &["-o", "json"]].concat());
     let errors = tap(&mesh, "errors", &["--from", "web", "--to", "reviews", "--status", "418", "--status", "5xx"]);
     eventually(Duration::from_secs(20), || {
-        let has = |path: &str| lines(&shown.stdout()).iter().any(|line| line["path"] == path);
-        ensure!(has("/warm"), "{}\n{}", shown.tail(), web.tail());
+        // By the caller's side: its proxy is asked.
+        let warm = |line: &Value| line["path"] == "/warm" && line["direction"] == "outbound";
+        ensure!(lines(&shown.stdout()).iter().any(warm), "{}\n{}", shown.tail(), web.tail());
         Ok(())
     })
     .unwrap();

@@ -1,5 +1,6 @@
 //! What ends a command without success: a sentence for the reader, what to do next, and the exit code for scripts.
 
+use std::error::Error as _;
 use std::fmt;
 use std::io;
 use std::process::ExitCode;
@@ -144,7 +145,8 @@ impl From<tonic::Status> for Failure {
                 .hint("See whether mesh-control still runs; `meshctl check` tells more."),
             Code::Unimplemented => Self::new(format!("This mesh-control cannot do that: {message}"))
                 .hint("It is probably older than this meshctl; `meshctl version` shows both."),
-            Code::Unknown if message.contains("transport error") => {
+            // Nobody has answered so: the connection itself is the reason.
+            Code::Unknown if status.source().is_some() || message.contains("transport error") => {
                 Self::with(Exit::Unreachable, "The connection to the control plane broke.".to_owned())
                     .hint("See whether mesh-control still runs; `meshctl check` tells more.")
             }

@@ -81,6 +81,10 @@ impl Pairs {
     }
 
     fn of_caller(&mut self, event: TapEvent, now: Instant) -> Option<Seen> {
+        // Whoever tells is asked, also before that has been said.
+        if let Some(reporter) = event.reporter.as_ref().filter(|it| !self.asked.contains(&it.identity)) {
+            self.asked.insert(reporter.identity.clone());
+        }
         let key = key_of_caller(&event);
         // The last one of a try that fits; those before it were other tries.
         let server = key.as_ref().and_then(|key| self.servers.take_last(key, |server| fits(&event, server)));
@@ -369,6 +373,16 @@ mod tests {
         assert_eq!(bench.0.take_due(bench.at(1_750)).len(), 1);
         assert_eq!(bench.add(server("4", "a", 200, "late"), 1_800), None);
         assert_eq!(bench.left(), (0, 0));
+    }
+
+    #[test]
+    fn who_tells_is_asked_whether_that_was_said_or_not() {
+        let mut pairs = Pairs::new(false);
+        let now = Instant::now();
+        assert_eq!(pairs.add(caller("1", &[("a", 200)]), now), None);
+        let seen = pairs.add(server("1", "a", 200, "p"), now).unwrap();
+        assert_eq!(seen.server.map(|it| it.policy).as_deref(), Some("p"));
+        assert_eq!(pairs.add(server("2", "a", 200, ""), now), None, "the caller's side is to come");
     }
 
     #[test]
