@@ -221,7 +221,7 @@ fn envoy_is_routed_by_the_same_objects(api_type: &str) {
     })
     .unwrap_or_else(|error| _ = failed(error, &processes));
 
-    // And whom somebody else lets in, whom it asks as mesh-proxy does.
+    // And whom somebody else lets in, whom it asks as mesh-proxy does; not about what checks its health.
     let app = ["authorize"];
     processes.extend(sidecar(&mesh, &lan, AUTHORIZER, ("auth", "v1"), &app, &["9191:grpc", "9192:http"]));
     mesh.discovered("auth", "v1").unwrap();
@@ -239,11 +239,11 @@ fn envoy_is_routed_by_the_same_objects(api_type: &str) {
     ] {
         mesh.apply(&format!(
             "apiVersion: meshctl.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: ask}}\nspec:\n  targetRefs: [{{kind: Service, name: legacy}}]\n  \
-             action: CUSTOM\n  provider: {provider}\n  rules: [{{to: [{{ports: [9080], notPaths: [/open]}}]}}]\n",
+             action: CUSTOM\n  provider: {provider}\n  rules: [{{to: [{{ports: [9080], paths: ['/asked*']}}]}}]\n",
         ))
         .unwrap();
         eventually(Duration::from_secs(20), || {
-            let [good, bad, open] = [("x-token: good", "/"), ("x-token: bad", "/"), ("x-token: bad", "/open")]
+            let [good, bad, open] = [("x-token: good", "/asked"), ("x-token: bad", "/asked"), ("x-token: bad", "/")]
                 .map(|(header, path)| with(header, path));
             anyhow::ensure!(good.ends_with(" 200") && good.contains(r#""x-user":"ann""#), "{good}");
             anyhow::ensure!(bad == "who are you? 401" && open.ends_with(" 200"), "{bad}\n{open}");

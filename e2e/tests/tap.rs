@@ -100,7 +100,6 @@ fn each_request_is_shown_once_with_its_reason_and_no_secret(user: User) {
     let web = mesh.run("web", &[], &["/bin/sh", "-c", &script]).unwrap();
     let headers = ["--header", "authorization", "--header", "cookie", "--header", "end-user", "--header", "x-version"];
     let shown = tap(&mesh, "tap", &[&headers[..], &["-o", "json"]].concat());
-    let errors = tap(&mesh, "errors", &["--from", "web", "--to", "reviews", "--status", "418", "--status", "5xx"]);
     eventually(Duration::from_secs(20), || {
         // By the caller's side: its proxy is asked.
         let warm = |line: &Value| line["path"] == "/warm" && line["direction"] == "outbound";
@@ -108,6 +107,8 @@ fn each_request_is_shown_once_with_its_reason_and_no_secret(user: User) {
         Ok(())
     })
     .unwrap();
+    // Whose proxy has told something is known to be asked by whoever taps from now on.
+    let errors = tap(&mesh, "errors", &["--from", "web", "--to", "reviews", "--status", "418", "--status", "5xx"]);
     std::fs::write(&go, "").unwrap();
     let of = |path: &str| -> anyhow::Result<Value> {
         let found: Vec<Value> = lines(&shown.stdout()).into_iter().filter(|line| line["path"] == path).collect();

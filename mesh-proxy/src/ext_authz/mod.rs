@@ -78,9 +78,8 @@ pub(crate) async fn ask<'m>(
     claims: Option<&Claims>,
 ) -> Result<Option<&'m str>, Refused<'m>> {
     let mut asked = None;
-    if authorizers.iter().any(|it| it.marks_failure) {
-        exchange.head.headers.remove(FAILED_OPEN);
-    }
+    // Whether a policy lets in without an answer or not: the application believes it.
+    exchange.head.headers.remove(FAILED_OPEN);
     for authorizer in authorizers {
         let conn = exchange.conn.clone();
         let subject = Subject::new(&conn.downstream, conn.identity.as_deref(), Some(exchange.head.subject()));

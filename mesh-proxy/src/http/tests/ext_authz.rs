@@ -14,7 +14,7 @@ pub(crate) fn authorizer(protocol: AuthorizerProtocol, path: &str) -> Authorizer
         headers: None,
         body: None,
         fail_open: false,
-        marks_failure: true,
+        marks_failure: false,
         status_on_error: StatusCode::FORBIDDEN,
     }
 }
@@ -123,7 +123,12 @@ async fn who_is_not_there_refuses_unless_the_policy_says_otherwise() {
     assert_eq!(closed.get("/open").await.status, 200);
     let other = Authorizer { status_on_error: StatusCode::SERVICE_UNAVAILABLE, ..authorizer(over_http(), "/") };
     assert_eq!(proxy(other, gone, UpstreamHttp::Http1).await.get("/").await.status, 503);
-    let open = proxy(Authorizer { fail_open: true, ..authorizer(over_http(), "/") }, gone, UpstreamHttp::Http1).await;
+    let open = proxy(
+        Authorizer { fail_open: true, marks_failure: true, ..authorizer(over_http(), "/") },
+        gone,
+        UpstreamHttp::Http1,
+    )
+    .await;
     assert_eq!(open.http1().await.answer(request("/", &FORGED, "b")).await.text(), "admin|true|b");
 }
 
