@@ -65,7 +65,7 @@ pub struct Args {
     pub san: Vec<String>,
 
     /// How long a certificate of its own servers lives, in seconds. They are renewed at half of that.
-    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_TTL.as_secs(), env = "MESH_CERTIFICATE_TTL",
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_TTL.as_secs(), env = "MESH_CONTROL_CERTIFICATE_TTL",
           value_parser = clap::value_parser!(u64).range(MIN_TTL.as_secs()..=MAX_TTL.as_secs()))]
     pub certificate_ttl: u64,
 }

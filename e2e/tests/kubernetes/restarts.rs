@@ -13,7 +13,8 @@ struct Client {
     name: &'static str,
     url: &'static str,
     protocol: &'static [&'static str],
-    /// Requests a second.
+    /// Requests a second. All servers are evicted at once, and what waits meanwhile is answered afterwards: more than this, a
+    /// node of two cores that also runs the cluster in a container does not catch up with while the next servers start.
     rate: u64,
     /// In all, at least.
     requests: u64,

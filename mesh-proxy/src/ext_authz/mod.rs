@@ -29,7 +29,7 @@ use crate::upstream::{Failed, Flow, MAX_ANSWER, Outcome as Health, Target, Versi
 use answer::Answer;
 use question::Question;
 
-/// Tells the application that nobody has answered; never taken from a client.
+/// Tells the application that nobody has answered; not taken from a client where somebody is asked.
 const FAILED_OPEN: HeaderName = HeaderName::from_static("x-envoy-auth-failure-mode-allowed");
 /// How many endpoints may be tried, where those before have not seen the question.
 const TRIES: usize = 3;
@@ -127,7 +127,7 @@ pub(crate) async fn ask<'m>(
     Ok(asked)
 }
 
-/// Of each message for itself, or said by proxies only: neither told nor taken from others.
+/// Of each message for itself, or said by proxies only: not taken from others, and not told over HTTP.
 fn is_fixed(name: &HeaderName) -> bool {
     let name = name.as_str();
     concerns_connection(name)

@@ -2,7 +2,7 @@
 //!
 //! In: the taps that the control plane says are open, and a record of each request and stream that ends. Out: events for the
 //! stream of reports, no more than each tap's rate and the buffer allow. While no tap is open, a request costs one relaxed load
-//! of an atomic. While one is, it never waits: what there is no room for is counted and not told.
+//! of an atomic. While one is, it never waits for a reader: what there is no room for is counted and not told.
 
 mod bucket;
 mod event;
