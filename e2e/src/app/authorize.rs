@@ -1,11 +1,9 @@
 //! Decides about requests, by Envoy's two protocols for that, and prints what it was asked: a word for the protocol, the method,
 //! the path, who asked whom as far as that was told, and the body if there was any of it.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::Context;
 use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::Peer;
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::{Authorization, AuthorizationServer};
@@ -16,11 +14,9 @@ use envoy_types::pb::google::rpc::Status;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
+
+use super::serve::{self, listen};
 
 /// Of the request that is decided about: `good`, `slow` (no answer for a long time), or anything else.
 const TOKEN: &str = "x-token";
@@ -37,13 +33,11 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let listen =
-        async |address| TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"));
     let (grpc, http) = (listen(args.grpc).await?, listen(args.http).await?);
     let server = tonic::transport::Server::builder().add_service(AuthorizationServer::new(Authorizer));
     tokio::select! {
         ended = server.serve_with_incoming(TcpListenerStream::new(grpc)) => Ok(ended?),
-        ended = serve_http(http) => ended,
+        ended = serve::http(http, answer) => ended,
     }
 }
 
@@ -89,18 +83,6 @@ fn header(key: &str, value: &str) -> HeaderValueOption {
     let header = HeaderValue { key: key.to_owned(), value: value.to_owned(), ..HeaderValue::default() };
     // Overwrites, if it is there.
     HeaderValueOption { header: Some(header), append_action: 2, ..HeaderValueOption::default() }
-}
-
-async fn serve_http(listener: TcpListener) -> anyhow::Result<()> {
-    loop {
-        let (stream, _) = listener.accept().await?;
-        tokio::spawn(async move {
-            let service = service_fn(async |request| Ok::<_, Infallible>(answer(request).await));
-            let builder = auto::Builder::new(TokioExecutor::new());
-            // A client that goes away is none of the server's business.
-            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
-        });
-    }
 }
 
 async fn answer(request: Request<Incoming>) -> Response<Full<Bytes>> {

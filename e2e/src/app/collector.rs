@@ -1,23 +1,19 @@
 //! A backend for spans: OTLP over gRPC and over HTTP, and Zipkin's JSON, all at one port. It prints each span as a line of JSON.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 
-use anyhow::Context;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
 use mesh_common::proto::otlp::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use mesh_common::proto::otlp::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use mesh_common::proto::otlp::common::v1::{KeyValue, any_value};
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
+
+use super::serve::{self, listen};
 
 /// What is printed of a span.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -47,8 +43,6 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let listen =
-        async |address| TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"));
     let (grpc, http) = (listen(args.grpc).await?, listen(args.http).await?);
     if args.hang {
         let mut open = Vec::new();
@@ -62,7 +56,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(Collector));
     tokio::select! {
         ended = server.serve_with_incoming(TcpListenerStream::new(grpc)) => Ok(ended?),
-        ended = serve_http(http) => ended,
+        ended = serve::http(http, answer) => ended,
     }
 }
 
@@ -76,18 +70,6 @@ impl TraceService for Collector {
     ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
         print(of_otlp(request.into_inner(), "grpc"));
         Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
-    }
-}
-
-async fn serve_http(listener: TcpListener) -> anyhow::Result<()> {
-    loop {
-        let (stream, _) = listener.accept().await?;
-        tokio::spawn(async move {
-            let service = service_fn(async |request| Ok::<_, Infallible>(answer(request).await));
-            let builder = auto::Builder::new(TokioExecutor::new());
-            // A client that goes away is none of the server's business.
-            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
-        });
     }
 }
 

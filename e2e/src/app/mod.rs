@@ -6,5 +6,6 @@ pub mod echo;
 pub mod garbage;
 pub mod load;
 pub mod peer;
+mod serve;
 pub mod sign;
 pub mod tls;
