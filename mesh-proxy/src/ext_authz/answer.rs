@@ -14,9 +14,8 @@ use super::{Denied, is_fixed};
 use crate::config::{Authorizer, AuthorizerProtocol, StringMatch};
 use crate::error::{Error, Kind};
 use crate::http::{Exchange, remove_hop_by_hop};
-use crate::retry::grpc_status;
 use crate::route::text_matches;
-use crate::upstream::grpc_message;
+use crate::upstream::grpc_answer;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
@@ -84,15 +83,7 @@ pub(super) fn of_grpc(
     body: Bytes,
     trailers: Option<&HeaderMap>,
 ) -> Result<Answer, Error> {
-    if status != StatusCode::OK {
-        return Err(useless(format_args!("status {}", status.as_u16())));
-    }
-    match trailers.and_then(grpc_status).or_else(|| grpc_status(headers)) {
-        Some(0) => (),
-        Some(code) => return Err(useless(format_args!("gRPC status {code}"))),
-        None => return Err(useless("an answer without a gRPC status")),
-    }
-    let message = grpc_message(body).ok_or_else(|| useless("an answer that is not of gRPC"))?;
+    let message = grpc_answer(status, headers, body, trailers).map_err(useless)?;
     of_check(CheckResponse::decode(message).map_err(useless)?)
 }
 

@@ -45,7 +45,7 @@ pub(crate) use datagrams::UdpUpstream;
 pub(crate) use http2::Flow;
 pub(crate) use outlier::Outcome;
 pub(crate) use own::{
-    MAX_ANSWER, grpc_frame, grpc_message, read as read_answer, request as own_request, version as own_version,
+    MAX_ANSWER, NoMessage, grpc_answer, grpc_frame, read as read_answer, request as own_request, version as own_version,
 };
 pub use stream::UpstreamStream;
 pub use tally::HealthReport;

@@ -3,7 +3,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::header::{HOST, HeaderValue, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, Request, Uri};
+use http::{HeaderMap, Request, StatusCode, Uri};
 use http_body_util::BodyExt;
 use mesh_common::names::HEADER_DOWNSTREAM_PROTOCOL;
 
@@ -11,6 +11,7 @@ use super::{Target, UpstreamBody, Version};
 use crate::config::UpstreamHttp;
 use crate::error::{Error, Kind};
 use crate::http::RequestBody;
+use crate::retry::grpc_status;
 
 /// The most that is read of an answer; what has more loses its connection.
 pub(crate) const MAX_ANSWER: usize = 64 << 10;
@@ -73,8 +74,38 @@ pub(crate) async fn read(mut body: UpstreamBody) -> Result<(Bytes, Option<Header
     Ok((data.freeze(), trailers))
 }
 
+/// Why an answer has no message of gRPC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoMessage {
+    #[error("status {}", .0.as_u16())]
+    Http(StatusCode),
+    #[error("gRPC status {0}")]
+    Grpc(u32),
+    #[error("an answer without a gRPC status")]
+    Unfinished,
+    #[error("an answer that is not of gRPC")]
+    Malformed,
+}
+
+/// The message of a call that has ended well. The status is in the head where there are no trailers.
+pub(crate) fn grpc_answer(
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: Bytes,
+    trailers: Option<&HeaderMap>,
+) -> Result<Bytes, NoMessage> {
+    if status != StatusCode::OK {
+        return Err(NoMessage::Http(status));
+    }
+    match trailers.and_then(grpc_status).or_else(|| grpc_status(headers)) {
+        Some(0) => grpc_message(body).ok_or(NoMessage::Malformed),
+        Some(code) => Err(NoMessage::Grpc(code)),
+        None => Err(NoMessage::Unfinished),
+    }
+}
+
 /// The only message in a body of gRPC, as it is in there; `None` if the body is something else.
-pub(crate) fn grpc_message(mut body: Bytes) -> Option<Bytes> {
+pub(super) fn grpc_message(mut body: Bytes) -> Option<Bytes> {
     let whole = body.len() >= 5 && body.get_u8() == 0 && body.get_u32() as usize == body.len();
     whole.then_some(body)
 }

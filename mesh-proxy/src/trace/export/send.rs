@@ -18,9 +18,8 @@ use crate::config::{Provider, TraceProtocol};
 use crate::error::Error;
 use crate::http::RequestBody;
 use crate::listen::{Direction, Downstream};
-use crate::retry::grpc_status;
 use crate::telemetry::LocalWorkload;
-use crate::upstream::{Flow, Upstreams, grpc_frame, grpc_message, own_request, own_version, read_answer};
+use crate::upstream::{Flow, NoMessage, Upstreams, grpc_answer, grpc_frame, own_request, own_version, read_answer};
 
 /// For a batch and its answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -111,21 +110,15 @@ fn of_grpc(
     answer: Bytes,
     trailers: Option<&HeaderMap>,
 ) -> Result<u64, Failure> {
-    if status != StatusCode::OK {
-        return Err(by_status(status));
-    }
-    match trailers.and_then(grpc_status).or_else(|| grpc_status(headers)) {
-        Some(0) => (),
-        // Those of which OTLP says so.
-        Some(code @ (1 | 4 | 8 | 10 | 11 | 14 | 15)) => {
-            return Err(Failure { reason: format!("gRPC status {code}"), again: true });
+    match grpc_answer(status, headers, answer, trailers) {
+        Ok(message) => Ok(rejected(&message)),
+        Err(NoMessage::Http(status)) => Err(by_status(status)),
+        Err(why) => {
+            // Those of which OTLP says so.
+            let again = matches!(why, NoMessage::Grpc(1 | 4 | 8 | 10 | 11 | 14 | 15));
+            Err(Failure { reason: why.to_string(), again })
         }
-        Some(code) => return Err(Failure { reason: format!("gRPC status {code}"), again: false }),
-        None => return Err(Failure { reason: "an answer without a gRPC status".to_owned(), again: false }),
     }
-    let message = grpc_message(answer);
-    let message = message.ok_or(Failure { reason: "an answer that is not of gRPC".to_owned(), again: false })?;
-    Ok(rejected(&message))
 }
 
 fn of_http(status: StatusCode, answer: Bytes, otlp: bool) -> Result<u64, Failure> {
