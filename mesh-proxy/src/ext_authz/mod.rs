@@ -80,8 +80,9 @@ pub(crate) async fn ask<'m>(
     let mut asked = None;
     // Whether a policy lets in without an answer or not: the application believes it.
     exchange.head.headers.remove(FAILED_OPEN);
+    let conn = exchange.conn.clone();
+    let tell = |outcome| conn.ctx.telemetry.asked_elsewhere(outcome);
     for authorizer in authorizers {
-        let conn = exchange.conn.clone();
         let subject = Subject::new(&conn.downstream, conn.identity.as_deref(), Some(exchange.head.subject()));
         let Some(policy) = possible(&authorizer.policies, &Subject { claims, ..subject }) else { continue };
         let unaskable = |error: Error| Refused::Unaskable(Refusal::Unaskable(&policy.name), error);
@@ -91,7 +92,6 @@ pub(crate) async fn ask<'m>(
         };
         let question = Question::new(authorizer, exchange, body).map_err(unaskable)?;
         let answer = put(authorizer, exchange, &question).await;
-        let tell = |outcome| conn.ctx.telemetry.asked_elsewhere(outcome);
         match answer {
             Ok(Answer::Allowed(changes)) => {
                 tell(Outcome::Allowed);

@@ -207,20 +207,9 @@ async fn ask<'m>(
         Err(refused) => refused,
     };
     let (Refused::Unaskable(refusal, _) | Refused::By(refusal, ..)) = refused;
-    let Exchange { conn, head, trace, noted, .. } = exchange;
-    let Connection { downstream, ctx, .. } = &**conn;
-    let subject = Subject::new(downstream, conn.identity.as_deref(), Some(head.subject()));
-    let subject = Subject { claims: token.map(|it| &it.claims), ..subject };
     // What is to be recorded is so in any case; nothing else is asked for any more.
-    let audited_by = authorization::decide(authorization, &subject).audited_by;
-    let verdict = Verdict { refused: Some(refusal), audited_by, ..Verdict::default() };
-    if let Some(trace) = trace.as_mut().filter(|trace| trace.is_sampled()) {
-        trace.policy(verdict.deciding());
-    }
-    if let Some(noted) = noted.as_mut() {
-        noted.decided(&verdict);
-    }
-    audit::record(ctx, Event::Request, downstream, || Some(asked(head)), &verdict);
+    let audited_by = authorization::decide(authorization, &subject(exchange, token)).audited_by;
+    tell(exchange, &Verdict { refused: Some(refusal), audited_by, ..Verdict::default() }, true);
     let because = |kind, why: Option<String>| match why {
         Some(why) => Error::because(kind, format_args!("{refusal}: {why}")),
         None => Error::because(kind, refusal),
@@ -238,26 +227,37 @@ fn authorize(
     token: Option<&Verified>,
     asked_by: Option<&str>,
 ) -> Result<(), Error> {
-    let Exchange { conn, head, trace, noted, .. } = exchange;
-    let Connection { downstream, ctx, .. } = &**conn;
-    if authorization.gates.is_empty() && downstream.direction == Direction::Outbound {
+    let has_gates = !authorization.gates.is_empty();
+    if !has_gates && exchange.conn.downstream.direction == Direction::Outbound {
         // Nobody decides here; who is called does.
         return Ok(());
     }
     let mut verdict = Verdict::default();
-    if !authorization.gates.is_empty() {
-        let subject = Subject::new(downstream, conn.identity.as_deref(), Some(head.subject()));
-        verdict = authorization::decide(authorization, &Subject { claims: token.map(|it| &it.claims), ..subject });
+    if has_gates {
+        verdict = authorization::decide(authorization, &subject(exchange, token));
     }
     verdict.allowed_by = verdict.allowed_by.or(asked_by.filter(|_| verdict.refused.is_none()));
+    tell(exchange, &verdict, has_gates || asked_by.is_some());
+    verdict.enforce(&exchange.conn.ctx.telemetry)
+}
+
+/// What policies decide about.
+fn subject<'a>(exchange: &'a Exchange, token: Option<&'a Verified>) -> Subject<'a> {
+    let Exchange { conn, head, .. } = exchange;
+    let subject = Subject::new(&conn.downstream, conn.identity.as_deref(), Some(head.subject()));
+    Subject { claims: token.map(|it| &it.claims), ..subject }
+}
+
+/// Lets those know who watch. `decided`: some policy is about the request.
+fn tell(exchange: &mut Exchange, verdict: &Verdict<'_>, decided: bool) {
+    let Exchange { conn, head, trace, noted, .. } = exchange;
     if let Some(trace) = trace.as_mut().filter(|trace| trace.is_sampled()) {
         trace.policy(verdict.deciding());
     }
-    if let Some(noted) = noted.as_mut().filter(|_| asked_by.is_some() || !authorization.gates.is_empty()) {
-        noted.decided(&verdict);
+    if let Some(noted) = noted.as_mut().filter(|_| decided) {
+        noted.decided(verdict);
     }
-    audit::record(ctx, Event::Request, downstream, || Some(asked(head)), &verdict);
-    verdict.enforce(&ctx.telemetry)
+    audit::record(&conn.ctx, Event::Request, &conn.downstream, || Some(asked(head)), verdict);
 }
 
 /// What the audit log has of a request.
