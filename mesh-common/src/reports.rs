@@ -7,7 +7,7 @@ use crate::proto::telemetry::{Direction, Labels, Protocol};
 pub const MAX_SERIES: usize = 2_000;
 
 /// Statuses of gRPC that say that the server failed, and not that the client asked for what it cannot have.
-pub fn is_grpc_failure(status: u32) -> bool {
+fn is_grpc_failure(status: u32) -> bool {
     matches!(status, 2 | 4 | 8 | 13 | 14 | 15)
 }
 

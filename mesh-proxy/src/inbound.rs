@@ -61,11 +61,10 @@ async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, 
     let _active = ctx.telemetry.connection(Direction::Inbound);
     let chosen = match choose(&stream, local, &mut downstream, &ctx).await {
         Ok(chosen) => chosen,
-        Err(Refused { error, policy: None }) => {
-            return tcp::refuse(stream, &downstream, tcp::To::default(), began, &error, &ctx);
-        }
-        Err(Refused { error, policy: Some(policy) }) => {
-            return tcp::refuse(stream, &downstream, tcp::To::refused_by(&policy), began, &error, &ctx);
+        Err(Refused { error, policy }) => {
+            // That nothing allows it is said of whatever is denied.
+            let to = if policy.is_empty() { tcp::To::default() } else { tcp::To::refused_by(&policy) };
+            return tcp::refuse(stream, &downstream, to, began, &error, &ctx);
         }
     };
     let limits = chosen.filter().limits().cloned();
@@ -104,13 +103,13 @@ async fn take(stream: TcpStream, local: SocketAddr, mut downstream: Downstream, 
 /// Why there is no filter for a connection.
 struct Refused {
     error: Error,
-    /// The policy that does not let it in: its name may be empty.
-    policy: Option<String>,
+    /// The policy that denies it, if one does.
+    policy: String,
 }
 
 impl From<Error> for Refused {
     fn from(error: Error) -> Self {
-        Self { error, policy: None }
+        Self { error, policy: String::new() }
     }
 }
 
@@ -157,7 +156,7 @@ fn refuse_at_once(listener: &Listener, downstream: &Downstream, ctx: &Context) -
         true => {
             let verdict = Verdict { refused: Some(first), ..Verdict::default() };
             audit::record(ctx, Event::Stream, downstream, || None, &verdict);
-            Err(Refused { error: Error::because(Kind::Denied, first), policy: Some(first.policy().to_owned()) })
+            Err(Refused { error: Error::because(Kind::Denied, first), policy: first.policy().to_owned() })
         }
         false => Ok(()),
     }

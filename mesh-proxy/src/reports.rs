@@ -189,18 +189,8 @@ where
     let mut taps_end = None;
     let taps = source.telemetry.taps().clone();
     loop {
-        let due = async {
-            match interval {
-                Some(interval) => tokio::time::sleep_until(earliest.max(source.taken + interval)).await,
-                None => std::future::pending().await,
-            }
-        };
-        let over = async {
-            match taps_end {
-                Some(end) => tokio::time::sleep_until(end).await,
-                None => std::future::pending().await,
-            }
-        };
+        let due = until(interval.map(|interval| earliest.max(source.taken + interval)));
+        let over = until(taps_end);
         tokio::select! {
             instruction = instructions.message() => match instruction {
                 Ok(Some(instruction)) => {
@@ -238,6 +228,14 @@ where
     drop(reports);
     while let Ok(Some(_)) = instructions.message().await {}
     End::Told
+}
+
+/// For ever, if there is no such moment.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
 }
 
 #[cfg(test)]

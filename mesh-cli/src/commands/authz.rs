@@ -186,21 +186,17 @@ struct Row {
 }
 
 fn rules(listener: &Listener) -> Vec<Row> {
-    let http = listener.chains.iter().find_map(|chain| match &chain.filter {
-        NetworkFilter::Http(manager) => Some(&manager.authorization),
+    let manager = listener.chains.iter().find_map(|chain| match &chain.filter {
+        NetworkFilter::Http(manager) => Some(manager),
         NetworkFilter::Tcp(_) => None,
     });
     let tcp = listener.chains.iter().find_map(|chain| match &chain.filter {
         NetworkFilter::Tcp(proxy) => Some(&proxy.authorization),
         NetworkFilter::Http(_) => None,
     });
-    let Some(authorization) = http.or(tcp) else { return Vec::new() };
+    let Some(authorization) = manager.map(|it| &it.authorization).or(tcp) else { return Vec::new() };
     let mut rows = Vec::new();
-    let managers = listener.chains.iter().find_map(|chain| match &chain.filter {
-        NetworkFilter::Http(manager) => Some(manager),
-        NetworkFilter::Tcp(_) => None,
-    });
-    for authorizer in managers.iter().flat_map(|it| &it.authorizers) {
+    for authorizer in manager.iter().flat_map(|it| &it.authorizers) {
         for policy in &authorizer.policies {
             let (from, to) = explain::in_words(policy);
             let to = format!("{to}, asking {}", authorizer.cluster);

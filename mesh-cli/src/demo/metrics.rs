@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use mesh_common::reports::{has_failed, is_grpc_failure};
+use mesh_common::reports::has_failed;
 
 /// Service and version that were called; the version is "" where a request reached none.
 pub(super) type Target = (String, String);
@@ -125,7 +125,8 @@ pub(super) fn injected(text: &str, kind: &str) -> f64 {
 }
 
 fn failed(code: &str, grpc: &str) -> bool {
-    code.parse().is_ok_and(|code| has_failed(code, grpc.parse().ok())) || grpc.parse().is_ok_and(is_grpc_failure)
+    // What is no status says nothing of a failure.
+    has_failed(code.parse().unwrap_or(200), grpc.parse().ok())
 }
 
 type Labels = BTreeMap<String, String>;

@@ -48,6 +48,8 @@ pub(super) fn of_request(
         verdict: verdict.into(),
         policy: decided.map(|it| cut(&it.policy).to_owned()).unwrap_or_default(),
         policy_on_trial: decided.map(|it| cut(&it.on_trial).to_owned()).unwrap_or_default(),
+        flags: record.flags.to_owned(),
+        detail: cut(record.detail.unwrap_or_default()).to_owned(),
         request_bytes: record.request_bytes,
         response_bytes: record.response_bytes,
         request_id: cut(record.request_id).to_owned(),
@@ -57,7 +59,6 @@ pub(super) fn of_request(
             .collect(),
         ..of_call(record.downstream, record.called, record.cluster, record.endpoint, record.security, local)
     }
-    .ended(record.flags, record.detail)
 }
 
 pub(super) fn of_stream(record: &TcpRecord<'_>, local: &LocalWorkload) -> TapEvent {
@@ -73,29 +74,18 @@ pub(super) fn of_stream(record: &TcpRecord<'_>, local: &LocalWorkload) -> TapEve
         verdict: verdict.into(),
         policy: record.verdict.map(|it| cut(it.deciding()).to_owned()).unwrap_or_default(),
         policy_on_trial: on_trial.map(|it| cut(it.policy()).to_owned()).unwrap_or_default(),
+        flags: record.flags.to_owned(),
+        detail: cut(record.detail.unwrap_or_default()).to_owned(),
         request_bytes: record.received_bytes,
         response_bytes: record.sent_bytes,
         ..of_call(record.downstream, record.called, record.cluster, record.endpoint, record.security, local)
     }
-    .ended(record.flags, record.detail)
 }
 
 /// The event of that tap; it has just ended.
 pub(super) fn begun(event: TapEvent, tap: u64, now: Timestamp) -> TapEvent {
     let duration = i64::try_from(event.duration_us).unwrap_or(i64::MAX);
     TapEvent { tap, began_unix_us: now.as_microsecond().saturating_sub(duration), ..event }
-}
-
-trait Ended {
-    fn ended(self, flags: &str, detail: Option<&str>) -> Self;
-}
-
-impl Ended for TapEvent {
-    fn ended(mut self, flags: &str, detail: Option<&str>) -> Self {
-        self.flags = flags.to_owned();
-        self.detail = cut(detail.unwrap_or_default()).to_owned();
-        self
-    }
 }
 
 fn of_call(
