@@ -110,4 +110,17 @@ mod tests {
         assert_eq!(names(), "c");
         assert!(tls.not_after() > before);
     }
+
+    #[tokio::test]
+    async fn a_certificate_is_renewed_at_half_of_the_life_that_was_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let now: Timestamp = "2030-01-01T00:00:00Z".parse().unwrap();
+        let ca = Arc::new(Ca::open(&dir.path().join("ca"), "mesh.local", now).unwrap());
+        let tls = Arc::new(ServerTls::new(ca, &[], Duration::from_secs(120), now).unwrap());
+        let at = |seconds| now + Duration::from_secs(seconds);
+        for (seconds, until) in [(0, 120), (59, 120), (60, 180), (119, 180), (120, 240)] {
+            tls.keep(at(seconds)).await;
+            assert_eq!(tls.not_after(), at(until), "{seconds}");
+        }
+    }
 }
