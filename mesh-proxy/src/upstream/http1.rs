@@ -40,8 +40,8 @@ type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 /// A connection and what drives it.
 pub(super) struct Conn {
     send: SendRequest<RequestBody>,
-    driver: Driver,
-    ended: bool,
+    /// `None`: it has ended. Only when it is dropped does it let go of a request that it has not sent, or of a body.
+    driver: Option<Driver>,
     /// It has served a request before.
     used: bool,
     idle_since: Instant,
@@ -52,19 +52,21 @@ impl Conn {
     async fn handshake(io: UpstreamStream, in_use: Connection) -> Result<Self, Error> {
         let (send, connection) =
             Builder::new().handshake(TokioIo::new(io)).await.map_err(|e| Error::because(Kind::UpstreamConnect, e))?;
-        let driver = Box::pin(connection.with_upgrades());
-        Ok(Self { send, driver, ended: false, used: false, idle_since: Instant::now(), in_use })
+        let driver: Driver = Box::pin(connection.with_upgrades());
+        Ok(Self { send, driver: Some(driver), used: false, idle_since: Instant::now(), in_use })
     }
 
     fn drive(&mut self, cx: &mut Context<'_>) {
         // Its errors reach the request or the body as well.
-        self.ended = self.ended || self.driver.as_mut().poll(cx).is_ready();
+        if self.driver.as_mut().is_some_and(|driver| driver.as_mut().poll(cx).is_ready()) {
+            self.driver = None;
+        }
     }
 
     /// Whether it can take a request now.
     fn is_ready(&mut self) -> bool {
         self.drive(&mut Context::from_waker(Waker::noop()));
-        !self.ended && self.send.is_ready()
+        self.driver.is_some() && self.send.is_ready()
     }
 
     /// Sends a request and waits for the head of the response.
@@ -117,8 +119,10 @@ impl Conn {
     }
 
     async fn detach(self) {
-        let Self { driver, ended, in_use, .. } = self;
-        if !ended && let Err(error) = driver.await {
+        let Self { driver, in_use, .. } = self;
+        if let Some(driver) = driver
+            && let Err(error) = driver.await
+        {
             tracing::debug!(%error, "an upstream connection ended");
         }
         drop(in_use);
@@ -363,5 +367,45 @@ impl Body for Http1Body {
 
     fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::config::Limits;
+    use crate::upstream::usage::Usage;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn a_request_comes_back_from_a_connection_that_ended_since_it_was_found_ready() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let io = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        io.set_nonblocking(true).unwrap();
+        let twin = TcpStream::from_std(io.try_clone().unwrap()).unwrap();
+        let host = Arc::new(Host::new(([127, 0, 0, 1], 1).into(), false));
+        let limits = Limits { max_connections: 1, max_pending: 1, max_requests: 1, max_retries: 1, retry_budget: None };
+        let in_use = Arc::new(Usage::default()).connection_of(&host.http1.connections, &limits).unwrap();
+        let io = UpstreamStream::Plain(TcpStream::from_std(io).unwrap());
+        let conn = Conn::handshake(io, in_use).await.unwrap();
+        let get = || Request::get("/").body(RequestBody::empty()).unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        let serve = async {
+            server.read_exact(&mut [0; b"GET / HTTP/1.1\r\n\r\n".len()]).await.unwrap();
+            server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        };
+        assert!(tokio::join!(conn.send(get(), &host), serve).0.is_ok());
+        let mut conn = host.http1.pop().unwrap();
+        assert!(conn.is_ready());
+        // Both sockets are told of the end at once, when both know of nothing else to read.
+        assert!(twin.try_read(&mut [0]).is_err());
+        drop(server);
+        assert_eq!(twin.peek(&mut [0]).await.unwrap(), 0);
+        let sent = tokio::time::timeout(SOON, conn.send(get(), &host)).await.expect("took too long");
+        assert_eq!(sent.err().and_then(|it| it.request).unwrap().uri(), "/");
     }
 }
