@@ -28,6 +28,7 @@ as_root_and_without!(
     a_start_that_failed_leaves_nothing_and_says_once_what_to_do,
     long_answers_of_the_hosts_resolver_arrive_whole,
     certificates_are_shown_and_missed_renewals_told,
+    logs_and_what_a_bug_report_has,
 );
 
 fn out(output: &Output) -> String {
@@ -350,4 +351,31 @@ fn certificates_are_shown_and_missed_renewals_told(user: User) {
     assert_eq!((&it["status"], code_of_expired), (&"expired".into(), 1));
     assert!(warnings.contains("its certificate ended") && warnings.contains("token"), "{warnings}");
     code(mesh.meshctl_output(&["certs", "nowhere"]).unwrap(), 3);
+}
+
+fn logs_and_what_a_bug_report_has(user: User) {
+    let mesh = Mesh::start(user).unwrap();
+    let mut reviews = mesh.echo("reviews", "v1").unwrap();
+    let id = mesh.meshctl(&["proxy", "status", "-o", "name"]).unwrap();
+    let id = id.trim();
+    let log = mesh.meshctl(&["logs", id]).unwrap();
+    assert!(log.contains(" INFO "), "{log}");
+    let file = mesh.data().join("report.tar.gz").display().to_string();
+    let said = mesh.meshctl(&["bug-report", "--file", &file]).unwrap();
+    // A control plane that was started by hand has its log where that was sent.
+    assert!(said.contains("missing: the control plane's log: "), "{said}");
+    assert_eq!(said.matches("missing: ").count(), 1, "{said}");
+    let tar = |args: &[&str]| out(&Command::new("tar").args(args).output().unwrap());
+    let list = tar(&["-tzf", &file]);
+    for part in ["about.txt", "check.txt", "objects.json", &format!("proxies/{id}.json"), "changes.json", "topology.json"] {
+        assert!(list.lines().any(|line| line.ends_with(part)), "{part} is not in {list}");
+    }
+    let all = tar(&["-xzOf", &file]);
+    assert!(all.contains("reviews") && all.contains("\"listeners\"") && !all.contains("PRIVATE KEY"), "{all}");
+
+    // Nobody has to be there any more.
+    reviews.end().unwrap();
+    let mut alone = mesh.command("meshctl");
+    alone.args(["--control", &format!("unix:{}", mesh.data().join("control.sock").display()), "logs", id, "--lines", "5"]);
+    assert_eq!(out(&alone.output().unwrap()).lines().count(), 5);
 }

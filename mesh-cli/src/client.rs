@@ -75,6 +75,15 @@ impl Location {
     }
 }
 
+/// Where the sockets of that location are: in the data folder that belongs to it, whether anybody answers there or not.
+pub fn data_folder(location: &Location) -> Option<&Path> {
+    match location {
+        Location::Given(ControlAddress(path)) => path.parent(),
+        Location::Search(places) => places.iter().find(|place| place.exists()).or(places.first())?.parent(),
+        Location::Cluster(_) => None,
+    }
+}
+
 fn usual_places(data: Option<std::ffi::OsString>, home: Option<std::ffi::OsString>) -> Vec<PathBuf> {
     let filled = |value: Option<std::ffi::OsString>| value.filter(|v| !v.is_empty()).map(PathBuf::from);
     let data = filled(data).map(|data| data.join("control.sock"));

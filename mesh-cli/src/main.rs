@@ -15,6 +15,7 @@ mod install;
 mod kinds;
 mod kubernetes;
 mod local;
+mod logs;
 mod manifests;
 mod netns;
 mod objects;

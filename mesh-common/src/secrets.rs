@@ -1,9 +1,15 @@
 //! What must not be in anybody's log or on anybody's screen, told by its name and, where that says nothing, by its look.
 
+mod document;
+mod text;
+
 use std::borrow::Cow;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+pub use document::redacted;
+pub use text::shown_text;
 
 /// In place of it.
 pub const REDACTED: &str = "[redacted]";

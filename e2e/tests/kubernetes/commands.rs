@@ -2,11 +2,12 @@
 //! returns when a change is in force at all proxies.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use mesh_e2e::app::load::Report;
-use mesh_e2e::cluster::{Cluster, Namespace, apps};
+use mesh_e2e::cluster::{Cluster, Namespace, apps, run};
 use mesh_e2e::process::eventually;
 use serde_json::{Value, json};
 
@@ -21,6 +22,7 @@ pub fn check(cluster: &Cluster) -> anyhow::Result<()> {
     proxies(&namespace)?;
     flows(&namespace)?;
     operator(&namespace)?;
+    logs(&namespace)?;
     cluster.meshctl(&["check"])?;
     let refused = meshctl(&namespace, &["token", "create", "--service-account", "web"]).unwrap_err().to_string();
     ensure!(refused.contains("token of its service account"), "{refused}");
@@ -263,6 +265,25 @@ fn flows(namespace: &Namespace) -> anyhow::Result<()> {
 }
 
 const LOAD: [&str; 6] = ["--url", "http://reviews:9080/", "--connections", "4", "--requests", "1000"];
+
+/// Of the control plane and of a proxy, alone and in the archive for whoever is to help.
+fn logs(namespace: &Namespace) -> anyhow::Result<()> {
+    let control = meshctl(namespace, &["logs", "--lines", "5"])?;
+    ensure!(control.lines().count() == 10 && control.contains("mesh-control-"), "{control}");
+    let web = meshctl(namespace, &["logs", "web"])?;
+    ensure!(web.contains("INFO"), "{web}");
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("report.tar.gz").display().to_string();
+    let said = meshctl(namespace, &["bug-report", "--file", &file, "--lines", "100"])?;
+    ensure!(!said.contains("missing: "), "{said}");
+    let list = run(Command::new("tar").args(["-tzf", &file]), None)?;
+    for part in ["cluster/nodes.json", "cluster/pods.json", "cluster/events.json", "objects.json", "check.txt", ".log"] {
+        ensure!(list.lines().any(|line| line.ends_with(part)), "{part} is not in {list}");
+    }
+    let all = run(Command::new("tar").args(["-xzOf", &file]), None)?;
+    ensure!(!all.contains("PRIVATE KEY"), "a private key is in it");
+    Ok(())
+}
 
 fn meshctl(namespace: &Namespace, args: &[&str]) -> anyhow::Result<String> {
     namespace.cluster.meshctl(&[&["-n", &namespace.name], args].concat())

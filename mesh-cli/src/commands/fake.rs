@@ -63,6 +63,11 @@ pub fn start() -> Running {
 }
 
 impl Running {
+    /// Its data folder.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
     fn socket(&self) -> std::path::PathBuf {
         self.folder.path().join("control.sock")
     }

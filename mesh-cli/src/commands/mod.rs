@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod audit;
 pub mod authz;
+pub mod bug_report;
 pub mod certs;
 pub mod check;
 pub mod completion;
@@ -13,6 +14,7 @@ pub mod get;
 pub mod inject;
 pub mod install;
 pub mod log_level;
+pub mod logs;
 pub mod proxy;
 pub mod route;
 pub mod tap;
@@ -101,6 +103,8 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<(), Failure
         Command::Audit(args) => audit::run(context, args).await,
         Command::Certs(args) => certs::run(context, &args).await,
         Command::Proxy(args) => proxy::run(context, args).await,
+        Command::Logs(args) => logs::run(context, &args).await,
+        Command::BugReport(args) => bug_report::run(context, &args).await,
         Command::LogLevel(args) => log_level::run(context, args).await,
         Command::Inject(args) => inject::run(context, args).await,
         Command::Uninject(args) => inject::run_uninject(context, args).await,

@@ -369,3 +369,77 @@ async fn a_tap_asks_for_what_is_given_and_ends_by_itself() {
     running.state().holds = false;
     assert_eq!(meshctl(&running, "tap").await.unwrap_err().exit, Exit::Unreachable);
 }
+
+/// The files of a bug report, without the folder that they are in.
+fn files(archive: &std::path::Path) -> std::collections::BTreeMap<String, String> {
+    let mut read = tar::Archive::new(flate2::read::GzDecoder::new(std::fs::File::open(archive).unwrap()));
+    let files = read.entries().unwrap().map(|entry| {
+        let mut entry = entry.unwrap();
+        let path = entry.path().unwrap().display().to_string();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut entry, &mut text).unwrap();
+        (path.split_once('/').unwrap().1.to_owned(), text)
+    });
+    files.collect()
+}
+
+#[tokio::test]
+async fn a_bug_report_has_what_can_be_had_and_no_secrets() {
+    let running = shop();
+    let route = ROUTE.replace(
+        "    backendRefs",
+        "    filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: authorization, value: Basic s3cret}]}}]\n    backendRefs",
+    );
+    for object in mesh_common::resource::parse_yaml("test", &route).unwrap() {
+        running.state().objects.insert(object.key(), object);
+    }
+    let proxy = |id: &str| Proxy { id: id.into(), namespace: "default".into(), ..Proxy::default() };
+    running.state().proxies = vec![proxy("web-1.default"), proxy("web-2.default")];
+    let logs = running.folder().join("logs");
+    std::fs::create_dir(&logs).unwrap();
+    for (name, text) in [("mesh-control", "ready\n"), ("web-1", "GET /a?token=s3cret 200\n"), ("web-1.app", "app\n")] {
+        std::fs::write(logs.join(format!("{name}.log")), text).unwrap();
+    }
+    let file = running.folder().join("report.tar.gz");
+    let line = format!("bug-report --file {}", file.display());
+    let said = meshctl(&running, &line).await.unwrap();
+    let files = files(&file);
+    assert!(said.contains(&format!("{} has {} files.", file.display(), files.len())), "{said}");
+    let all = files.values().cloned().collect::<String>();
+    assert!(!all.contains("s3cret"), "{all}");
+    assert!(files["objects.json"].contains("[redacted]") && files["objects.json"].contains("/api"), "{all}");
+    assert_eq!(files["proxies/web-1.log"], "GET /a?[redacted] 200\n");
+    assert_eq!(files["control-plane/mesh-control.log"], "ready\n");
+    assert!(files["services.json"].contains("reviews") && files["proxies.json"].contains("web-2"), "{files:?}");
+    assert!(!files.contains_key("proxies/web-1.app.log"), "{files:?}");
+    // This control plane has no configurations to give.
+    assert!(files["about.txt"].contains("missing: proxy config all web-1.default -o json: "), "{}", files["about.txt"]);
+
+    let again = meshctl(&running, &line).await.unwrap_err();
+    assert!(again.message.contains("exists already"), "{again}");
+    std::fs::remove_file(&file).unwrap();
+    meshctl(&running, &format!("{line} --proxy web-2")).await.unwrap();
+    assert!(!self::files(&file).contains_key("proxies/web-1.log"));
+}
+
+#[tokio::test]
+async fn logs_are_read_with_no_control_plane_that_answers() {
+    let running = shop();
+    let logs = running.folder().join("logs");
+    std::fs::create_dir(&logs).unwrap();
+    for (name, text) in [("web-1", "1\n2\n"), ("web-2", "3\n"), ("web-1.app", "app\n")] {
+        std::fs::write(logs.join(format!("{name}.log")), text).unwrap();
+    }
+    std::fs::remove_file(running.folder().join("control.sock")).unwrap();
+    assert_eq!(meshctl(&running, "logs web-1 --lines 1").await.unwrap(), "2\n");
+    assert_eq!(meshctl(&running, "logs web-2.default").await.unwrap(), "3\n");
+    for (line, says) in [
+        ("logs web", "2 proxies begin with web: web-1, web-2."),
+        ("logs reviews", "No proxy reviews has a log here."),
+        ("logs", "The control plane has no log"),
+    ] {
+        let failure = meshctl(&running, line).await.unwrap_err();
+        assert!(failure.exit == Exit::NotFound && failure.message.contains(says), "{line}: {failure}");
+    }
+    assert_eq!(meshctl(&running, "logs web-1 --previous").await.unwrap_err().exit, Exit::Usage);
+}

@@ -34,6 +34,7 @@ pub struct Output {
     /// Of the terminal, in characters; `None` when the output is not a terminal, and nothing is wrapped.
     width: Option<u16>,
     sink: Mutex<Box<dyn Write + Send>>,
+    silent: bool,
 }
 
 impl Output {
@@ -45,14 +46,15 @@ impl Output {
             color,
             width: terminal.then(table::terminal_width).flatten(),
             sink: Mutex::new(Box::new(io::stdout())),
+            silent: false,
         }
     }
 
-    #[cfg(test)]
+    /// What would be written, kept; for people, as where nobody looks. Remarks are dropped.
     pub fn captured(format: Format) -> (Self, Captured) {
         let captured = Captured::default();
         let sink = Mutex::new(Box::new(captured.clone()) as Box<dyn Write + Send>);
-        (Self { format, color: false, width: None, sink }, captured)
+        (Self { format, color: false, width: None, sink, silent: true }, captured)
     }
 
     /// Whether tables are wanted, not data.
@@ -103,7 +105,9 @@ impl Output {
 
     /// A remark, on standard error.
     pub fn note(&self, text: &str) {
-        eprintln!("{text}");
+        if !self.silent {
+            eprintln!("{text}");
+        }
     }
 
     fn write(&self, text: &str) -> Result<(), Failure> {
@@ -122,22 +126,20 @@ fn unprintable(error: serde_json::Error) -> Failure {
     Failure::new(format!("Cannot write this as JSON: {error}."))
 }
 
-/// What a test's command has printed.
-#[cfg(test)]
+/// What a command has printed.
 #[derive(Clone, Default)]
 pub struct Captured(std::sync::Arc<Mutex<Vec<u8>>>);
 
-#[cfg(test)]
 impl Captured {
     pub fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        let bytes = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
-#[cfg(test)]
 impl Write for Captured {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).extend_from_slice(bytes);
         Ok(bytes.len())
     }
 

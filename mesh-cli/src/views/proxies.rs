@@ -162,16 +162,27 @@ pub fn rejections(view: &View) -> Vec<String> {
 /// The proxy that a name means: the whole id, the workload's name, or a beginning that only one of the namespace has, or only
 /// one of the mesh where none of the namespace has it.
 pub fn find<'a>(proxies: &'a [Proxy], name: &str, namespace: &str) -> Result<&'a Proxy, Vec<&'a str>> {
+    find_by(proxies, |proxy| (proxy.id.as_str(), proxy.namespace.as_str()), name, namespace)
+}
+
+/// The same of whatever has a proxy's id and namespace. Where none or several are meant, the ids of these.
+pub fn find_by<'a, T>(
+    all: &'a [T],
+    parts: impl Fn(&'a T) -> (&'a str, &'a str),
+    name: &str,
+    namespace: &str,
+) -> Result<&'a T, Vec<&'a str>> {
     let qualified = format!("{name}.{namespace}");
-    if let Some(proxy) = proxies.iter().find(|p| p.id == name).or_else(|| proxies.iter().find(|p| p.id == qualified)) {
-        return Ok(proxy);
+    let exactly = |id: &str| all.iter().find(|it| parts(it).0 == id);
+    if let Some(found) = exactly(name).or_else(|| exactly(&qualified)) {
+        return Ok(found);
     }
-    let begins: Vec<&Proxy> = proxies.iter().filter(|p| p.id.starts_with(name)).collect();
-    let near: Vec<&Proxy> = begins.iter().copied().filter(|p| p.namespace == namespace).collect();
+    let begins: Vec<&T> = all.iter().filter(|it| parts(it).0.starts_with(name)).collect();
+    let near: Vec<&T> = begins.iter().copied().filter(|it| parts(it).1 == namespace).collect();
     let candidates = if near.is_empty() { begins } else { near };
     match candidates.as_slice() {
         [only] => Ok(only),
-        several => Err(several.iter().map(|p| p.id.as_str()).collect()),
+        several => Err(several.iter().map(|it| parts(it).0).collect()),
     }
 }
 

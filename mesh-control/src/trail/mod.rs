@@ -4,7 +4,6 @@
 
 mod query;
 mod record;
-mod redact;
 #[cfg(test)]
 mod tests;
 mod who;

@@ -2,10 +2,10 @@
 
 use jiff::Timestamp;
 use mesh_common::resource::{Key, Object};
+use mesh_common::secrets::redacted;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::redact::redacted;
 use super::who::Who;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,13 +1,18 @@
-//! What must not be in anybody's log: keys, and what a route writes into headers that prove who somebody is.
+//! Secrets in documents: keys, and what a route writes into headers that prove who somebody is. Objects of the mesh have them in
+//! fields of Gateway API's names, configurations of proxies in those of Envoy's.
 
-use mesh_common::secrets::{REDACTED, is_secret, shown_address};
 use serde_json::{Map, Value};
+
+use super::{REDACTED, is_secret, shown_address};
 
 /// Fields that hold keys, whatever is in them.
 const FIELDS: [&str; 1] = ["jwks"];
+/// Fields beside the name of a header that say what is in it.
+const VALUES: [&str; 8] =
+    ["value", "values", "notValues", "rawValue", "raw_value", "stringMatch", "string_match", "safe_regex_match"];
 
 /// The same without what is secret in it.
-pub(super) fn redacted(value: &Value) -> Value {
+pub fn redacted(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
             Value::Object(fields.iter().map(|(name, it)| (name.clone(), field(fields, name, it))).collect())
@@ -19,8 +24,8 @@ pub(super) fn redacted(value: &Value) -> Value {
 }
 
 fn field(fields: &Map<String, Value>, name: &str, value: &Value) -> Value {
-    let named = || fields.get("name").and_then(Value::as_str).unwrap_or_default();
-    let header = matches!(name, "value" | "values" | "notValues") && is_secret(named());
+    let named = || ["name", "key"].iter().find_map(|it| fields.get(*it)?.as_str()).unwrap_or_default();
+    let header = VALUES.contains(&name) && is_secret(named());
     let secret = header || FIELDS.contains(&name) || (value.is_string() && is_secret(name));
     if secret { REDACTED.into() } else { without_credentials(name, redacted(value)) }
 }
@@ -72,6 +77,13 @@ mod tests {
         assert!(!shown.to_string().contains("s3cret"), "{shown}");
         assert_eq!(shown.pointer("/jwtRules/1/jwksUri"), Some(&"https://[redacted]@b.example/keys?[redacted]".into()));
         assert_eq!(shown.pointer("/jwtRules/2"), rules.pointer("/jwtRules/2"));
+        let config = json!({"route": {
+            "request_headers_to_add": [{"header": {"key": "Authorization", "value": "Basic s3cret"}}],
+            "match": {"headers": [{"name": "cookie", "string_match": {"exact": "s3cret"}}, {"name": "a", "string_match": {"exact": "b"}}]},
+        }});
+        let shown = redacted(&config);
+        assert!(!shown.to_string().contains("s3cret"), "{shown}");
+        assert_eq!(shown.pointer("/route/match/headers/1"), config.pointer("/route/match/headers/1"));
         let body = json!({"body": "-----BEGIN PRIVATE KEY-----\ns3cret"});
         assert_eq!(redacted(&body), json!({"body": "[redacted]"}));
     }
