@@ -9,10 +9,12 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 pub use document::redacted;
-pub use text::shown_text;
+pub use text::{shown_text, without_private_keys};
 
 /// In place of it.
 pub const REDACTED: &str = "[redacted]";
+/// Where `kubectl apply` keeps what it has last sent, as text.
+pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// Headers whose values let whoever knows them be somebody.
 const HEADERS: [&str; 5] = ["authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"];

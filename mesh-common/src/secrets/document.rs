@@ -3,19 +3,33 @@
 
 use serde_json::{Map, Value};
 
-use super::{REDACTED, is_secret, shown_address};
+use super::{LAST_APPLIED, REDACTED, is_secret, is_secret_header, shown_address};
 
 /// Fields that hold keys, whatever is in them.
-const FIELDS: [&str; 1] = ["jwks"];
+const FIELDS: [&str; 4] = ["jwks", "private_key", "privateKey", "session_ticket_keys"];
 /// Fields beside the name of a header that say what is in it.
-const VALUES: [&str; 8] =
-    ["value", "values", "notValues", "rawValue", "raw_value", "stringMatch", "string_match", "safe_regex_match"];
+const VALUES: [&str; 12] = [
+    "value",
+    "values",
+    "notValues",
+    "rawValue",
+    "raw_value",
+    "stringMatch",
+    "string_match",
+    "safe_regex_match",
+    "exact_match",
+    "prefix_match",
+    "suffix_match",
+    "contains_match",
+];
 
 /// The same without what is secret in it.
 pub fn redacted(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
-            Value::Object(fields.iter().map(|(name, it)| (name.clone(), field(fields, name, it))).collect())
+            // The same once more, as text in which nothing would be hidden.
+            let all = fields.iter().filter(|(name, _)| *name != LAST_APPLIED);
+            Value::Object(all.map(|(name, it)| (name.clone(), field(fields, name, it))).collect())
         }
         Value::Array(all) => Value::Array(all.iter().map(redacted).collect()),
         Value::String(text) if text.contains("PRIVATE KEY-----") => REDACTED.into(),
@@ -25,7 +39,7 @@ pub fn redacted(value: &Value) -> Value {
 
 fn field(fields: &Map<String, Value>, name: &str, value: &Value) -> Value {
     let named = || ["name", "key"].iter().find_map(|it| fields.get(*it)?.as_str()).unwrap_or_default();
-    let header = VALUES.contains(&name) && is_secret(named());
+    let header = VALUES.contains(&name) && is_secret_header(named());
     let secret = header || FIELDS.contains(&name) || (value.is_string() && is_secret(name));
     if secret { REDACTED.into() } else { without_credentials(name, redacted(value)) }
 }
@@ -46,12 +60,14 @@ mod tests {
 
     #[test]
     fn secrets_are_not_shown_and_all_else_is() {
+        let applied = json!({"kubectl.kubernetes.io/last-applied-configuration": "{\"value\": \"s3cret\"}"});
+        assert_eq!(redacted(&json!({"annotations": applied})), json!({"annotations": {}}));
         let route = json!({
             "metadata": {"name": "r", "annotations": {"api-token": "s3cret", "note": "PRIVATE key is elsewhere"}},
             "spec": {"rules": [{
                 "matches": [{"headers": [{"name": "Authorization", "value": "Basic s3cret"}, {"name": "end-user", "value": "jason"}]}],
                 "filters": [
-                    {"requestHeaderModifier": {"set": [{"name": "X-Api-Key", "value": "s3cret"}, {"name": "x-team", "value": "a"}]}},
+                    {"requestHeaderModifier": {"set": [{"name": "X-Api-Key", "value": "s3cret"}, {"name": "x-team", "value": "a"}, {"name": "x-session-id", "value": "s3cret"}]}},
                     {"extensionRef": {"name": "maintenance"}},
                 ],
                 "timeouts": {"request": "1s"},
@@ -84,6 +100,8 @@ mod tests {
         let shown = redacted(&config);
         assert!(!shown.to_string().contains("s3cret"), "{shown}");
         assert_eq!(shown.pointer("/route/match/headers/1"), config.pointer("/route/match/headers/1"));
+        let key = json!({"tls_certificate": {"private_key": {"inline_bytes": "s3cret"}}});
+        assert_eq!(redacted(&key), json!({"tls_certificate": {"private_key": "[redacted]"}}));
         let body = json!({"body": "-----BEGIN PRIVATE KEY-----\ns3cret"});
         assert_eq!(redacted(&body), json!({"body": "[redacted]"}));
     }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use mesh_common::resource::{Key, Object};
-use mesh_common::secrets::redacted;
+use mesh_common::secrets::{LAST_APPLIED, redacted};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -92,8 +92,8 @@ fn meant(object: &Object) -> Value {
             metadata.remove(given);
         }
         if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
-            // The same once more, as text in which nothing would be hidden.
-            annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+            // Where it alone is another, nothing is that could be hidden.
+            annotations.remove(LAST_APPLIED);
         }
     }
     json
