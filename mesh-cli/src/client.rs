@@ -75,13 +75,19 @@ impl Location {
     }
 }
 
-/// Where the sockets of that location are: in the data folder that belongs to it, whether anybody answers there or not.
-pub fn data_folder(location: &Location) -> Option<&Path> {
-    match location {
-        Location::Given(ControlAddress(path)) => path.parent(),
-        Location::Search(places) => places.iter().find(|place| place.exists()).or(places.first())?.parent(),
-        Location::Cluster(_) => None,
+/// The data folder of that location, where the sockets are: that of whoever answers, or else one in which somebody has.
+pub async fn data_folder(location: &Location) -> Option<&Path> {
+    let places = match location {
+        Location::Given(ControlAddress(path)) => return path.parent(),
+        Location::Search(places) => places,
+        Location::Cluster(_) => return None,
+    };
+    for place in places {
+        if UnixStream::connect(place).await.is_ok() {
+            return place.parent();
+        }
     }
+    places.iter().find(|place| place.exists()).or(places.first())?.parent()
 }
 
 fn usual_places(data: Option<std::ffi::OsString>, home: Option<std::ffi::OsString>) -> Vec<PathBuf> {
@@ -219,6 +225,21 @@ mod tests {
         let places = usual_places(Some("/data".into()), Some("/home/ada".into()));
         let expected = ["/data/control.sock", "/home/ada/.mesh/control.sock", "/home/ada/.mesh/demo/control.sock"];
         assert_eq!(places, expected.map(PathBuf::from));
+    }
+
+    #[tokio::test]
+    async fn the_data_folder_is_that_of_whoever_answers_or_else_of_whoever_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let [none, dead, alive] = ["none", "dead", "alive"].map(|name| folder.path().join(name));
+        for path in [&dead, &alive] {
+            std::fs::create_dir(path).unwrap();
+        }
+        std::fs::write(dead.join("control.sock"), "").unwrap();
+        let location = Location::Search([&none, &dead, &alive].map(|path| path.join("control.sock")).to_vec());
+        assert_eq!(data_folder(&location).await, Some(dead.as_path()));
+        let _listens = tokio::net::UnixListener::bind(alive.join("control.sock")).unwrap();
+        assert_eq!(data_folder(&location).await, Some(alive.as_path()));
+        assert_eq!(data_folder(&Location::Search(vec![none.join("control.sock")])).await, Some(none.as_path()));
     }
 
     #[tokio::test]

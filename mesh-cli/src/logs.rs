@@ -3,11 +3,11 @@
 
 use std::io::{ErrorKind, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use async_stream::try_stream;
-use futures_util::{AsyncBufReadExt, Stream, StreamExt};
+use futures_util::{AsyncBufRead, AsyncBufReadExt, Stream};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{ListParams, LogParams};
@@ -17,12 +17,13 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use crate::client::{Location, data_folder};
 use crate::commands::Context;
-use crate::failure::{Exit, Failure};
+use crate::failure::Failure;
 use crate::install::{CONTROL, NAMESPACE, SELECTOR};
 use crate::kubernetes::Cluster;
+use crate::views::proxies;
 
-/// Of a file no more is read than this, from its end.
-const MOST: u64 = 16 << 20;
+/// Of a log no more bytes are taken than this, from its end.
+const MOST: usize = 16 << 20;
 /// How often a file is looked at that is followed.
 const LOOK: Duration = Duration::from_millis(250);
 const ENDING: &str = ".log";
@@ -50,7 +51,7 @@ pub async fn of_control(context: &Context) -> Result<Vec<Log>, Failure> {
     if let Location::Cluster(access) = &context.location {
         return of_pods(access.connect().await?, Some(NAMESPACE), SELECTOR, CONTROL).await;
     }
-    let folder = folder(&context.location)?;
+    let folder = folder(&context.location).await?;
     let file = folder.join(CONTROL).with_extension(&ENDING[1..]);
     if !file.exists() {
         return Err(Failure::not_found(format!("The control plane has no log in {}.", folder.display()))
@@ -65,7 +66,7 @@ pub async fn of_proxies(context: &Context, namespace: Option<&str>) -> Result<Ve
         let selector = format!("{LABEL_PROXY}=true");
         return of_pods(access.connect().await?, namespace, &selector, CONTAINER_PROXY).await;
     }
-    let folder = folder(&context.location)?;
+    let folder = folder(&context.location).await?;
     let mut names = Vec::new();
     let mut files = match tokio::fs::read_dir(&folder).await {
         Ok(files) => files,
@@ -83,6 +84,44 @@ pub async fn of_proxies(context: &Context, namespace: Option<&str>) -> Result<Ve
     names.sort();
     let source = |name: &str| Source::File(folder.join(format!("{name}{ENDING}")));
     Ok(names.into_iter().map(|id| Log { source: source(&id), namespace: String::new(), id }).collect())
+}
+
+/// That of the proxy that a name means.
+pub async fn of_proxy(context: &Context, name: &str) -> Result<Log, Failure> {
+    // An id says its namespace.
+    let namespace = name.rsplit_once('.').map_or(context.namespace(), |(_, namespace)| namespace);
+    let all = of_proxies(context, Some(namespace)).await?;
+    match proxies::find_by(&all, |log| (&log.id, &log.namespace), name, namespace) {
+        Ok(log) => Ok(log.clone()),
+        Err(several) if several.len() > 1 => {
+            let message = format!("{} proxies begin with {name}: {}.", several.len(), several.join(", "));
+            Err(Failure::not_found(message).hint("Write enough of the name to tell them apart."))
+        }
+        Err(_) => in_files(&all, name).ok_or_else(|| has_none(name)),
+    }
+}
+
+/// That of the proxy with this id. Nobody is asked whether it is there.
+pub async fn of_id(context: &Context, id: &str) -> Result<Log, Failure> {
+    let Location::Cluster(access) = &context.location else {
+        return in_files(&of_proxies(context, None).await?, id).ok_or_else(|| has_none(id));
+    };
+    let (pod, namespace) = id.rsplit_once('.').ok_or_else(|| has_none(id))?;
+    let (cluster, pod) = (access.connect().await?, pod.to_owned());
+    let source = Source::Container { cluster, pod, container: CONTAINER_PROXY };
+    Ok(Log { id: id.to_owned(), namespace: namespace.to_owned(), source })
+}
+
+/// Files are called by workloads, without their namespaces.
+fn in_files(all: &[Log], id: &str) -> Option<Log> {
+    let is = |log: &Log, id: &str| log.namespace.is_empty() && log.id == id;
+    let workload = id.rsplit_once('.').map_or(id, |(workload, _)| workload);
+    all.iter().find(|log| is(log, id)).or_else(|| all.iter().find(|log| is(log, workload))).cloned()
+}
+
+fn has_none(name: &str) -> Failure {
+    Failure::not_found(format!("No proxy {name} has a log here."))
+        .hint("`meshctl proxy status` shows the proxies; those of other machines have their logs there.")
 }
 
 async fn of_pods(
@@ -105,9 +144,11 @@ async fn of_pods(
     Ok(found.into_iter().map(log).collect())
 }
 
-fn folder(location: &Location) -> Result<PathBuf, Failure> {
-    let nowhere = || Failure::not_found("It is not known where to look for a data folder: neither MESH_DATA nor HOME is set.");
-    Ok(data_folder(location).ok_or_else(nowhere)?.join("logs"))
+async fn folder(location: &Location) -> Result<PathBuf, Failure> {
+    let folder = data_folder(location).await.ok_or_else(|| {
+        Failure::not_found("It is not known where to look for a data folder: neither MESH_DATA nor HOME is set.")
+    });
+    Ok(folder?.join("logs"))
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
@@ -117,34 +158,35 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
 impl Log {
     /// Its last lines.
     pub async fn last(&self, lines: u32, previous: bool) -> Result<String, Failure> {
-        match &self.source {
-            Source::File(_) if previous => Err(no_previous()),
-            Source::File(path) => Ok(last_lines(&end_of(path).await?.0, lines).to_owned()),
+        let bytes = match &self.source {
+            Source::File(_) if previous => return Err(no_previous()),
+            Source::File(path) => end_of(path).await?.0,
             Source::Container { cluster, pod, container } => {
                 let how = LogParams { previous, ..params(container, lines) };
-                Ok(cluster.namespaced::<Pod>(&self.namespace).logs(pod, &how).await?)
+                let stream = cluster.namespaced::<Pod>(&self.namespace).log_stream(pod, &how).await?;
+                end_of_stream(stream).await?
             }
-        }
+        };
+        Ok(String::from_utf8_lossy(last_lines(&bytes, lines)).into_owned())
     }
 
     /// Its last lines and those that come, for as long as there is whoever writes them.
     pub async fn follow(&self, lines: u32) -> Result<Lines, Failure> {
         match &self.source {
             Source::File(path) => {
-                let (text, file) = end_of(path).await?;
-                Ok(grown(path.clone(), file, last_lines(&text, lines).to_owned()))
+                let (bytes, file) = end_of(path).await?;
+                Ok(grown(path.clone(), file, last_lines(&bytes, lines).to_owned()))
             }
             Source::Container { cluster, pod, container } => {
                 let how = LogParams { follow: true, ..params(container, lines) };
-                let stream = cluster.namespaced::<Pod>(&self.namespace).log_stream(pod, &how).await?;
-                Ok(Box::pin(stream.lines().map(|line| Ok(line?))))
+                Ok(streamed(cluster.namespaced::<Pod>(&self.namespace).log_stream(pod, &how).await?))
             }
         }
     }
 }
 
 fn no_previous() -> Failure {
-    Failure::with(Exit::Usage, "--previous is about containers: on one machine a proxy goes on in the file that it had.")
+    Failure::usage("--previous is about containers: on one machine a proxy goes on in the file that it had.")
 }
 
 fn params(container: &str, lines: u32) -> LogParams {
@@ -152,38 +194,75 @@ fn params(container: &str, lines: u32) -> LogParams {
 }
 
 /// The end of a file, whole lines of it, and the file behind that.
-async fn end_of(path: &Path) -> Result<(String, File), Failure> {
+async fn end_of(path: &Path) -> Result<(Vec<u8>, File), Failure> {
     let read = async {
         let mut file = File::open(path).await?;
         let length = file.metadata().await?.len();
-        let begin = length.saturating_sub(MOST);
+        let begin = length.saturating_sub(MOST as u64);
         file.seek(SeekFrom::Start(begin)).await?;
         let mut bytes = Vec::new();
         (&mut file).take(length - begin).read_to_end(&mut bytes).await?;
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        let whole = if begin == 0 { 0 } else { text.find('\n').map_or(0, |at| at + 1) };
-        Ok::<_, std::io::Error>((text[whole..].to_owned(), file))
+        if begin > 0 {
+            drop_part(&mut bytes);
+        }
+        Ok::<_, std::io::Error>((bytes, file))
     };
     read.await.map_err(|error| unreadable(path, &error))
 }
 
-fn last_lines(text: &str, lines: u32) -> &str {
-    let Some(before_last) = usize::try_from(lines).ok().and_then(|lines| lines.checked_sub(1)) else { return "" };
-    let body = text.strip_suffix('\n').unwrap_or(text);
-    body.rmatch_indices('\n').nth(before_last).map_or(text, |(at, _)| &text[at + 1..])
+/// The same of what comes from a node. Its limit of bytes would leave out the last lines, not the first.
+async fn end_of_stream(stream: impl AsyncBufRead) -> std::io::Result<Vec<u8>> {
+    let mut stream = pin!(stream);
+    let mut bytes = Vec::new();
+    while stream.read_until(b'\n', &mut bytes).await? > 0 {
+        if bytes.len() > 2 * MOST {
+            bytes.drain(..bytes.len() - MOST);
+            drop_part(&mut bytes);
+        }
+    }
+    if bytes.len() > MOST {
+        bytes.drain(..bytes.len() - MOST);
+        drop_part(&mut bytes);
+    }
+    Ok(bytes)
+}
+
+/// Takes away what is left of the first line.
+fn drop_part(bytes: &mut Vec<u8>) {
+    let whole = bytes.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    bytes.drain(..whole);
+}
+
+pub fn last_lines(bytes: &[u8], lines: u32) -> &[u8] {
+    let Some(before_last) = usize::try_from(lines).ok().and_then(|lines| lines.checked_sub(1)) else { return b"" };
+    let body = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    let ends = body.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n');
+    ends.map(|(at, _)| at + 1).nth(before_last).map_or(bytes, |begin| &bytes[begin..])
+}
+
+fn streamed(stream: impl AsyncBufRead + Send + 'static) -> Lines {
+    Box::pin(try_stream! {
+        let mut stream = pin!(stream);
+        let mut line = Vec::new();
+        while stream.read_until(b'\n', &mut line).await? > 0 {
+            yield String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(&line)).into_owned();
+            line.clear();
+        }
+    })
 }
 
 /// Lines that a file has, and that it gets; from its beginning again when it was made anew or cut off.
-fn grown(path: PathBuf, mut file: File, first: String) -> Lines {
+fn grown(path: PathBuf, mut file: File, mut bytes: Vec<u8>) -> Lines {
     Box::pin(try_stream! {
-        let mut bytes = first.into_bytes();
         let mut at = file.stream_position().await?;
         loop {
-            while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = bytes.drain(..=end).collect();
-                yield String::from_utf8_lossy(&line[..end]).into_owned();
+            let mut begin = 0;
+            while let Some(length) = bytes[begin..].iter().position(|byte| *byte == b'\n') {
+                yield String::from_utf8_lossy(&bytes[begin..begin + length]).into_owned();
+                begin += length + 1;
             }
-            let read = (&mut file).take(MOST).read_to_end(&mut bytes).await?;
+            bytes.drain(..begin);
+            let read = (&mut file).take(MOST as u64).read_to_end(&mut bytes).await?;
             at += read as u64;
             if read > 0 {
                 continue;
@@ -200,6 +279,8 @@ fn grown(path: PathBuf, mut file: File, first: String) -> Lines {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::StreamExt;
+
     use super::*;
 
     #[test]
@@ -212,7 +293,7 @@ mod tests {
             ("", 3, ""),
             ("\n\n", 1, "\n"),
         ] {
-            assert_eq!(last_lines(text, lines), last, "{text:?}");
+            assert_eq!(last_lines(text.as_bytes(), lines), last.as_bytes(), "{text:?}");
         }
     }
 
@@ -222,9 +303,21 @@ mod tests {
         let path = folder.path().join("x.log");
         let line = format!("{}\n", "x".repeat(99));
         std::fs::write(&path, line.repeat(200_000) + "the end\n").unwrap();
-        let (text, _) = end_of(&path).await.unwrap();
-        assert!(text.len() as u64 <= MOST && text.starts_with(&line) && text.ends_with("\nthe end\n"));
+        let is_end =
+            |bytes: &[u8]| bytes.len() <= MOST && bytes.starts_with(line.as_bytes()) && bytes.ends_with(b"\nthe end\n");
+        assert!(is_end(&end_of(&path).await.unwrap().0));
+        let whole = std::fs::read(&path).unwrap();
+        let twice = [whole.as_slice(), whole.as_slice()].concat();
+        assert!(is_end(&end_of_stream(twice.as_slice()).await.unwrap()));
         assert!(end_of(&folder.path().join("y")).await.err().unwrap().message.contains("y cannot be read"));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_utf8_does_not_end_a_log() {
+        let bytes: &[u8] = b"1\n\xff2\n3";
+        let lines: Vec<_> = streamed(bytes).map(Result::unwrap).collect().await;
+        assert_eq!(lines, ["1", "\u{fffd}2", "3"]);
+        assert_eq!(end_of_stream(bytes).await.unwrap(), bytes);
     }
 
     #[tokio::test(start_paused = true)]

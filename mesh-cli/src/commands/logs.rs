@@ -3,15 +3,15 @@
 use futures_util::{StreamExt, stream};
 
 use crate::commands::Context;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::logs::{self, Log};
-use crate::views::proxies;
 
 /// Show what the control plane or a proxy has logged
 ///
 /// Without a name, that of the control plane: in a cluster that of each replica. A proxy is named by its id, by its workload's
 /// name, or by a beginning of it that no other of the namespace has. It need not be connected, nor does the control plane have to
-/// answer: in a cluster the API server is asked, on one machine the files below the data folder are read.
+/// answer: in a cluster the API server is asked, on one machine the files below the data folder are read. Where there is a kubeconfig as well and the
+/// control plane of this machine does not answer, name its socket with --control.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -35,46 +35,55 @@ pub struct Args {
 }
 
 pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
-    let wanted = match &args.proxy {
-        None => logs::of_control(context).await?,
-        Some(name) => vec![proxy(context, name).await?],
-    };
-    if wanted.is_empty() {
-        return Err(Failure::not_found("The control plane has no pods.").hint("`meshctl check` says more."));
+    if let Some(name) = &args.proxy {
+        let log = logs::of_proxy(context, name).await?;
+        return one(context, args, &log).await;
     }
-    let single = wanted.len() == 1;
-    let marked = |log: &Log, line: &str| match single {
-        true => context.out.line(line),
-        false => context.out.line(&format!("{} {line}", log.id)),
-    };
+    match logs::of_control(context).await?.as_slice() {
+        [] => Err(Failure::not_found("The control plane has no pods.").hint("`meshctl check` says more.")),
+        [log] => one(context, args, log).await,
+        several => all(context, args, several).await,
+    }
+}
+
+async fn one(context: &Context, args: &Args, log: &Log) -> Result<(), Failure> {
     if !args.follow {
-        for log in &wanted {
-            log.last(args.lines, args.previous).await?.lines().try_for_each(|line| marked(log, line))?;
-        }
-        return Ok(());
+        return log.last(args.lines, args.previous).await?.lines().try_for_each(|line| context.out.line(line));
     }
-    let mut all = stream::SelectAll::new();
-    for log in wanted {
-        let lines = log.follow(args.lines).await?;
-        all.push(lines.map(move |line| (log.clone(), line)));
-    }
-    while let Some((log, line)) = all.next().await {
-        marked(&log, &line?)?;
+    let mut lines = log.follow(args.lines).await?;
+    while let Some(line) = lines.next().await {
+        context.out.line(&line?)?;
     }
     Ok(())
 }
 
-async fn proxy(context: &Context, name: &str) -> Result<Log, Failure> {
-    // An id says its namespace.
-    let of = (!name.contains('.')).then(|| context.namespace());
-    let all = logs::of_proxies(context, of).await?;
-    let find = |name| proxies::find_by(&all, |log| (&log.id, &log.namespace), name, of.unwrap_or_default());
-    // Files are called by workloads alone.
-    let found = find(name).or_else(|several| name.rsplit_once('.').map_or(Err(several), |(workload, _)| find(workload)));
-    found.cloned().map_err(|several| match several.as_slice() {
-        [] => Failure::not_found(format!("No proxy {name} has a log here."))
-            .hint("`meshctl proxy status` shows the proxies; those of other machines have their logs there."),
-        several => Failure::not_found(format!("{} proxies begin with {name}: {}.", several.len(), several.join(", ")))
-            .hint("Write enough of the name to tell them apart."),
-    })
+/// Each line with the name of its log. One that fails does not keep the others away.
+async fn all(context: &Context, args: &Args, logs: &[Log]) -> Result<(), Failure> {
+    let marked = |log: &Log, line: &str| context.out.line(&format!("{} {line}", log.id));
+    let mut failed: Option<Exit> = None;
+    let mut note = |log: &Log, failure: &Failure| {
+        context.out.note(&format!("warning: the log of {}: {}", log.id, failure.message));
+        failed.get_or_insert(failure.exit);
+    };
+    let mut following = stream::SelectAll::new();
+    for log in logs {
+        if args.follow {
+            match log.follow(args.lines).await {
+                Ok(lines) => following.push(lines.map(move |line| (log, line))),
+                Err(failure) => note(log, &failure),
+            }
+            continue;
+        }
+        match log.last(args.lines, args.previous).await {
+            Ok(text) => text.lines().try_for_each(|line| marked(log, line))?,
+            Err(failure) => note(log, &failure),
+        }
+    }
+    while let Some((log, line)) = following.next().await {
+        match line {
+            Ok(line) => marked(log, &line)?,
+            Err(failure) => note(log, &failure),
+        }
+    }
+    failed.map_or(Ok(()), |exit| Err(Failure::silent(exit)))
 }

@@ -32,7 +32,7 @@ const DEPART: Duration = Duration::from_secs(16);
 /// How often it is looked whether the control plane takes the workload.
 const LOOK: Duration = Duration::from_secs(1);
 /// How much of the proxy's log is shown when it fails.
-const LOG_LINES: usize = 12;
+const LOG_LINES: u32 = 12;
 
 /// What to start.
 pub struct Plan {
@@ -292,9 +292,8 @@ fn spawn_proxy(
 }
 
 fn last_lines(log: &Path) -> String {
-    let text = fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<_> = text.lines().collect();
-    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    let bytes = fs::read(log).unwrap_or_default();
+    String::from_utf8_lossy(crate::logs::last_lines(&bytes, LOG_LINES)).trim_end().to_owned()
 }
 
 #[cfg(test)]

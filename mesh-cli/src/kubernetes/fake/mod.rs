@@ -40,6 +40,8 @@ pub struct State {
     meanwhile: VecDeque<(String, Meanwhile)>,
     /// By namespace and name.
     pods: BTreeMap<(String, String), Behind>,
+    /// What each of these has logged.
+    pub logs: BTreeMap<(&'static str, &'static str), &'static [u8]>,
     forwarded: BTreeMap<(String, String), Vec<AbortHandle>>,
 }
 
@@ -198,6 +200,10 @@ async fn serve(state: Arc<Mutex<State>>, mut request: Request<Incoming>) -> Resu
         return Ok(forward::answer(&state, &asked, &mut request).unwrap_or_else(|status| answer(&status)));
     }
     let mut state = state.lock().unwrap();
+    if asked.sub == "log" {
+        let log = state.logs.get(&(asked.namespace.as_str(), asked.name.as_str())).copied().unwrap_or_default();
+        return Ok(Response::new(Full::from(log)));
+    }
     let of_gateway_api = asked.api_version.strip_prefix(GATEWAY_GROUP).and_then(|rest| rest.strip_prefix('/'));
     if of_gateway_api.is_some_and(|version| !state.serves(&asked.plural, version)) {
         return Ok(answer(&status(404, &json!({"reason": "NotFound"}))));
@@ -272,6 +278,7 @@ impl Asked {
         let dry_run = if self.dry_run { " (dry run)" } else { "" };
         match (self.sub.as_str(), name.as_str()) {
             ("portforward", _) => format!("FORWARD {namespace}/{name}"),
+            ("log", _) => format!("LOG {namespace}/{name}"),
             (_, "") => format!("LIST {plural} {}", if namespace.is_empty() { "*" } else { namespace }),
             _ => format!("{method} {plural} {namespace}/{name}{dry_run}"),
         }
