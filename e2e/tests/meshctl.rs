@@ -355,11 +355,35 @@ fn certificates_are_shown_and_missed_renewals_told(user: User) {
 
 fn logs_and_what_a_bug_report_has(user: User) {
     let mesh = Mesh::start(user).unwrap();
-    let mut reviews = mesh.echo("reviews", "v1").unwrap();
-    let id = mesh.meshctl(&["proxy", "status", "-o", "name"]).unwrap();
-    let id = id.trim();
-    let log = mesh.meshctl(&["logs", id]).unwrap();
-    assert!(log.contains(" INFO "), "{log}");
+    let args = ["--version", "v1", "--port", "9080:http", "--access-log", "json"];
+    let mut reviews = mesh.run("reviews", &args, &["testapp", "http", "--version", "v1"]).unwrap();
+    mesh.discovered("reviews", "v1").unwrap();
+    let ids = mesh.meshctl(&["proxy", "status", "-o", "name"]).unwrap();
+    let id = ids.trim();
+    let route = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: reviews}
+spec:
+  parentRefs: [{group: '', kind: Service, name: reviews}]
+  rules:
+  - filters:
+    - type: RequestHeaderModifier
+      requestHeaderModifier: {set: [{name: authorization, value: Basic s3cret}]}
+    backendRefs: [{name: reviews, port: 9080}]
+";
+    mesh.apply(route).unwrap();
+    let load = mesh.load("web", &["--url", "http://reviews:9080/?token=s3cret", "--rate", "20"]).unwrap();
+    load.flowing().unwrap();
+    // There is something to hide, in the log and in the configuration of who calls.
+    eventually(Duration::from_secs(10), || {
+        let log = mesh.meshctl(&["logs", id, "--lines", "100000"])?;
+        anyhow::ensure!(log.contains(" INFO ") && log.contains("/?token=s3cret"), "{log}");
+        let routes = mesh.meshctl(&["proxy", "config", "routes", "web", "-o", "json"])?;
+        anyhow::ensure!(routes.contains("Basic s3cret"), "{routes}");
+        Ok(())
+    })
+    .unwrap();
     let file = mesh.data().join("report.tar.gz").display().to_string();
     let said = mesh.meshctl(&["bug-report", "--file", &file]).unwrap();
     // A control plane that was started by hand has its log where that was sent.
@@ -367,15 +391,26 @@ fn logs_and_what_a_bug_report_has(user: User) {
     assert_eq!(said.matches("missing: ").count(), 1, "{said}");
     let tar = |args: &[&str]| out(&Command::new("tar").args(args).output().unwrap());
     let list = tar(&["-tzf", &file]);
-    for part in ["about.txt", "check.txt", "objects.json", &format!("proxies/{id}.json"), "changes.json", "topology.json"] {
+    for part in
+        ["about.txt", "check.txt", "objects.json", &format!("proxies/{id}.json"), "changes.json", "topology.json"]
+    {
         assert!(list.lines().any(|line| line.ends_with(part)), "{part} is not in {list}");
     }
     let all = tar(&["-xzOf", &file]);
-    assert!(all.contains("reviews") && all.contains("\"listeners\"") && !all.contains("PRIVATE KEY"), "{all}");
+    assert!(all.contains("envoy.config.listener.v3.Listener") && all.contains("/?[redacted]"), "{all}");
+    assert!(!all.contains("s3cret") && !all.contains("PRIVATE KEY"), "{all}");
 
     // Nobody has to be there any more.
+    load.stop().unwrap();
     reviews.end().unwrap();
     let mut alone = mesh.command("meshctl");
-    alone.args(["--control", &format!("unix:{}", mesh.data().join("control.sock").display()), "logs", id, "--lines", "5"]);
+    alone.args([
+        "--control",
+        &format!("unix:{}", mesh.data().join("control.sock").display()),
+        "logs",
+        id,
+        "--lines",
+        "5",
+    ]);
     assert_eq!(out(&alone.output().unwrap()).lines().count(), 5);
 }

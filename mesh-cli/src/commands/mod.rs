@@ -120,4 +120,4 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<(), Failure
 #[cfg(test)]
 pub mod fake;
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -371,7 +371,7 @@ async fn a_tap_asks_for_what_is_given_and_ends_by_itself() {
 }
 
 /// The files of a bug report, without the folder that they are in.
-fn files(archive: &std::path::Path) -> std::collections::BTreeMap<String, String> {
+pub fn files(archive: &std::path::Path) -> std::collections::BTreeMap<String, String> {
     let mut read = tar::Archive::new(flate2::read::GzDecoder::new(std::fs::File::open(archive).unwrap()));
     let files = read.entries().unwrap().map(|entry| {
         let mut entry = entry.unwrap();
@@ -412,6 +412,7 @@ async fn a_bug_report_has_what_can_be_had_and_no_secrets() {
     assert_eq!(files["control-plane/mesh-control.log"], "ready\n");
     assert!(files["services.json"].contains("reviews") && files["proxies.json"].contains("web-2"), "{files:?}");
     assert!(!files.contains_key("proxies/web-1.app.log"), "{files:?}");
+    assert!(files["about.txt"].contains("missing: the log of web-2.default: "), "{}", files["about.txt"]);
     // This control plane has no configurations to give.
     assert!(files["about.txt"].contains("missing: proxy config all web-1.default -o json: "), "{}", files["about.txt"]);
 
@@ -420,6 +421,18 @@ async fn a_bug_report_has_what_can_be_had_and_no_secrets() {
     std::fs::remove_file(&file).unwrap();
     meshctl(&running, &format!("{line} --proxy web-2")).await.unwrap();
     assert!(!self::files(&file).contains_key("proxies/web-1.log"));
+
+    // Logs are there whether anybody answers or not.
+    std::fs::remove_file(running.folder().join("control.sock")).unwrap();
+    for (options, named) in [("", false), ("--proxy web-1.default --proxy web-2", true)] {
+        std::fs::remove_file(&file).unwrap();
+        meshctl(&running, &format!("{line} {options}")).await.unwrap();
+        let files = self::files(&file);
+        assert_eq!(files["proxies/web-1.log"], "GET /a?[redacted] 200\n");
+        let about = &files["about.txt"];
+        assert!(about.contains("missing: configurations of proxies: "), "{about}");
+        assert_eq!(about.contains("missing: the log of web-2: "), named, "{about}");
+    }
 }
 
 #[tokio::test]
@@ -433,6 +446,7 @@ async fn logs_are_read_with_no_control_plane_that_answers() {
     std::fs::remove_file(running.folder().join("control.sock")).unwrap();
     assert_eq!(meshctl(&running, "logs web-1 --lines 1").await.unwrap(), "2\n");
     assert_eq!(meshctl(&running, "logs web-2.default").await.unwrap(), "3\n");
+    assert_eq!(meshctl(&running, "logs web-.default").await.unwrap_err().exit, Exit::NotFound);
     for (line, says) in [
         ("logs web", "2 proxies begin with web: web-1, web-2."),
         ("logs reviews", "No proxy reviews has a log here."),

@@ -17,6 +17,8 @@ pub const FIELD_MANAGER: &str = "meshctl";
 pub const NAMESPACE: &str = mesh_common::resource::MESH_NAMESPACE;
 /// The name of the control plane's Deployment, and of most that belongs to it.
 pub const CONTROL: &str = "mesh-control";
+/// Where the plugin for nodes is, if there is one.
+pub const PLUGIN_NAMESPACE: &str = "kube-system";
 /// Of the namespace: the settings that the mesh was installed with.
 pub const ANNOTATION_VALUES: &str = "meshctl.dev/values";
 /// Of the Deployment: the version that is installed.

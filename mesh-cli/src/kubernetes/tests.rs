@@ -661,3 +661,69 @@ async fn nodes_are_clean_before_their_daemons_go() {
     assert_eq!(failure.exit, Exit::TimedOut);
     assert!(failure.message.contains("mesh-cni"), "{failure}");
 }
+
+#[tokio::test]
+async fn logs_are_asked_for_where_their_pods_are() {
+    let server = ApiServer::start().await;
+    for (namespace, name, log) in [
+        ("shop", "web-1", b"1\n\xff2\n3\n".as_slice()),
+        ("other", "api-1", b"api\n"),
+        ("mesh-system", "mesh-control-1", b"a\n"),
+        ("mesh-system", "mesh-control-2", b"b\n"),
+    ] {
+        let mut state = server.state();
+        state.add_pod(namespace, name, Behind::Nothing("no"));
+        state.logs.insert((namespace, name), log);
+    }
+    assert_eq!(meshctl(&server, "logs web --lines 2").await.unwrap(), "\u{fffd}2\n3\n");
+    assert_eq!(asked(&server), ["LIST pods shop", "LOG shop/web-1"]);
+    // An id says where it is.
+    assert_eq!(meshctl(&server, "logs api-1.other").await.unwrap(), "api\n");
+    assert_eq!(asked(&server), ["LIST pods other", "LOG other/api-1"]);
+    for name in ["web-1.other", "reviews"] {
+        assert_eq!(meshctl(&server, &format!("logs {name}")).await.unwrap_err().exit, Exit::NotFound, "{name}");
+    }
+    assert_eq!(meshctl(&server, "logs").await.unwrap(), "mesh-control-1 a\nmesh-control-2 b\n");
+    // One that cannot be read does not keep the other away.
+    server.state().refuse("LOG mesh-system/mesh-control-1", 404, json!({"reason": "NotFound", "message": "gone"}));
+    for line in ["logs", "logs --follow"] {
+        let cli = Cli::try_parse_from(format!("meshctl {line}").split_whitespace()).unwrap();
+        let (context, captured) = server.context(Format::Table);
+        let failure = dispatch(&context, cli.command).await.unwrap_err();
+        assert_eq!((failure.exit, captured.text().as_str()), (Exit::NotFound, "mesh-control-2 b\n"), "{line}");
+    }
+}
+
+/// Whoever may see one namespace gets what is there, and is told what is missing.
+#[tokio::test]
+async fn a_bug_report_needs_no_right_to_see_the_whole_cluster() {
+    let server = ApiServer::start().await;
+    let control = Fake::default();
+    let proxy = |id: &str, namespace: &str| Proxy { id: id.into(), namespace: namespace.into(), ..Proxy::default() };
+    control.0.lock().unwrap().proxies = vec![proxy("api-1.other", "other"), proxy("web-1.shop", "shop")];
+    server.state().add_replica("mesh-control-1", Behind::Control(control));
+    server.state().logs =
+        [(("shop", "web-1"), b"GET /?token=s3cret 200\n".as_slice()), (("other", "api-1"), b"api\n")].into();
+    server.state().refuse("LIST pods *", 403, json!({"reason": "Forbidden", "message": "no"}));
+    let folder = tempfile::tempdir().unwrap();
+    let report = |name: &str| folder.path().join(name);
+    meshctl(&server, &format!("bug-report --file {}", report("a").display())).await.unwrap();
+    let all = crate::commands::tests::files(&report("a"));
+    assert_eq!(all["proxies/web-1.shop.log"], "GET /?[redacted] 200\n");
+    assert_eq!(all["proxies/api-1.other.log"], "api\n");
+    let about = &all["about.txt"];
+    assert!(about.contains("missing: cluster/pods-with-proxies.json: "), "{about}");
+    assert!(!about.contains("the log of"), "{about}");
+
+    // The control plane need not answer.
+    server.state().remove_replica("mesh-control-1");
+    server.state().add_pod("shop", "web-1", Behind::Nothing("no"));
+    let named = "--proxy web --proxy api-1.other";
+    for (name, options, there) in [("b", "", ["web-1.shop"].as_slice()), ("c", named, &["web-1.shop"])] {
+        meshctl(&server, &format!("bug-report --file {} {options}", report(name).display())).await.unwrap();
+        let all = crate::commands::tests::files(&report(name));
+        let logs = all.keys().filter_map(|name| name.strip_prefix("proxies/")?.strip_suffix(".log"));
+        assert_eq!(logs.collect::<Vec<_>>(), there, "{:?}", all["about.txt"]);
+        assert_eq!(all["about.txt"].contains("missing: the log of api-1.other: "), !options.is_empty());
+    }
+}

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use jiff::Timestamp;
+use mesh_common::secrets::shown_text;
 
 use crate::failure::Failure;
 
@@ -50,9 +51,14 @@ impl Archive {
         Ok(())
     }
 
-    /// Remembers why something is not there, or not whole.
+    /// Remembers why something is not there, or not whole: in one line, and without secrets that may be in somebody's answer.
     pub fn missing(&mut self, what: &str, failure: Option<Failure>) {
-        self.missing.extend(failure.map(|failure| format!("{what}: {}", failure.message.trim_end_matches('.'))));
+        let line = |failure: Failure| {
+            let why =
+                shown_text(failure.message.trim_end_matches('.')).split_whitespace().collect::<Vec<_>>().join(" ");
+            format!("{what}: {why}")
+        };
+        self.missing.extend(failure.map(line));
     }
 
     /// Its parts, and what is missing.
@@ -88,10 +94,13 @@ mod tests {
         let mut archive = Archive::create(&path, "report".to_owned(), Timestamp::UNIX_EPOCH).unwrap();
         archive.add("a/b.txt", "text".to_owned()).unwrap();
         archive.add("empty", String::new()).unwrap();
-        archive.missing("c", Some(Failure::new("It is gone.")));
+        archive.missing("c", Some(Failure::new("It is\ngone: /a?token=s3cret")));
         archive.missing("d", None);
         let (parts, missing) = archive.finish("about\n").unwrap();
-        assert_eq!((parts, missing), (vec!["a/b.txt".to_owned(), "about.txt".to_owned()], vec!["c: It is gone".to_owned()]));
+        assert_eq!(
+            (parts, missing),
+            (vec!["a/b.txt".to_owned(), "about.txt".to_owned()], vec!["c: It is gone: /a?[redacted]".to_owned()])
+        );
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 
         let mut read = tar::Archive::new(flate2::read::GzDecoder::new(File::open(&path).unwrap()));
@@ -101,7 +110,8 @@ mod tests {
             entry.read_to_string(&mut text).unwrap();
             (entry.path().unwrap().display().to_string(), text)
         });
-        let expected = [("report/a/b.txt", "text"), ("report/about.txt", "about\nmissing: c: It is gone\n")];
+        let expected =
+            [("report/a/b.txt", "text"), ("report/about.txt", "about\nmissing: c: It is gone: /a?[redacted]\n")];
         assert_eq!(files.collect::<Vec<_>>(), expected.map(|(name, text)| (name.to_owned(), text.to_owned())));
 
         let again = Archive::create(&path, "report".to_owned(), Timestamp::UNIX_EPOCH).err().unwrap();

@@ -7,13 +7,12 @@ use kube::api::ListParams;
 use mesh_common::resource::Kind;
 
 use crate::failure::Failure;
-use crate::install::{CONTROL, LABEL_VERSION, NAMESPACE, SELECTOR, chart, gateway, rollout};
+use crate::install::{CONTROL, LABEL_VERSION, NAMESPACE, PLUGIN_NAMESPACE, SELECTOR, chart, gateway, rollout};
 use crate::kubernetes::Cluster;
 use crate::views::findings::Finding;
 
 const KINDS: &str = "kinds";
 const PLUGIN: &str = "mesh-cni";
-const PLUGIN_NAMESPACE: &str = "kube-system";
 
 pub async fn definitions(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
     let (mut missing, mut unfit) = (Vec::new(), Vec::new());
