@@ -270,8 +270,9 @@ const LOAD: [&str; 6] = ["--url", "http://reviews:9080/", "--connections", "4", 
 fn logs(namespace: &Namespace) -> anyhow::Result<()> {
     let control = meshctl(namespace, &["logs", "--lines", "5"])?;
     ensure!(control.lines().count() >= 5 && control.lines().all(|it| it.starts_with("mesh-control-")), "{control}");
+    // It was told to say more.
     let web = meshctl(namespace, &["logs", "web"])?;
-    ensure!(web.contains("INFO"), "{web}");
+    ensure!(web.contains(" DEBUG "), "{web}");
     let secret = json!({"type": "RequestHeaderModifier",
         "requestHeaderModifier": {"set": [{"name": "authorization", "value": "Basic s3cret-of-commands"}]}});
     let rule = json!({"filters": [secret], "backendRefs": apps::backends(&[("reviews", 1)])});
