@@ -8,7 +8,7 @@
 
 use std::io;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// The head of a request, with what is before it.
 pub(super) const MAX_HEAD: usize = 64 << 10;
@@ -27,7 +27,15 @@ pub(crate) struct Framing {
     begun: AtomicU64,
     /// The first request that is refused, and why. Nothing after it has been looked at.
     flaw: OnceLock<(u64, &'static str)>,
+    /// What the last byte was part of: [`BETWEEN`], [`IN_HEAD`] or [`AFTER_HEAD`].
+    place: AtomicU8,
 }
+
+/// No request, or the last one of one.
+const BETWEEN: u8 = 0;
+const IN_HEAD: u8 = 1;
+/// A body, or what is not looked at any more.
+const AFTER_HEAD: u8 = 2;
 
 impl Framing {
     /// Counts a request that hyper has found. Returns why it must be refused.
@@ -40,6 +48,17 @@ impl Framing {
             None if number >= heads => Some("where the request ends is not clear"),
             _ => None,
         }
+    }
+
+    /// Whether a head has begun that has not ended.
+    pub(super) fn is_in_head(&self) -> bool {
+        self.place.load(Ordering::Relaxed) == IN_HEAD
+    }
+
+    /// Whether there is nothing of a request that hyper has not found. False only where somebody reads along.
+    pub(super) fn is_between(&self) -> bool {
+        let heads = self.heads.load(Ordering::Relaxed).saturating_sub(1);
+        self.place.load(Ordering::Relaxed) == BETWEEN && self.begun.load(Ordering::Relaxed) >= heads
     }
 }
 
@@ -84,7 +103,23 @@ impl Reader {
     }
 
     /// Takes what has just been read. An error ends the connection: what is wrong is in a body of which part has gone on.
-    pub(super) fn read(&mut self, mut bytes: &[u8], framing: &Framing) -> io::Result<()> {
+    pub(super) fn read(&mut self, bytes: &[u8], framing: &Framing) -> io::Result<()> {
+        let read = self.read_on(bytes, framing);
+        framing.place.store(self.place(), Ordering::Relaxed);
+        read
+    }
+
+    fn place(&self) -> u8 {
+        match self.state {
+            State::Head if self.line.is_empty() && self.head.bytes == 0 => BETWEEN,
+            State::Head => IN_HEAD,
+            State::Body(_) | State::ChunkLength | State::Chunk(_) | State::ChunkEnd | State::Trailers | State::Over => {
+                AFTER_HEAD
+            }
+        }
+    }
+
+    fn read_on(&mut self, mut bytes: &[u8], framing: &Framing) -> io::Result<()> {
         while !bytes.is_empty() {
             match &mut self.state {
                 State::Over => return Ok(()),
@@ -302,6 +337,29 @@ mod tests {
         );
         for piece in 1..two.len() {
             assert_eq!(read(two.as_bytes(), piece), (3, None), "{piece}");
+        }
+    }
+
+    #[test]
+    fn it_is_known_what_has_begun() {
+        let framing = Framing::default();
+        let mut reader = Reader::new(&framing);
+        assert!(framing.is_between() && !framing.is_in_head());
+        for (text, found, in_head, between) in [
+            ("\r", 0, true, false),
+            ("\nGET / HTTP/1.1\r\n", 0, true, false),
+            ("a: b\r\n\r\n", 0, false, false),
+            ("", 1, false, true),
+            ("POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\na", 2, false, false),
+            ("b", 2, false, true),
+            ("GET / HTTP/1.1\r\n\r\nG", 3, true, false),
+            ("ET / HTTP/1.1\n", 3, false, false),
+        ] {
+            reader.read(text.as_bytes(), &framing).unwrap();
+            while framing.begun.load(Ordering::Relaxed) < found {
+                framing.begin();
+            }
+            assert_eq!((framing.is_in_head(), framing.is_between()), (in_head, between), "{text:?}");
         }
     }
 

@@ -140,9 +140,12 @@ impl Signals {
         self.head.swap(IDLE, Ordering::Relaxed) == SERVING
     }
 
-    /// The response is complete.
+    /// The response is complete. What the client has sent of its next request meanwhile begins to be waited for.
     pub(crate) fn served(&self) {
         self.head.store(IDLE, Ordering::Relaxed);
+        if self.framing.is_in_head() {
+            self.head_begins();
+        }
     }
 
     /// When the request head began that is being read.
@@ -164,13 +167,19 @@ impl Signals {
             && self.resting.swap(false, Ordering::Relaxed)
             && self.head.load(Ordering::Relaxed) == IDLE
             && !self.unsent.load(Ordering::Relaxed)
+            // hyper keeps nothing that was read and belongs to a request that is to come.
+            && self.framing.is_between()
     }
 
     fn bytes_came(&self) {
         if self.head.load(Ordering::Relaxed) == IDLE {
-            let at = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(SERVING - 2) + 1;
-            self.head.store(at, Ordering::Relaxed);
+            self.head_begins();
         }
+    }
+
+    fn head_begins(&self) {
+        let at = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(SERVING - 2) + 1;
+        self.head.store(at, Ordering::Relaxed);
     }
 }
 
@@ -251,11 +260,15 @@ impl<IO: DownstreamIo> AsyncRead for Io<IO> {
             let bytes = this.before.split_to(this.before.len().min(buf.remaining()));
             buf.put_slice(&bytes);
         }
-        this.signals.bytes_came();
-        match &mut this.framing {
-            Some(reader) => Poll::Ready(reader.read(&buf.filled()[already..], &this.signals.framing)),
-            None => Poll::Ready(Ok(())),
+        if let Some(reader) = &mut this.framing {
+            reader.read(&buf.filled()[already..], &this.signals.framing)?;
+            // The rest of a body of which no more is wanted begins nothing.
+            if !this.signals.framing.is_in_head() {
+                return Poll::Ready(Ok(()));
+            }
         }
+        this.signals.bytes_came();
+        Poll::Ready(Ok(()))
     }
 }
 

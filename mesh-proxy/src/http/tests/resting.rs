@@ -107,6 +107,21 @@ async fn it_rests_without_buffers_and_goes_on() {
 }
 
 #[tokio::test]
+async fn it_does_not_rest_in_the_middle_of_a_head() {
+    let app = App::http1(|request| async move { reply(request.uri().path().to_owned()) }).await;
+    let proxy = Proxy::simple(UpstreamHttp::Http1, &[app.address]).await;
+    let mut client = Client::new(&proxy, 65536).await;
+    // All of it in one read, and then much longer than a connection is idle before it rests.
+    client.send(&format!("{GET}GET /x HTTP/1.1\r\nX: ")).await;
+    client.read_until("\r\n\r\n/").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    client.send("GET /admin HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let text = client.read_until("/x").await;
+    assert!(text.starts_with("HTTP/1.1 200 ") && !text.contains("/admin"), "{text}");
+    client.rests().await;
+}
+
+#[tokio::test]
 async fn where_requests_end_is_still_watched_after_it() {
     let app = App::named("ok").await;
     let proxy = Proxy::simple(UpstreamHttp::Http1, &[app.address]).await;
