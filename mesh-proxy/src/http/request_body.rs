@@ -281,7 +281,8 @@ impl State {
                 kept.push(chunk.clone());
             }
             self.taps.retain(|tap| tap.try_send(Some(chunk.clone())).is_ok());
-            if self.source.is_end_stream() {
+            // After trailers nobody may ask whether there is more.
+            if self.source.is_end_stream() || matches!(chunk, Chunk::Trailers(_)) {
                 self.end();
             }
             return Poll::Ready(Some(Ok(chunk)));
@@ -366,7 +367,7 @@ impl RequestBody {
 impl Reader {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
         if let Some(gate) = &self.gate {
-            ready!(gate.poll(cx))?;
+            ready!(gate.poll(cx));
         }
         let mut state = self.upload.state();
         if state.reader != self.number {
@@ -456,31 +457,34 @@ impl Gate {
     }
 
     pub(crate) fn open(&self) {
-        self.turn(OPEN);
+        let _ = self.turn(OPEN);
     }
 
-    /// The server has answered without having asked for the body. Too late if it is open.
-    pub(crate) fn shut(&self) {
-        self.turn(SHUT);
+    /// The server has answered without having asked for the body, of which nothing is sent then. False: too late, it is open.
+    pub(crate) fn shut(&self) -> bool {
+        self.turn(SHUT)
     }
 
-    fn turn(&self, to: u8) {
-        if self.state.compare_exchange(WAITING, to, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+    fn turn(&self, to: u8) -> bool {
+        let turned = self.state.compare_exchange(WAITING, to, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if turned {
             self.reader.wake();
         }
+        turned
     }
 
-    fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+    /// Never ready once it is shut: an error would break off the response.
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.reader.register(cx.waker());
         match self.state.load(Ordering::Acquire) {
-            OPEN => return Poll::Ready(Ok(())),
-            SHUT => return Poll::Ready(Err(BodyError::Unwanted)),
+            OPEN => return Poll::Ready(()),
+            SHUT => return Poll::Pending,
             _ => (),
         }
         let mut timer = self.timer.lock().unwrap_or_else(PoisonError::into_inner);
         let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(EXPECT_TIMEOUT)));
         ready!(std::future::Future::poll(timer.as_mut(), cx));
         self.open();
-        Poll::Ready(Ok(()))
+        Poll::Ready(())
     }
 }

@@ -83,7 +83,11 @@ impl Conn {
                 return Poll::Ready(answer);
             }
             self.drive(cx);
-            response.as_mut().poll(&mut quiet)
+            match self.driver {
+                Some(_) => response.as_mut().poll(&mut quiet),
+                // Nothing wakes the task any more but the answer itself, should it not be taken now.
+                None => response.as_mut().poll(cx),
+            }
         });
         let response = answer.await.map_err(|mut failed| {
             let request = failed.take_message();
@@ -100,11 +104,10 @@ impl Conn {
             let stale = used && kind == Kind::UpstreamReset;
             Failed { error: Error::because(kind, error), request: request.map(Box::new), stale }
         })?;
-        if let Some(gate) = gate {
-            gate.shut();
-        }
+        // What was announced and is not sent is waited for by the server: this connection has no other request.
+        let refused = gate.is_some_and(|gate| gate.shut());
         let upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS || connect && response.status().is_success();
-        let uploading = upload.is_some_and(|it| !it.delivered());
+        let uploading = !refused && upload.is_some_and(|it| !it.delivered());
         Ok(response.map(|incoming| {
             if upgrade || uploading {
                 // Both directions go on independently of each other from here on.
@@ -119,7 +122,9 @@ impl Conn {
     }
 
     async fn detach(self) {
-        let Self { driver, in_use, .. } = self;
+        let Self { send, driver, in_use, .. } = self;
+        // So it ends when both directions have; the server would wait for another request.
+        drop(send);
         if let Some(driver) = driver
             && let Err(error) = driver.await
         {
@@ -185,7 +190,9 @@ async fn open(host: Arc<Host>, view: Arc<View>) {
 /// Waits until the cluster may have one more connection, as long as somebody waits for it.
 async fn room(host: &Host, view: &View) -> Option<Connection> {
     loop {
-        let freed = view.usage.connection_freed();
+        let mut freed = pin!(view.usage.connection_freed());
+        // From here on: one that is freed before it is waited for is for one of several otherwise.
+        freed.as_mut().enable();
         if let Some(in_use) = view.usage.connection_of(&host.http1.connections, &view.cluster.limits) {
             return Some(in_use);
         }

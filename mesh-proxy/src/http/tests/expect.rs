@@ -56,6 +56,39 @@ async fn a_refusal_comes_before_the_body() {
 }
 
 #[tokio::test]
+async fn a_refusal_arrives_whole() {
+    const SIZE: usize = 200_000;
+    let app = App::raw(|mut stream, _| async move {
+        read_until(&mut stream, "\r\n\r\n").await;
+        let head = format!("HTTP/1.1 417 Expectation Failed\r\nContent-Length: {SIZE}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        for _ in 0..4 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            stream.write_all(&[b'x'; SIZE / 4]).await.unwrap();
+        }
+        // It is not asked for anything else.
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
+        assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+    })
+    .await;
+    let proxy = Proxy::simple(UpstreamHttp::Http1, &[app.address]).await;
+    for _ in 0..2 {
+        let mut stream = proxy.raw().await;
+        stream.write_all(HEAD.as_bytes()).await.unwrap();
+        let answer = read_until(&mut stream, "x").await;
+        let mut body = answer.len() - answer.find("\r\n\r\n").unwrap() - 4;
+        let mut piece = [0; 4096];
+        while body < SIZE {
+            let n = soon(stream.read(&mut piece)).await.unwrap();
+            assert!(n > 0, "ended after {body} bytes");
+            body += n;
+        }
+    }
+    assert_eq!(app.connections(), 2);
+}
+
+#[tokio::test]
 async fn a_server_that_does_not_know_of_it_gets_the_body_anyway() {
     let app = App::raw(|mut stream, _| async move {
         read_until(&mut stream, "body").await;

@@ -202,6 +202,58 @@ async fn an_early_answer_does_not_stop_the_upload() {
 }
 
 #[tokio::test]
+async fn a_connection_ends_with_the_upload_that_outlasted_its_answer() {
+    let (ended, end) = tokio::sync::oneshot::channel();
+    let ended = std::sync::Mutex::new(Some(ended));
+    let app = App::raw(move |mut stream, _| {
+        let ended = ended.lock().unwrap().take().unwrap();
+        async move {
+            read_until(&mut stream, "\r\n\r\n").await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            let text = read_until(&mut stream, "body").await;
+            let n = stream.read(&mut [0]).await.unwrap();
+            ended.send((text, n)).unwrap();
+        }
+    })
+    .await;
+    let proxy = Proxy::simple(UpstreamHttp::Http1, &[app.address]).await;
+    let mut stream = proxy.raw().await;
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n").await.unwrap();
+    read_until(&mut stream, "ok").await;
+    stream.write_all(b"body").await.unwrap();
+    assert_eq!(soon(end).await.unwrap(), ("body".to_owned(), 0));
+}
+
+#[tokio::test]
+async fn a_body_with_trailers_has_an_end() {
+    const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nTrailer: x-sum\r\nTransfer-Encoding: chunked\r\n\r\n\
+                        2\r\nab\r\n0\r\nx-sum: 2\r\n\r\n";
+    let app = App::http1(|request| async move {
+        let silent = request.method() == "PUT";
+        request.into_body().collect().await.unwrap();
+        if silent {
+            std::future::pending::<()>().await;
+        }
+        reply("ok")
+    })
+    .await;
+    let timeout = Forward { timeout: Duration::from_millis(200), ..forward(&[("app", 1)]) };
+    let proxy = Proxy::with(to(timeout), UpstreamHttp::Http1, &[app.address]).await;
+    let mut stream = proxy.raw().await;
+    for _ in 0..2 {
+        stream.write_all(POST.as_bytes()).await.unwrap();
+        read_until(&mut stream, "ok").await;
+    }
+    // The connection is one for the next request, and the time begins to count.
+    assert_eq!(app.connections(), 1);
+    let put = POST.replace("POST", "PUT").replace("Host: a", "Host: a\r\nConnection: close");
+    stream.write_all(put.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    soon(stream.read_to_string(&mut text)).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 504 "), "{text}");
+}
+
+#[tokio::test]
 async fn absolute_form_and_the_authority_s_precedence() {
     let app = App::http1(|request| async move {
         reply(format!("{} {}", request.headers()[HOST].to_str().unwrap(), request.uri()))
