@@ -16,9 +16,11 @@ use mesh_e2e::process::{Process, eventually};
 
 /// Envoy's user, whose traffic the redirect leaves alone.
 const ENVOY_UID: u32 = 101;
-/// Hosts: Envoy with an application and clients, two versions of `reviews` behind mesh-proxy, and who decides about requests.
+/// Hosts: Envoy with an application and clients, two versions of `reviews` behind mesh-proxy, who decides about requests,
+/// and one that comes later.
 const ENVOY: usize = 0;
 const AUTHORIZER: u8 = 3;
+const NEW: u8 = 4;
 
 /// For all services.
 const HEALTH: &str = "
@@ -42,7 +44,7 @@ fn envoy_with_state_of_the_world_xds() {
 
 fn envoy_is_routed_by_the_same_objects(api_type: &str) {
     let mesh = Mesh::start(User::Same).unwrap();
-    let lan = Lan::new(User::Same, 4).unwrap();
+    let lan = Lan::new(User::Same, 5).unwrap();
     let mut processes = Vec::new();
     for (host, version) in [(1, "v1"), (2, "v2")] {
         let app = ["http", "--version", version];
@@ -251,6 +253,36 @@ fn envoy_is_routed_by_the_same_objects(api_type: &str) {
         })
         .unwrap_or_else(|error| _ = failed(error, &processes));
     }
+
+    // While the root is replaced, Envoy still has a certificate of the former one, and meets a proxy with one of the new.
+    let output = mesh.meshctl_output(&["certs", "rotate-root", "--yes", "--wait-timeout", "100ms"]).unwrap();
+    assert_eq!(output.status.code(), Some(6), "{output:?}");
+    processes.extend(sidecar(&mesh, &lan, NEW, ("new", "v1"), &["http"], &["9080:http"]));
+    mesh.discovered("new", "v1").unwrap();
+    let new = mesh.virtual_address("new").unwrap();
+    for (from, to) in [(usize::from(NEW), legacy), (ENVOY, new)] {
+        eventually(Duration::from_secs(20), || {
+            let report = load(lan.on(from, mesh.program("testapp")), &format!("http://{to}:9080/"), 10)?;
+            anyhow::ensure!(report.good() == 10, "{report:?} from host {from}");
+            Ok(())
+        })
+        .unwrap_or_else(|error| _ = failed(error, &processes));
+    }
+    let status = mesh.meshctl(&["certs", "rotate-root", "--status", "-o", "name"]).unwrap();
+    assert!(status.contains("legacy-1.default") && !status.contains("new-v1"), "{status}");
+    // When it is ended by force, Envoy gets another one at once.
+    let first = mesh.meshctl(&["certs", "legacy-1", "-o", "json"]).unwrap();
+    mesh.meshctl(&["certs", "rotate-root", "--force", "--yes"]).unwrap();
+    let issuer =
+        |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap()["workloads"][0]["issuer"].clone();
+    eventually(Duration::from_secs(20), || {
+        let now = mesh.meshctl(&["certs", "legacy-1", "-o", "json"])?;
+        anyhow::ensure!(issuer(&now) != issuer(&first), "{now}");
+        let report = load(lan.on(NEW.into(), mesh.program("testapp")), &format!("http://{legacy}:9080/"), 10)?;
+        anyhow::ensure!(report.good() == 10, "{report:?}");
+        Ok(())
+    })
+    .unwrap_or_else(|error| _ = failed(error, &processes));
 
     // It was mutual TLS, by both proxies' own account.
     let stats = http_get(&lan, ENVOY, "http://127.0.0.1:19000/stats?filter=ssl.handshake");

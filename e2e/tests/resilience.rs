@@ -289,3 +289,59 @@ fn a_control_plane_that_hangs_costs_the_first_new_name_a_second() {
     assert!(["new name", "new address"].iter().all(|it| after[it].as_f64().unwrap() < 0.3), "{after}");
     assert!(client.wait(Duration::from_secs(10)).unwrap().success());
 }
+
+/// Nobody refuses anybody, while some hang on the former root and some on the new one, and while some know only one of them; also
+/// when the control plane is killed in the middle of it.
+#[test]
+fn replacing_the_root_certificate_costs_nothing() {
+    let mut mesh = Mesh::start(User::Same).unwrap();
+    mesh.environment.push(("MESH_CERTIFICATE_TTL", "20".to_owned()));
+    let _v1 = mesh.echo("reviews", "v1").unwrap();
+    let _v2 = mesh.echo("reviews", "v2").unwrap();
+    let load = mesh.load("web", &LOAD).unwrap();
+    load.flowing().unwrap();
+    let roots = |mesh: &Mesh| {
+        let text = std::fs::read_to_string(mesh.data().join("ca/bundle.pem")).unwrap();
+        text.split_inclusive("-----END CERTIFICATE-----\n").map(str::to_owned).collect::<Vec<_>>()
+    };
+    let called = |mesh: &Mesh, from: &str| {
+        // Both versions, over connections that are new.
+        for _ in 0..4 {
+            let asked = ["-o", "/dev/null", "-w", "%{http_code}", "http://reviews:9080/"];
+            assert_eq!(mesh.curl(from, &asked).unwrap(), "200", "{from}");
+        }
+    };
+    let status = |mesh: &Mesh| mesh.meshctl(&["certs", "rotate-root", "--status"]).unwrap();
+    let before = roots(&mesh);
+    assert_eq!((before.len(), status(&mesh).as_str()), (1, "The root is not being replaced.\n"));
+
+    let output = mesh.meshctl_output(&["certs", "rotate-root", "--yes", "--wait-timeout", "100ms"]).unwrap();
+    assert_eq!(output.status.code(), Some(6), "{output:?}");
+    assert!(status(&mesh).contains(" of 3 workloads have followed"), "{}", status(&mesh));
+    let both = roots(&mesh);
+    assert_eq!((both.len(), &both[1]), (2, &before[0]));
+    called(&mesh, "between");
+    let mut control = mesh.control.take().unwrap();
+    control.signal(Signal::SIGKILL).unwrap();
+    control.wait(Duration::from_secs(5)).unwrap();
+    mesh.start_control().unwrap();
+    assert_eq!(roots(&mesh), both);
+
+    let said = mesh.meshctl(&["certs", "rotate-root", "--yes"]).unwrap();
+    let last: Vec<_> = said.lines().rev().take(2).collect();
+    assert!(said.contains(" It goes on.") && last[0].starts_with("The root before is trusted no more"), "{said}");
+    assert!(last[1].ends_with(" workloads have followed.") && last[1].starts_with("3 of 3 "), "{said}");
+    assert_eq!(roots(&mesh), both[..1]);
+    called(&mesh, "late");
+    let table = mesh.meshctl(&["certs"]).unwrap();
+    assert!(table.lines().filter(|line| line.starts_with("root")).count() == 1 && !table.contains("former"), "{table}");
+    // Beyond the next renewals, by which all know the new root alone.
+    std::thread::sleep(Duration::from_secs(12));
+    called(&mesh, "later");
+    let report = load.stop().unwrap();
+    assert_eq!((report.failed, report.closed, report.good()), (0, 0, report.requests), "{report:?}");
+    let changes = mesh.meshctl(&["audit", "query", "--object", "RootCertificate"]).unwrap();
+    let of =
+        |verb: &str| changes.lines().filter(|line| line.contains(verb) && line.contains(" RootCertificate ")).count();
+    assert_eq!((of(" create "), of(" delete ")), (1, 1), "{changes}");
+}

@@ -7,6 +7,7 @@
 mod args;
 mod client;
 mod commands;
+mod confirm;
 mod demo;
 mod dump;
 mod failure;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use mesh_common::identity::Identity;
@@ -66,6 +67,8 @@ impl Proven {
 pub struct PeerCertificate {
     pub identity: Identity,
     pub not_after: Timestamp,
+    /// When the handshake began that verified it, by what was trusted then.
+    pub verified: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -114,6 +117,11 @@ impl Proof {
             None => bearer(request)?.map(str::to_owned),
         };
         Ok(Self { peer, token })
+    }
+
+    /// When the certificate of its connection was verified, if it has one.
+    pub fn verified(&self) -> Option<Instant> {
+        self.peer.certificate.as_ref().map(|it| it.verified)
     }
 }
 

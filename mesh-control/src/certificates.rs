@@ -29,7 +29,7 @@ pub fn facts_of_pem(pem: &str) -> Option<Certificate> {
 
 /// What all workloads hang on.
 pub fn authorities(ca: &Ca, tls: &ServerTls) -> Vec<AuthorityCertificate> {
-    let roots = ca.roots_der().into_iter().map(|der| (Role::Root, der));
+    let roots = [Role::Root, Role::FormerRoot].into_iter().zip(ca.roots_der());
     let own = tls.certificate_der().map(|der| (Role::ControlPlane, der));
     let all = roots.chain([(Role::Intermediate, ca.intermediate_der())]).chain(own);
     all.map(|(role, der)| AuthorityCertificate { role: role.into(), certificate: facts(&der) }).collect()
@@ -38,6 +38,11 @@ pub fn authorities(ca: &Ca, tls: &ServerTls) -> Vec<AuthorityCertificate> {
 /// Whether it is that of a workload of this identity.
 pub fn is_of(certificate: &Certificate, identity: &str) -> bool {
     certificate.subject == identity && Timestamp::from_second(certificate.not_after_unix).is_ok()
+}
+
+/// The X.509 name of its holder, as `issuer` has it in those that it signs.
+pub fn distinguished_name(der: &[u8]) -> Option<String> {
+    X509Certificate::from_der(der).ok().map(|(_, certificate)| certificate.subject().to_string())
 }
 
 #[cfg(test)]

@@ -14,11 +14,11 @@ use crate::output::time::parse_positive_duration;
 use crate::views::audit;
 
 /// What is no object, and is written down too.
-const JOIN_TOKEN: &str = "JoinToken";
+const NO_OBJECTS: [&str; 2] = ["JoinToken", "RootCertificate"];
 
 /// Show who has changed what in the mesh
 ///
-/// mesh-control writes down each change of its objects, and each join token that is made: when, who, and what was there before and is after. Who that was is
+/// mesh-control writes down each change of its objects, each join token that is made, and each root certificate that comes and goes: when, who, and what was there before and is after. Who that was is
 /// the user at the other end of its socket, or the identity of a proxy that registers its workload. Keys and values of headers that prove an identity are
 /// left out. In Kubernetes changes are made at the API server, whose audit log has them.
 #[derive(Debug, clap::Args)]
@@ -127,8 +127,8 @@ fn name(record: &Value) -> String {
 /// `httproute/reviews`, or a kind alone.
 fn subject(text: &str) -> Result<(String, String), Failure> {
     let (kind, name) = text.split_once('/').unwrap_or((text, ""));
-    if kind.eq_ignore_ascii_case(JOIN_TOKEN) {
-        return Ok((JOIN_TOKEN.to_owned(), name.to_owned()));
+    if let Some(kind) = NO_OBJECTS.into_iter().find(|it| it.eq_ignore_ascii_case(kind)) {
+        return Ok((kind.to_owned(), name.to_owned()));
     }
     let kind = Kind::parse(kind).map_err(|error| Failure::usage(format!("--object: {error}.")))?;
     Ok((kind.as_str().to_owned(), name.to_owned()))
@@ -144,6 +144,7 @@ mod tests {
         assert_eq!(named("httproutes/reviews"), ("HTTPRoute".into(), "reviews".into()));
         assert_eq!(named("svc"), ("Service".into(), String::new()));
         assert_eq!(named("jointoken/abc"), ("JoinToken".into(), "abc".into()));
+        assert_eq!(named("rootcertificate"), ("RootCertificate".into(), String::new()));
         assert!(subject("pod/x").is_err());
     }
 }

@@ -1,5 +1,7 @@
 //! `meshctl certs`: which certificates are served in the mesh, and until when.
 
+mod rotate_root;
+
 use jiff::Timestamp;
 use mesh_common::proto::control::{ListCertificatesRequest, ListProxiesRequest};
 
@@ -22,12 +24,26 @@ Examples:
   meshctl certs reviews -o wide
   meshctl certs -o json")]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Action>,
     /// Only workloads of this service, or this one
     #[arg(value_name = "NAME")]
     name: Option<String>,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    RotateRoot(rotate_root::Args),
+}
+
 pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
+    match (&args.command, &args.name) {
+        (Some(Action::RotateRoot(args)), None) => return rotate_root::run(context, args).await,
+        (Some(_), Some(name)) => {
+            return Err(Failure::usage(format!("This is not about one workload, but {name} is given.")));
+        }
+        (None, _) => (),
+    }
     let control = context.connect().await?;
     let answer = control.mesh().list_certificates(ListCertificatesRequest {}).await?.into_inner();
     // Asked last: whoever reports is there.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use futures_util::{Stream, StreamExt, stream};
 use mesh_common::proto::control::apply_result::Outcome;
 use mesh_common::proto::control::mesh_server::{Mesh, MeshServer};
+use mesh_common::proto::control::rotate_root_request::Step;
 use mesh_common::proto::control::*;
 use mesh_common::resource::{DEFAULT_NAMESPACE, Key, Kind, Object};
 use tokio::net::UnixListener;
@@ -28,6 +29,10 @@ pub struct State {
     pub proxies: Vec<Proxy>,
     pub traffic: ListTrafficResponse,
     pub certificates: ListCertificatesResponse,
+    /// How far the replacement of the root is: each step that was asked for, and whether by force. Each question shows one more
+    /// workload that has followed.
+    pub rotation: RotateRootResponse,
+    pub rotated: Vec<(Step, bool)>,
     /// The answers of `Tap`, and what was asked of it.
     pub tapped: Vec<TapResponse>,
     pub taps: Vec<TapRequest>,
@@ -243,6 +248,24 @@ impl Mesh for Fake {
         _: Request<ListCertificatesRequest>,
     ) -> Result<Response<ListCertificatesResponse>, Status> {
         Ok(Response::new(self.0.lock().unwrap().certificates.clone()))
+    }
+
+    async fn rotate_root(&self, request: Request<RotateRootRequest>) -> Result<Response<RotateRootResponse>, Status> {
+        let (asked, mut state) = (request.into_inner(), self.0.lock().unwrap());
+        state.rotated.push((asked.step(), asked.force));
+        match asked.step() {
+            Step::Begin if asked.force => (),
+            Step::Begin => state.rotation.began_unix = 1_900_000_000,
+            Step::End if !state.rotation.behind.is_empty() && !asked.force => {
+                return Err(Status::failed_precondition("somebody is behind"));
+            }
+            Step::End => state.rotation = RotateRootResponse::default(),
+            Step::Unspecified => {
+                let follows = state.rotation.behind.pop_if(|it| it.certificate.is_some());
+                state.rotation.followed += u32::from(follows.is_some());
+            }
+        }
+        Ok(Response::new(state.rotation.clone()))
     }
 
     type QueryAuditStream = Streamed<AuditEntry>;

@@ -1,6 +1,7 @@
 //! Whole commands, from the words of the command line to what is printed and stored.
 
 use clap::Parser;
+use mesh_common::proto::control::rotate_root_request::Step;
 use mesh_common::proto::control::{Certificate, Proxy, ServiceView, WaitProgress, WorkloadCertificate, WorkloadView};
 use mesh_common::resource::{Kind, Object};
 
@@ -284,6 +285,40 @@ async fn a_certificate_that_runs_out_ends_in_an_exit_code_of_its_own() {
     running.state().certificates.workloads.push(of("reviews-2.default", 20));
     assert_eq!(meshctl(&running, "certs").await.unwrap_err().exit, Exit::Failed);
     assert_eq!(meshctl(&running, "certs reviews-1").await.unwrap().lines().count(), 4);
+}
+
+#[tokio::test]
+async fn a_root_is_replaced_when_everybody_has_followed() {
+    let running = shop();
+    let behind = |id: &str, certificate| WorkloadCertificate { id: id.into(), certificate, ..Default::default() };
+    let known = || Some(Certificate { not_after_unix: 4_000_000_000, ..Certificate::default() });
+    assert_eq!(meshctl(&running, "certs rotate-root --status").await.unwrap(), "The root is not being replaced.\n");
+    assert_eq!(meshctl(&running, "certs web rotate-root --status").await.unwrap_err().exit, Exit::Usage);
+    let json = meshctl(&running, "certs -o json rotate-root --status").await.unwrap();
+    assert!(json.contains("\"followed\": 0"), "{json}");
+    assert!(running.state().rotated.iter().all(|(step, _)| *step == Step::Unspecified));
+    let text = meshctl(&running, "certs rotate-root --force --yes").await.unwrap();
+    assert_eq!(text, "The root was replaced. Let all workloads join again, with new tokens.\n");
+    assert_eq!(running.state().rotated.last(), Some(&(Step::Begin, true)));
+
+    running.state().rotation.behind = vec![behind("a", known()), behind("b", known()), behind("c", known())];
+    let text = meshctl(&running, "certs rotate-root --yes").await.unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].starts_with("Certificates hang on a new root since 2030-03-17T17:46:40Z"), "{text}");
+    assert!(lines[1].starts_with("2 of 3 workloads have followed; a "), "{text}");
+    assert!(
+        lines[2] == "3 of 3 workloads have followed." && lines[3].starts_with("The root before is trusted no more"),
+        "{text}"
+    );
+    assert_eq!(running.state().rotated.last(), Some(&(Step::End, false)));
+
+    running.state().rotation.behind = vec![behind("d", None)];
+    let late = meshctl(&running, "certs rotate-root --yes --wait-timeout 50ms").await.unwrap_err();
+    assert_eq!(late.exit, Exit::TimedOut);
+    assert_eq!(meshctl(&running, "certs rotate-root --status -o name").await.unwrap(), "d\n");
+    let text = meshctl(&running, "certs rotate-root --force --yes").await.unwrap();
+    assert!(text.starts_with("The root before is trusted no more"), "{text}");
+    assert_eq!(running.state().rotated.last(), Some(&(Step::End, true)));
 }
 
 #[tokio::test]

@@ -233,6 +233,12 @@ impl Mesh for Plane {
         Ok(Response::new(merge::certificates(answers)))
     }
 
+    async fn rotate_root(&self, _: Request<RotateRootRequest>) -> Result<Response<RotateRootResponse>, Status> {
+        let message =
+            "In Kubernetes the root is in the Secret mesh-ca in mesh-system, and is not replaced by this command.";
+        Err(Failure::refused(message).hint("docs/operations.md says how it is done there.").into())
+    }
+
     type QueryAuditStream = Streamed<AuditEntry>;
 
     async fn query_audit(&self, _: Request<QueryAuditRequest>) -> Result<Response<Self::QueryAuditStream>, Status> {

@@ -145,6 +145,8 @@ fn authority(told: &AuthorityCertificate, now: Timestamp) -> Option<Authority> {
     // Nothing renews a root.
     let (authority, life) = match told.role() {
         Role::Root => ("root", ROOT_ENDS_SOON * LATE),
+        // Of no consequence: it goes.
+        Role::FormerRoot => ("former root", Duration::ZERO),
         Role::Intermediate => ("intermediate", life),
         Role::ControlPlane => ("control plane", life),
         Role::Unspecified => return None,
@@ -179,8 +181,9 @@ pub fn warnings(view: &View, now: Timestamp) -> Vec<String> {
     let authorities = view.authorities.iter().filter(|it| it.status != Status::Ok).map(|it| {
         let ends = ends(it.certificate.not_after, now);
         match it.authority {
-            "root" => format!(
-                "the root certificate {ends}: plan a new mesh, start mesh-control with an empty data folder, and join the workloads to it"
+            "root" => format!("the root certificate {ends}: `meshctl certs rotate-root` replaces it; in Kubernetes, docs/operations.md says how"),
+            "former root" => format!(
+                "the root certificate that is being replaced {ends}, and whoever has no certificate of the new one is not trusted: `meshctl certs rotate-root` goes on with it"
             ),
             other => format!("the certificate of the {other} {ends}, and should have been renewed by now: see mesh-control's log"),
         }

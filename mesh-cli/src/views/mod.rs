@@ -6,6 +6,7 @@ pub mod findings;
 pub mod mesh;
 pub mod objects;
 pub mod proxies;
+pub mod rotation;
 pub mod tap;
 pub mod top;
 pub mod topology;

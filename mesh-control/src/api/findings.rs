@@ -31,7 +31,7 @@ fn root(end: Timestamp, now: Timestamp) -> Finding {
     if now + ROOT_ENDS_SOON < end {
         return finding(Level::Ok, "root certificate", format!("valid until {end}"), "");
     }
-    let remedy = "plan a new mesh: start mesh-control with an empty data folder and join the workloads to it";
+    let remedy = "`meshctl certs rotate-root` replaces it; in Kubernetes it is done as docs/operations.md says";
     finding(Level::Warning, "root certificate", format!("it ends at {end}"), remedy)
 }
 

@@ -6,6 +6,7 @@
 mod convert;
 mod findings;
 mod objects;
+mod rotation;
 #[cfg(test)]
 mod tests;
 mod wait;
@@ -20,14 +21,15 @@ use futures_util::{Stream, StreamExt};
 use jiff::Timestamp;
 use mesh_common::identity::Identity;
 use mesh_common::proto::control::mesh_server::{Mesh, MeshServer};
+use mesh_common::proto::control::rotate_root_request::Step;
 use mesh_common::proto::control::*;
-use mesh_common::resource::DEFAULT_NAMESPACE;
+use mesh_common::resource::{DEFAULT_NAMESPACE, Kind, Object};
 use mesh_common::telemetry::LogFilter;
 use tokio::sync::watch::Receiver;
 use tonic::{Request, Response, Status};
 
 use crate::auth::Peer;
-use crate::ca::{Ca, ServerTls, control_identity};
+use crate::ca::{Ca, CaError, ServerTls, control_identity};
 use crate::certificates;
 use crate::model::Settings;
 use crate::objects::Objects;
@@ -59,6 +61,7 @@ pub struct MeshService {
     /// `None` where logging is not ours to change, as in tests.
     pub log: Option<LogFilter>,
     pub data_dir: PathBuf,
+    pub started: Instant,
     /// Addresses as they are served.
     pub listeners: Vec<String>,
 }
@@ -81,6 +84,39 @@ impl MeshService {
 
     fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshots.borrow().clone()
+    }
+
+    /// Certificates that are served, as far as that is known.
+    fn served(&self) -> Vec<WorkloadCertificate> {
+        let mut served = self.reports.certificates();
+        served.extend(self.xds.certificates());
+        served
+    }
+
+    /// How far the replacement of the root is.
+    fn rotation(&self) -> RotateRootResponse {
+        // The proxies last: whoever reports is there.
+        let served = self.served();
+        let objects = self.objects();
+        let registered = objects
+            .select(Some(Kind::WorkloadEntry), None, None)
+            .filter(|(_, object)| matches!(&***object, Object::WorkloadEntry(entry) if entry.registered()))
+            .map(|(key, _)| format!("{}.{}", key.name, key.namespace));
+        rotation::progress(&self.ca, &self.xds.proxies(), served, registered)
+    }
+
+    async fn rotate(&self, store: Store, step: Step, force: bool) -> Result<(), Status> {
+        let behind = self.rotation().behind.len();
+        if step == Step::End && !force {
+            rotation::may_end(behind, self.started.elapsed())?;
+        }
+        let (ca, tls) = (self.ca.clone(), self.tls.clone());
+        let change = move || Ok::<_, StoreError>(rotation::take(step, force, behind, &ca, &tls, &store));
+        let changed = blocking(change).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        changed.map_err(|error| match error {
+            CaError::Rotating(_) | CaError::NotRotating => Status::failed_precondition(error.to_string()),
+            _ => Status::unavailable(error.to_string()),
+        })
     }
 }
 
@@ -251,10 +287,23 @@ impl Mesh for MeshService {
         &self,
         _request: Request<ListCertificatesRequest>,
     ) -> Result<Response<ListCertificatesResponse>, Status> {
-        let mut workloads = self.reports.certificates();
-        workloads.extend(self.xds.certificates());
+        let workloads = self.served();
         let authorities = certificates::authorities(&self.ca, &self.tls);
         Ok(Response::new(ListCertificatesResponse { workloads, authorities }))
+    }
+
+    async fn rotate_root(&self, request: Request<RotateRootRequest>) -> Result<Response<RotateRootResponse>, Status> {
+        let RotateRootRequest { step, force } = *request.get_ref();
+        match Step::try_from(step) {
+            Ok(Step::Unspecified) => (),
+            Ok(step) => {
+                let elsewhere = "this mesh is in Kubernetes, where its root is in the Secret mesh-system/mesh-ca: docs/operations.md says how it is replaced";
+                let store = self.store.clone().ok_or_else(|| Status::failed_precondition(elsewhere))?;
+                self.rotate(store.by(Who::operator(request.extensions().get::<Peer>())), step, force).await?;
+            }
+            Err(_) => return Err(Status::invalid_argument(format!("there is no step {step} of replacing the root"))),
+        }
+        Ok(Response::new(self.rotation()))
     }
 
     type QueryAuditStream = Streamed<AuditEntry>;

@@ -1,3 +1,4 @@
+use mesh_common::resource::LABEL_REGISTERED;
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -38,6 +39,7 @@ fn open(dir: &std::path::Path) -> MeshService {
         settings,
         log: None,
         data_dir: dir.to_owned(),
+        started: Instant::now(),
         listeners: Vec::new(),
     }
 }
@@ -215,4 +217,49 @@ async fn tells_how_it_is() {
     assert_eq!(api.wait(Request::new(ahead)).await.err().unwrap().code(), Code::DeadlineExceeded);
     let mut wait = api.wait(Request::new(WaitRequest::default())).await.unwrap().into_inner();
     assert!(wait.next().await.unwrap().unwrap().done);
+}
+
+#[tokio::test]
+async fn a_root_is_replaced_in_steps_that_are_refused_out_of_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut api = open(dir.path());
+    let audit = dir.path().join("audit.log");
+    api.store.as_ref().unwrap().keep_trail(crate::trail::Trail::open(&audit).unwrap());
+    let step = |api: &MeshService, step: i32, force| {
+        let api = api.clone();
+        async move { api.rotate_root(Request::new(RotateRootRequest { step, force })).await.map(Response::into_inner) }
+    };
+    let [none, begin, end] = [Step::Unspecified, Step::Begin, Step::End].map(i32::from);
+    assert_eq!(step(&api, none, false).await.unwrap(), RotateRootResponse::default());
+    assert_eq!(step(&api, 9, false).await.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(step(&api, end, true).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert!(step(&api, begin, false).await.unwrap().began_unix > 0);
+    assert_eq!(step(&api, begin, false).await.unwrap_err().code(), Code::FailedPrecondition);
+    let listed = api.list_certificates(Request::new(ListCertificatesRequest {})).await.unwrap().into_inner();
+    let roles: Vec<_> = listed.authorities.iter().map(AuthorityCertificate::role).collect();
+    use authority_certificate::Role::{ControlPlane, FormerRoot, Intermediate, Root};
+    assert_eq!(roles, [Root, FormerRoot, Intermediate, ControlPlane]);
+    // The own certificate is of the new one at once.
+    let intermediate = certificates::distinguished_name(&api.ca.intermediate_der()).unwrap();
+    assert_eq!(listed.authorities[3].certificate.as_ref().unwrap().issuer, intermediate);
+
+    // Whoever has registered and is away, is waited for, and so is everybody after a start.
+    assert!(step(&api, end, false).await.unwrap_err().message().contains("just started"));
+    let entry = json!({"apiVersion": "meshctl.dev/v1alpha1", "kind": "WorkloadEntry",
+        "metadata": {"name": "web-1", "labels": {LABEL_REGISTERED: "true"}}, "spec": {"addresses": ["10.0.0.9"]}});
+    let store = api.store.clone().unwrap();
+    store.apply(vec![mesh_common::resource::Object::from_json(&entry.to_string()).unwrap()], false).unwrap();
+    api.objects.changed().await.unwrap();
+    let behind = step(&api, none, false).await.unwrap().behind;
+    assert_eq!(behind.iter().map(|it| it.id.as_str()).collect::<Vec<_>>(), ["web-1.default"]);
+    assert!(step(&api, end, false).await.unwrap_err().message().starts_with("1 workloads"));
+    assert_eq!(step(&api, end, true).await.unwrap(), RotateRootResponse::default());
+    assert_eq!(api.ca.roots_der().len(), 1);
+
+    api.store = None;
+    assert_eq!(step(&api, begin, false).await.unwrap_err().code(), Code::FailedPrecondition);
+    let records = std::fs::read_to_string(&audit).unwrap();
+    let of =
+        |verb: &str| records.lines().filter(|line| line.contains("RootCertificate") && line.contains(verb)).count();
+    assert_eq!((of("\"create\""), of("\"delete\"")), (1, 1), "{records}");
 }

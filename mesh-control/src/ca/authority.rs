@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use mesh_common::certificate;
-use rcgen::{BasicConstraints, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rcgen::{BasicConstraints, CertificateParams, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::certificate::X509Certificate;
@@ -33,11 +33,16 @@ impl Authority {
     pub(super) fn root(trust_domain: &str, now: Timestamp) -> Result<Self, CaError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let [not_before, not_after] = [now - BACKDATE, now + ROOT_LIFE].map(leaf::whole_seconds);
-        let name = format!("Mesh root of {trust_domain}");
-        let params =
-            leaf::authority_params(&name, trust_domain, BasicConstraints::Unconstrained, not_before, not_after)?;
+        let params = root_params(trust_domain, not_before, not_after)?;
         let certificate = params.self_signed(&key)?.der().clone();
         Ok(Self { certificate, not_before, not_after, issuer: Issuer::new(params, key) })
+    }
+
+    /// This root, as one that hangs on another.
+    pub(super) fn signed_by(&self, root: &Self, trust_domain: &str) -> Result<CertificateDer<'static>, CaError> {
+        let not_after = self.not_after.min(root.not_after);
+        let params = root_params(trust_domain, self.not_before, not_after)?;
+        Ok(params.signed_by(self.issuer.key(), &root.issuer)?.der().clone())
     }
 
     pub(super) fn intermediate(root: &Self, trust_domain: &str, now: Timestamp) -> Result<Self, CaError> {
@@ -52,18 +57,9 @@ impl Authority {
         Ok(Self { certificate, not_before, not_after, issuer: Issuer::new(params, key) })
     }
 
-    /// Reads `path`, or nothing when there is no such file. Refuses a file that others may read.
+    /// Reads `path`, or nothing when there is no such file.
     pub(super) fn load(path: &Path) -> Result<Option<Self>, CaError> {
-        let io = |reason| CaError::Io { path: path.to_owned(), reason };
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(io(error)),
-        };
-        check_private(path, file.metadata().map_err(io)?.permissions().mode(), 0o600)?;
-        let mut text = Vec::new();
-        file.take(MAX_FILE_BYTES).read_to_end(&mut text).map_err(io)?;
-        Self::from_pem(path, &text).map(Some)
+        read_private(path)?.map(|text| Self::from_pem(path, &text)).transpose()
     }
 
     /// Reads certificate and key; `path` is where they are from, for people.
@@ -107,26 +103,6 @@ impl Authority {
         if self.not_after <= now { Err(CaError::RootExpired(self.not_after)) } else { Ok(()) }
     }
 
-    pub(super) fn check_issued_by(&self, root: &Self, path: &Path) -> Result<(), CaError> {
-        let signed = match (parse(&self.certificate), parse(&root.certificate)) {
-            (Some(own), Some(root)) => csr::verify(
-                root.public_key(),
-                &own.signature_algorithm.algorithm.to_id_string(),
-                own.tbs_certificate.as_ref(),
-                &own.signature_value.data,
-            ),
-            _ => false,
-        };
-        if signed {
-            Ok(())
-        } else {
-            Err(CaError::Damaged {
-                path: path.to_owned(),
-                reason: "it was not signed by the root beside it".to_owned(),
-            })
-        }
-    }
-
     pub(super) fn past_half(&self, now: Timestamp) -> bool {
         let half = self.not_before.as_second() / 2 + self.not_after.as_second() / 2;
         now.as_second() >= half
@@ -141,6 +117,30 @@ impl Authority {
     }
 }
 
+fn root_params(trust_domain: &str, not_before: Timestamp, not_after: Timestamp) -> Result<CertificateParams, CaError> {
+    // The time in the name keeps roots apart that are trusted side by side.
+    let name = format!("Mesh root of {trust_domain}, {not_before}");
+    leaf::authority_params(&name, trust_domain, BasicConstraints::Unconstrained, not_before, not_after)
+}
+
+/// Whether this certificate's signature was made with the key of that one.
+pub(super) fn is_signed_by(certificate: &CertificateDer<'static>, issuer: &CertificateDer<'static>) -> bool {
+    let (Some(certificate), Some(issuer)) = (parse(certificate), parse(issuer)) else { return false };
+    csr::verify(
+        issuer.public_key(),
+        &certificate.signature_algorithm.algorithm.to_id_string(),
+        certificate.tbs_certificate.as_ref(),
+        &certificate.signature_value.data,
+    )
+}
+
+pub(super) fn have_one_key(one: &CertificateDer<'static>, other: &CertificateDer<'static>) -> bool {
+    match (parse(one), parse(other)) {
+        (Some(one), Some(other)) => one.public_key().raw == other.public_key().raw,
+        _ => false,
+    }
+}
+
 fn parse<'a>(certificate: &'a CertificateDer<'static>) -> Option<X509Certificate<'a>> {
     X509Certificate::from_der(certificate).ok().map(|(_, parsed)| parsed)
 }
@@ -152,9 +152,31 @@ pub(super) fn private_dir(dir: &Path) -> Result<(), CaError> {
     check_private(dir, std::fs::metadata(dir).map_err(io)?.permissions().mode(), 0o700)
 }
 
+/// What is in the file; nothing when there is no such file. Refuses one that others may read.
+pub(super) fn read_private(path: &Path) -> Result<Option<Vec<u8>>, CaError> {
+    let io = |reason| CaError::Io { path: path.to_owned(), reason };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io(error)),
+    };
+    check_private(path, file.metadata().map_err(io)?.permissions().mode(), 0o600)?;
+    let mut text = Vec::new();
+    file.take(MAX_FILE_BYTES).read_to_end(&mut text).map_err(io)?;
+    Ok(Some(text))
+}
+
 fn check_private(path: &Path, mode: u32, wanted: u32) -> Result<(), CaError> {
     let mode = mode & 0o7777;
     if mode & 0o077 == 0 { Ok(()) } else { Err(CaError::Readable { path: path.to_owned(), mode, wanted }) }
+}
+
+/// It may have been gone already.
+pub(super) fn remove(path: &Path) -> Result<(), CaError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(CaError::Io { path: path.to_owned(), reason: error }),
+        _ => Ok(()),
+    }
 }
 
 /// The file has either its old content or, whole, its new one, whatever happens.

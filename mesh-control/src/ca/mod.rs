@@ -8,22 +8,25 @@ mod authority;
 mod csr;
 mod leaf;
 mod limit;
+mod root;
 mod server;
 mod service;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use mesh_common::identity::Identity;
 use mesh_common::token::fingerprint;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use tokio::sync::watch;
 
 use authority::Authority;
+use root::Root;
 
 pub use server::{ServerTls, control_identity};
 pub use service::CaService;
@@ -43,14 +46,32 @@ pub struct Ca {
     trust_domain: String,
     /// `None` where keys are kept elsewhere.
     dir: Option<PathBuf>,
-    root: Authority,
-    intermediate: ArcSwap<Authority>,
+    keys: ArcSwap<Keys>,
+    /// Held while they are changed.
+    changing: Mutex<()>,
+    /// Has changed when they have.
+    changes: watch::Sender<()>,
+    /// When something was last trusted that is not any more.
+    distrusted: Mutex<Option<Instant>>,
+}
+
+/// What certificates hang on at one moment.
+struct Keys {
+    root: Root,
+    intermediate: Arc<Authority>,
+}
+
+/// The root is being replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    pub began: Timestamp,
 }
 
 /// A signed certificate.
 #[derive(Clone, Debug)]
 pub struct Issued {
-    /// DER, the leaf first, then the intermediate; without the root.
+    /// DER, the leaf first, then the intermediate; without the root. While that is replaced, there is one more, by which those
+    /// who know only the root before verify it.
     pub chain: Vec<Vec<u8>>,
     pub not_after: Timestamp,
 }
@@ -95,6 +116,12 @@ pub enum CaError {
     Identity(#[from] mesh_common::identity::IdentityError),
     #[error(transparent)]
     Tls(#[from] mesh_common::tls::TlsError),
+    #[error("the root is being replaced already, since {0}")]
+    Rotating(Timestamp),
+    #[error("the root is not being replaced")]
+    NotRotating,
+    #[error("the keys are kept elsewhere")]
+    NoFolder,
     #[error("signing failed: {0}")]
     Sign(#[from] rcgen::Error),
     #[error("the system gives no random numbers")]
@@ -107,76 +134,177 @@ impl Ca {
     pub fn open(dir: &Path, trust_domain: &str, now: Timestamp) -> Result<Self, CaError> {
         authority::private_dir(dir)?;
         let [root_file, intermediate_file] = [dir.join(ROOT_FILE), dir.join(INTERMEDIATE_FILE)];
-        let root = match Authority::load(&root_file)? {
+        let root = match Root::load(&root_file)? {
             Some(root) => root,
             None if intermediate_file.exists() => return Err(CaError::Missing { path: root_file }),
             None => {
-                let root = Authority::root(trust_domain, now)?;
+                let root = Root::new(trust_domain, now)?;
                 root.save(&root_file)?;
-                tracing::info!(trust_domain, until = %root.not_after, "made the root certificate of a new mesh");
+                let until = root.authority.not_after;
+                tracing::info!(trust_domain, %until, "made the root certificate of a new mesh");
                 root
             }
         };
-        root.check_root(&root_file, trust_domain, now)?;
-        authority::write_atomically(&dir.join(BUNDLE_FILE), root.certificate_pem().as_bytes(), 0o644)?;
+        root.authority.check_root(&root_file, trust_domain, now)?;
+        Self::write_bundle(dir, &root)?;
 
         let intermediate = match Authority::load(&intermediate_file)? {
-            Some(intermediate) => {
-                intermediate.check_issued_by(&root, &intermediate_file)?;
-                intermediate
-            }
+            Some(intermediate) => Self::checked(&root, intermediate, &intermediate_file)?,
+            None => None,
+        };
+        let intermediate = match intermediate {
+            Some(intermediate) => intermediate,
             None => Self::new_intermediate(&root, Some(dir), trust_domain, now)?,
         };
-        let ca = Self {
-            trust_domain: trust_domain.to_owned(),
-            dir: Some(dir.to_owned()),
-            root,
-            intermediate: ArcSwap::from_pointee(intermediate),
-        };
+        let ca = Self::of(trust_domain, Some(dir), root, intermediate);
         ca.renew(now)?;
         Ok(ca)
     }
 
+    fn of(trust_domain: &str, dir: Option<&Path>, root: Root, intermediate: Authority) -> Self {
+        Self {
+            trust_domain: trust_domain.to_owned(),
+            dir: dir.map(Path::to_owned),
+            keys: ArcSwap::from_pointee(Keys { root, intermediate: Arc::new(intermediate) }),
+            changing: Mutex::default(),
+            changes: watch::Sender::default(),
+            distrusted: Mutex::default(),
+        }
+    }
+
+    /// `None`: it is one of the root before, since the process ended in the middle of the change.
+    fn checked(root: &Root, intermediate: Authority, path: &Path) -> Result<Option<Authority>, CaError> {
+        let signed_by = |issuer| authority::is_signed_by(&intermediate.certificate, issuer);
+        if signed_by(&root.authority.certificate) {
+            return Ok(Some(intermediate));
+        }
+        match &root.former {
+            Some(former) if signed_by(&former.certificate) => Ok(None),
+            _ => Err(CaError::Damaged {
+                path: path.to_owned(),
+                reason: "it was not signed by the root beside it".to_owned(),
+            }),
+        }
+    }
+
     /// A new authority, and the root and the intermediate with their keys, for whoever keeps them.
     pub fn create(trust_domain: &str, now: Timestamp) -> Result<(Self, [String; 2]), CaError> {
-        let root = Authority::root(trust_domain, now)?;
+        let root = Root::new(trust_domain, now)?;
         let intermediate = Self::new_intermediate(&root, None, trust_domain, now)?;
         let pem = [root.to_pem(), intermediate.to_pem()];
-        let trust_domain = trust_domain.to_owned();
-        Ok((Self { trust_domain, dir: None, root, intermediate: ArcSwap::from_pointee(intermediate) }, pem))
+        Ok((Self::of(trust_domain, None, root, intermediate), pem))
     }
 
     /// What [`create`](Self::create) gave. An intermediate past half of its life is replaced for this process alone: the
     /// root, which is what others trust, is the same for all.
     pub fn from_pem(root: &str, intermediate: &str, trust_domain: &str, now: Timestamp) -> Result<Self, CaError> {
         let [root_name, intermediate_name] = [ROOT_FILE, INTERMEDIATE_FILE].map(Path::new);
-        let root = Authority::from_pem(root_name, root.as_bytes())?;
-        root.check_root(root_name, trust_domain, now)?;
+        let root = Root::from_pem(root_name, root.as_bytes())?;
+        root.authority.check_root(root_name, trust_domain, now)?;
         let intermediate = Authority::from_pem(intermediate_name, intermediate.as_bytes())?;
-        intermediate.check_issued_by(&root, intermediate_name)?;
-        let trust_domain = trust_domain.to_owned();
-        let ca = Self { trust_domain, dir: None, root, intermediate: ArcSwap::from_pointee(intermediate) };
+        let intermediate = match Self::checked(&root, intermediate, intermediate_name)? {
+            Some(intermediate) => intermediate,
+            None => Self::new_intermediate(&root, None, trust_domain, now)?,
+        };
+        let ca = Self::of(trust_domain, None, root, intermediate);
         ca.renew(now)?;
         Ok(ca)
     }
 
     /// Replaces the intermediate when it is past half of its life; call it from time to time. True: it was replaced.
     pub fn renew(&self, now: Timestamp) -> Result<bool, CaError> {
-        if !self.intermediate.load().past_half(now) {
+        let _changing = self.changing();
+        if !self.keys.load().intermediate.past_half(now) {
             return Ok(false);
         }
-        let fresh = Self::new_intermediate(&self.root, self.dir.as_deref(), &self.trust_domain, now)?;
-        self.intermediate.store(Arc::new(fresh));
+        let root = self.keys.load().root.clone();
+        let fresh = Self::new_intermediate(&root, self.dir.as_deref(), &self.trust_domain, now)?;
+        self.put(Keys { root, intermediate: Arc::new(fresh) });
         Ok(true)
     }
 
+    /// Replaces the root: from now on certificates hang on a new one. The one before is trusted until
+    /// [`end_rotation`](Self::end_rotation), or with `at_once` no more. An error of a file leaves all as it was if it is that of
+    /// the root; what comes after it is made up for when the files are read again.
+    pub fn rotate(&self, now: Timestamp, at_once: bool) -> Result<(), CaError> {
+        let dir = self.dir.as_deref().ok_or(CaError::NoFolder)?;
+        let _changing = self.changing();
+        if let Some(Rotation { began }) = self.rotation() {
+            return Err(CaError::Rotating(began));
+        }
+        let mut root = self.keys.load().root.replaced(&self.trust_domain, now)?;
+        if at_once {
+            root = root.without_former();
+        }
+        let intermediate = Arc::new(Authority::intermediate(&root.authority, &self.trust_domain, now)?);
+        if at_once {
+            // The file of the root must not come to stand beside that of an intermediate which it does not know.
+            authority::remove(&dir.join(INTERMEDIATE_FILE))?;
+        }
+        root.save(&dir.join(ROOT_FILE))?;
+        self.put(Keys { root: root.clone(), intermediate: intermediate.clone() });
+        if at_once {
+            self.distrust();
+        }
+        intermediate.save(&dir.join(INTERMEDIATE_FILE))?;
+        Self::write_bundle(dir, &root)
+    }
+
+    /// From now on, the root before is trusted no more.
+    pub fn end_rotation(&self) -> Result<(), CaError> {
+        let dir = self.dir.as_deref().ok_or(CaError::NoFolder)?;
+        let _changing = self.changing();
+        let keys = self.keys.load_full();
+        if keys.root.former.is_none() {
+            return Err(CaError::NotRotating);
+        }
+        let root = keys.root.without_former();
+        root.save(&dir.join(ROOT_FILE))?;
+        self.put(Keys { root: root.clone(), intermediate: keys.intermediate.clone() });
+        self.distrust();
+        Self::write_bundle(dir, &root)
+    }
+
+    /// Whether the root is being replaced.
+    pub fn rotation(&self) -> Option<Rotation> {
+        let keys = self.keys.load();
+        keys.root.former.as_ref().map(|_| Rotation { began: keys.root.authority.not_before + BACKDATE })
+    }
+
+    /// Has changed when other certificates are trusted or sign.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, keys: Keys) {
+        self.keys.store(Arc::new(keys));
+        self.changes.send_replace(());
+    }
+
+    /// When something was last trusted that is not any more. Whoever was verified before may have been so by that.
+    pub fn distrusted(&self) -> Option<Instant> {
+        *self.distrusted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn distrust(&self) {
+        *self.distrusted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn write_bundle(dir: &Path, root: &Root) -> Result<(), CaError> {
+        authority::write_atomically(&dir.join(BUNDLE_FILE), root.trusted_pem().as_bytes(), 0o644)
+    }
+
     fn new_intermediate(
-        root: &Authority,
+        root: &Root,
         dir: Option<&Path>,
         trust_domain: &str,
         now: Timestamp,
     ) -> Result<Authority, CaError> {
-        let intermediate = Authority::intermediate(root, trust_domain, now)?;
+        let intermediate = Authority::intermediate(&root.authority, trust_domain, now)?;
         if let Some(dir) = dir {
             intermediate.save(&dir.join(INTERMEDIATE_FILE))?;
         }
@@ -215,40 +343,42 @@ impl Ca {
             return Err(CaError::ForeignIdentity(id.clone(), self.trust_domain.clone()));
         }
         let ttl = if ttl.is_zero() { DEFAULT_TTL } else { ttl.clamp(MIN_TTL, MAX_TTL) };
-        let intermediate = self.intermediate.load();
+        let keys = self.keys.load();
+        let Keys { root, intermediate } = &**keys;
         let not_after = leaf::whole_seconds(now + ttl).min(intermediate.not_after);
         let certificate = leaf::params(id, names, now - BACKDATE, not_after)?.signed_by(key, &intermediate.issuer)?;
-        Ok(Issued { chain: vec![certificate.der().to_vec(), intermediate.certificate.to_vec()], not_after })
+        let chain = [certificate.der(), &intermediate.certificate].into_iter().chain(root.link());
+        Ok(Issued { chain: chain.map(|certificate| certificate.to_vec()).collect(), not_after })
     }
 
     pub fn trust_domain(&self) -> &str {
         &self.trust_domain
     }
 
-    /// The trust bundle, DER.
+    /// The trust bundle, DER: the root that certificates hang on first.
     pub fn roots_der(&self) -> Vec<Vec<u8>> {
-        vec![self.root.certificate.to_vec()]
+        self.keys.load().root.trusted().map(|certificate| certificate.to_vec()).collect()
     }
 
     /// What signs workloads' certificates at the moment, DER.
     pub fn intermediate_der(&self) -> Vec<u8> {
-        self.intermediate.load().certificate.to_vec()
+        self.keys.load().intermediate.certificate.to_vec()
     }
 
     pub fn roots_pem(&self) -> String {
-        self.root.certificate_pem()
+        self.keys.load().root.trusted_pem()
     }
 
     pub fn intermediate_not_after(&self) -> Timestamp {
-        self.intermediate.load().not_after
+        self.keys.load().intermediate.not_after
     }
 
     pub fn root_not_after(&self) -> Timestamp {
-        self.root.not_after
+        self.keys.load().root.authority.not_after
     }
 
     /// What join tokens name.
     pub fn root_fingerprint(&self) -> [u8; 32] {
-        fingerprint(&self.root.certificate)
+        fingerprint(&self.keys.load().root.authority.certificate)
     }
 }

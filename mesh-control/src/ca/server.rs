@@ -12,6 +12,7 @@ use mesh_common::tls::{
 };
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::sync::watch::Receiver;
 
 use super::{Ca, CaError};
 
@@ -25,9 +26,12 @@ pub struct ServerTls {
     identity: Identity,
     names: Vec<SanType>,
     ttl: Duration,
-    /// What new connections get.
+    /// What new connections get, and what their certificates are verified by.
     certificate: SharedCertificate,
+    bundle: SharedBundle,
     not_after: Mutex<Timestamp>,
+    /// Of the authority, when both were made.
+    made_by: Mutex<Receiver<()>>,
 }
 
 impl ServerTls {
@@ -42,6 +46,8 @@ impl ServerTls {
             })
             .collect::<Result<Vec<_>, CaError>>()?;
         let tls = Self {
+            bundle: SharedBundle::new(bundle(&ca)?),
+            made_by: Mutex::new(ca.changes()),
             ca,
             identity,
             names,
@@ -55,9 +61,7 @@ impl ServerTls {
 
     /// TLS 1.3 with HTTP/2 only. A client may show a certificate of this mesh, or none.
     pub fn config(&self) -> Result<rustls::ServerConfig, CaError> {
-        let roots = self.ca.roots_der().into_iter().map(CertificateDer::from).collect();
-        let bundle = SharedBundle::new(TrustBundle::new(self.ca.trust_domain(), roots)?);
-        let verifier = ClientVerifier::new(bundle, Peers::TrustDomain, false);
+        let verifier = ClientVerifier::new(self.bundle.clone(), Peers::TrustDomain, false);
         let mut config = server_config(Arc::new(verifier), Arc::new(self.certificate.clone()), vec![b"h2".to_vec()])?;
         // A resumed session would not show the client's certificate again; connections here are few and long.
         config.send_tls13_tickets = 0;
@@ -82,20 +86,30 @@ impl ServerTls {
         }
     }
 
-    /// Renews the certificate when it is past half of its life. True: it was.
+    /// Renews the certificate when it is past half of its life, or hangs on what has changed since. True: it was.
     pub fn renew(&self, now: Timestamp) -> Result<bool, CaError> {
+        let mut made_by = self.made_by.lock().unwrap_or_else(PoisonError::into_inner);
         let mut not_after = self.not_after.lock().unwrap_or_else(PoisonError::into_inner);
-        if now + self.ttl / 2 < *not_after {
+        // An error is that the authority is gone, which is held here.
+        let changed = made_by.has_changed().unwrap_or(false);
+        if !changed && now + self.ttl / 2 < *not_after {
             return Ok(false);
         }
+        // Before anything is made: what changes from here on is seen the next time.
+        made_by.mark_unchanged();
+        *not_after = self.issue(now).inspect_err(|_| made_by.mark_changed())?;
+        Ok(true)
+    }
+
+    fn issue(&self, now: Timestamp) -> Result<Timestamp, CaError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let issued = self.ca.sign(&key, &self.identity, &self.names, self.ttl, now)?;
-        // The root goes with it, so that a workload that knows only its fingerprint (from a join token) can check it.
+        self.bundle.store(bundle(&self.ca)?);
+        // The roots go with it, so that a workload that knows only the fingerprint of one (from a join token) can check it.
         let chain = issued.chain.into_iter().chain(self.ca.roots_der()).map(CertificateDer::from).collect();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         self.certificate.store(certified_key(chain, key)?);
-        *not_after = issued.not_after;
-        Ok(true)
+        Ok(issued.not_after)
     }
 
     /// What clients are shown, DER.
@@ -106,4 +120,9 @@ impl ServerTls {
     pub fn not_after(&self) -> Timestamp {
         *self.not_after.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn bundle(ca: &Ca) -> Result<TrustBundle, CaError> {
+    let roots = ca.roots_der().into_iter().map(CertificateDer::from).collect();
+    Ok(TrustBundle::new(ca.trust_domain(), roots)?)
 }

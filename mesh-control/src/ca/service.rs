@@ -9,7 +9,7 @@ use mesh_common::proto::ca::{GetTrustBundleRequest, GetTrustBundleResponse, Sign
 use tonic::{Request, Response, Status};
 
 use super::limit::RateLimit;
-use super::{Ca, CaError, csr};
+use super::{Ca, CaError, control_identity, csr};
 use crate::auth::{Authenticator, Proof};
 
 /// One identity may be that of many workloads that all start at the same time.
@@ -40,6 +40,14 @@ impl CertificateAuthority for CaService {
         })?;
         let caller = self.auth.caller(&proof).await?;
         let identity = caller.required()?;
+        if control_identity(self.ca.trust_domain()).is_ok_and(|control| control == *identity) {
+            // It signs its own; whoever asks for one has forged what it shows.
+            return Err(Status::permission_denied(format!("{identity} is mesh-control itself")));
+        }
+        // What is trusted no more must not become what is trusted.
+        if proof.verified().zip(self.ca.distrusted()).is_some_and(|(verified, distrusted)| verified <= distrusted) {
+            return Err(Status::unauthenticated("a root was replaced since this connection began: connect again"));
+        }
 
         let SignRequest { csr, ttl_seconds } = request.get_ref();
         let issued =

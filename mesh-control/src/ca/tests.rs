@@ -2,6 +2,8 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 
+use mesh_common::proto::ca::SignRequest;
+use mesh_common::proto::ca::certificate_authority_server::CertificateAuthority;
 use mesh_common::tls::{
     Peers, PinnedVerifier, ServerVerifier, SharedBundle, SharedCertificate, TrustBundle, certified_key, client_config,
     peer_identity,
@@ -9,9 +11,11 @@ use mesh_common::tls::{
 use rcgen::{CertificateParams, DistinguishedName, DnType, PublicKeyData};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tonic::Code;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::*;
+use crate::auth::{Authenticator, Peer, PeerCertificate, Transport};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -73,19 +77,19 @@ fn lifetimes_have_limits() {
     assert_eq!(until(Duration::from_secs(1), start), start + MIN_TTL);
 
     // Near the end of the intermediate, nothing outlives it; renewed, it lasts again.
-    let end = ca.intermediate.load().not_after;
+    let end = ca.intermediate_not_after();
     assert_eq!(until(DAY, end - HOUR), end);
     assert!(!ca.renew(start + DAY).unwrap());
     assert!(ca.renew(end - HOUR).unwrap());
     assert_eq!(until(DAY, end - HOUR), end - HOUR + DAY);
     // And the new one is what a restart finds.
-    let renewed = ca.intermediate.load().certificate.clone();
+    let renewed = ca.keys.load().intermediate.certificate.clone();
     let ca = Ca::open(dir.path().join("ca").as_path(), "mesh.local", end - HOUR).unwrap();
-    assert_eq!(ca.intermediate.load().certificate, renewed);
+    assert_eq!(ca.keys.load().intermediate.certificate, renewed);
 
     let root_end = ca.root_not_after();
     ca.renew(root_end - HOUR).unwrap();
-    assert_eq!(ca.intermediate.load().not_after, root_end);
+    assert_eq!(ca.intermediate_not_after(), root_end);
     assert!(matches!(Ca::open(dir.path().join("ca").as_path(), "mesh.local", root_end), Err(CaError::RootExpired(_))));
 }
 
@@ -178,6 +182,13 @@ fn handshake(client: rustls::ClientConfig, server: rustls::ServerConfig) -> Resu
     Ok(server.peer_certificates().and_then(peer_identity))
 }
 
+fn certified(pair: &KeyPairPem) -> Arc<SharedCertificate> {
+    let chain = CertificateDer::pem_slice_iter(pair.chain_pem.as_bytes()).map(Result::unwrap).collect();
+    let certificate = SharedCertificate::default();
+    certificate.store(certified_key(chain, PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).unwrap()).unwrap());
+    Arc::new(certificate)
+}
+
 #[test]
 fn servers_and_workloads_meet_in_mutual_tls() {
     let dir = tempfile::tempdir().unwrap();
@@ -199,13 +210,6 @@ fn servers_and_workloads_meet_in_mutual_tls() {
     assert!(handshake(wrong, server.config().unwrap()).is_err());
 
     let own = ca.issue_with_key(&web(), HOUR, now).unwrap();
-    let certified = |pair: &KeyPairPem| {
-        let chain = CertificateDer::pem_slice_iter(pair.chain_pem.as_bytes()).map(Result::unwrap).collect();
-        let certificate = SharedCertificate::default();
-        certificate
-            .store(certified_key(chain, PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).unwrap()).unwrap());
-        Arc::new(certificate)
-    };
     let mutual = client_config(verifier(), certified(&own), alpn()).unwrap();
     assert_eq!(handshake(mutual, server.config().unwrap()), Ok(Some(web())));
 
@@ -237,4 +241,162 @@ fn replicas_that_share_keys_are_one_authority() {
     let late = now + Duration::from_secs(300 * 24 * 3600);
     let aged = Ca::from_pem(&root, &intermediate, "mesh.local", late).unwrap();
     assert_eq!(aged.roots_pem(), first.roots_pem());
+}
+
+/// A client's verifier that trusts these roots alone, and its chain.
+fn client(roots: &[Vec<u8>], own: &KeyPairPem) -> rustls::ClientConfig {
+    let roots = roots.iter().cloned().map(CertificateDer::from).collect();
+    let bundle = SharedBundle::new(TrustBundle::new("mesh.local", roots).unwrap());
+    let control = Peers::Only(vec![control_identity("mesh.local").unwrap()]);
+    client_config(Arc::new(ServerVerifier::new(bundle, control)), certified(own), vec![b"h2".to_vec()]).unwrap()
+}
+
+#[test]
+fn a_root_is_replaced_under_everybody() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("ca");
+    // What is issued later must be valid by the real clock.
+    let now = now() - HOUR;
+    let later = now + HOUR;
+    let ca = Arc::new(Ca::open(&dir, "mesh.local", now).unwrap());
+    let server = ServerTls::new(ca.clone(), &[], DAY, now).unwrap();
+    let config = server.config().unwrap();
+    let first = ca.roots_der();
+    let (old, pin) = (ca.issue_with_key(&web(), DAY, later).unwrap(), ca.root_fingerprint());
+    let pinned = |pin| {
+        let nobody = Arc::new(SharedCertificate::default());
+        client_config(Arc::new(PinnedVerifier::new(pin)), nobody, vec![b"h2".to_vec()]).unwrap()
+    };
+    assert!(matches!(ca.end_rotation(), Err(CaError::NotRotating)));
+
+    ca.rotate(later, false).unwrap();
+    let rotation = Rotation { began: later };
+    assert_eq!(ca.rotation(), Some(rotation));
+    assert!(matches!(ca.rotate(later, false), Err(CaError::Rotating(began)) if began == later));
+    assert!(server.renew(later).unwrap() && !server.renew(later).unwrap());
+    let both = ca.roots_der();
+    assert_eq!((both.len(), &both[1]), (2, &first[0]));
+    let new = ca.issue_with_key(&web(), DAY, later).unwrap();
+    // Whoever knows only the former root, only the new one or both meets everybody, with certificates of either.
+    for (roots, own) in [(&first[..], &old), (&first, &new), (&both, &old), (&both[..1], &new)] {
+        assert_eq!(handshake(client(roots, own), config.clone()), Ok(Some(web())));
+    }
+    for pin in [pin, ca.root_fingerprint()] {
+        assert_eq!(handshake(pinned(pin), config.clone()), Ok(None));
+    }
+    // A restart goes on with it.
+    let again = Ca::open(&dir, "mesh.local", later).unwrap();
+    assert_eq!((again.rotation(), again.roots_der()), (Some(rotation), both.clone()));
+    assert_eq!(again.intermediate_der(), ca.intermediate_der());
+
+    // Replicas that share these keys go on with it too.
+    let [root, intermediate] = [ROOT_FILE, INTERMEDIATE_FILE].map(|name| fs::read_to_string(dir.join(name)).unwrap());
+    let replica = Ca::from_pem(&root, &intermediate, "mesh.local", later).unwrap();
+    assert_eq!((replica.rotation(), replica.roots_der()), (Some(rotation), both.clone()));
+    assert!(matches!(replica.end_rotation(), Err(CaError::NoFolder)));
+
+    assert_eq!(ca.distrusted(), None);
+    ca.end_rotation().unwrap();
+    assert!(ca.distrusted().is_some());
+    assert!(server.renew(later).unwrap());
+    assert_eq!((ca.rotation(), ca.roots_der()), (None, both[..1].to_vec()));
+    assert_eq!(handshake(client(&both, &new), config.clone()), Ok(Some(web())));
+    assert!(handshake(client(&both, &old), config.clone()).is_err());
+    assert!(handshake(client(&first, &new), config.clone()).is_err());
+    assert!(handshake(pinned(pin), config).is_err());
+    let again = Ca::open(&dir, "mesh.local", later).unwrap();
+    assert_eq!((again.rotation(), again.roots_der()), (None, both[..1].to_vec()));
+    assert_eq!(fs::read_to_string(dir.join(BUNDLE_FILE)).unwrap(), again.roots_pem());
+}
+
+#[test]
+fn a_root_that_somebody_has_stolen_is_replaced_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("ca");
+    let now = now() - HOUR;
+    let ca = Arc::new(Ca::open(&dir, "mesh.local", now).unwrap());
+    let server = ServerTls::new(ca.clone(), &[], DAY, now).unwrap();
+    let (first, old) = (ca.roots_der(), ca.issue_with_key(&web(), DAY, now).unwrap());
+    ca.rotate(now + HOUR, true).unwrap();
+    assert!(ca.rotation().is_none() && ca.distrusted().is_some() && server.renew(now + HOUR).unwrap());
+    let (roots, new) = (ca.roots_der(), ca.issue_with_key(&web(), DAY, now + HOUR).unwrap());
+    assert!(roots.len() == 1 && roots != first);
+    assert_eq!(handshake(client(&roots, &new), server.config().unwrap()), Ok(Some(web())));
+    assert!(handshake(client(&roots, &old), server.config().unwrap()).is_err());
+    assert!(handshake(client(&first, &new), server.config().unwrap()).is_err());
+    let again = Ca::open(&dir, "mesh.local", now + HOUR).unwrap();
+    assert_eq!((again.roots_der(), again.intermediate_der()), (roots, ca.intermediate_der()));
+}
+
+#[tokio::test]
+async fn what_is_trusted_no_more_signs_nothing_over_connections_that_are_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = Timestamp::now();
+    let ca = Arc::new(Ca::open(&dir.path().join("ca"), "mesh.local", now).unwrap());
+    let store = crate::store::Store::open(&dir.path().join("data")).unwrap();
+    let service = CaService::new(ca.clone(), Authenticator::Tokens(store.tokens()));
+    let csr = request(&KeyPair::generate().unwrap());
+    let sign = |identity: Identity, verified| {
+        let certificate = PeerCertificate { identity, not_after: now + HOUR, verified };
+        let mut asked = tonic::Request::new(SignRequest { csr: csr.clone(), ttl_seconds: 0 });
+        asked.extensions_mut().insert(Peer::new("10.0.0.1:7".to_owned(), Transport::Tls, Some(certificate)));
+        let service = &service;
+        async move { service.sign(asked).await.map(drop).map_err(|status| status.code()) }
+    };
+    let began = Instant::now();
+    assert_eq!(sign(web(), began).await, Ok(()));
+    ca.rotate(now, false).unwrap();
+    assert_eq!(sign(web(), began).await, Ok(()));
+    ca.end_rotation().unwrap();
+    assert_eq!(sign(web(), began).await, Err(Code::Unauthenticated));
+    assert_eq!(sign(web(), Instant::now()).await, Ok(()));
+    // Nobody is given what only the control plane itself has.
+    let control = control_identity("mesh.local").unwrap();
+    assert_eq!(sign(control, Instant::now()).await, Err(Code::PermissionDenied));
+}
+
+#[test]
+fn a_change_that_was_broken_off_is_completed() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("ca");
+    let now = now();
+    let ca = Ca::open(&dir, "mesh.local", now).unwrap();
+    let before = fs::read(dir.join(INTERMEDIATE_FILE)).unwrap();
+    ca.rotate(now + HOUR, false).unwrap();
+    fs::write(dir.join(INTERMEDIATE_FILE), &before).unwrap();
+    fs::remove_file(dir.join(BUNDLE_FILE)).unwrap();
+    let again = Ca::open(&dir, "mesh.local", now + HOUR).unwrap();
+    assert_eq!(again.rotation(), ca.rotation());
+    assert_eq!(fs::read_to_string(dir.join(BUNDLE_FILE)).unwrap(), ca.roots_pem());
+    assert!(authority::is_signed_by(&again.intermediate_der().into(), &again.roots_der()[0].clone().into()));
+
+    // What belongs to another root, or is too little or too much, is not taken.
+    let text = fs::read_to_string(dir.join(ROOT_FILE)).unwrap();
+    let (_, [other, _]) = Ca::create("mesh.local", now).unwrap();
+    let certificate = other.split_inclusive("-----END CERTIFICATE-----\n").next().unwrap();
+    let third = text.rfind("-----BEGIN CERTIFICATE-----").unwrap();
+    for bad in [format!("{text}{certificate}"), text[..third].to_owned(), format!("{}{certificate}", &text[..third])] {
+        fs::write(dir.join(ROOT_FILE), bad).unwrap();
+        assert!(matches!(Ca::open(&dir, "mesh.local", now + HOUR), Err(CaError::Damaged { .. })));
+    }
+}
+
+#[test]
+fn a_disk_that_takes_no_root_changes_nothing_and_one_that_takes_no_more_is_made_up_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("ca");
+    let now = now();
+    let ca = Ca::open(&dir, "mesh.local", now).unwrap();
+    let roots = ca.roots_der();
+    // A folder in the place of the new file: root may write anywhere, but not there.
+    fs::create_dir(dir.join("root.new")).unwrap();
+    assert!(matches!(ca.rotate(now + HOUR, false), Err(CaError::Io { .. })));
+    assert_eq!((ca.rotation(), ca.roots_der()), (None, roots.clone()));
+    fs::remove_dir(dir.join("root.new")).unwrap();
+    fs::create_dir(dir.join("bundle.new")).unwrap();
+    assert!(matches!(ca.rotate(now + HOUR, false), Err(CaError::Io { .. })));
+    assert!(ca.rotation().is_some() && ca.roots_der()[1] == roots[0]);
+    fs::remove_dir(dir.join("bundle.new")).unwrap();
+    let again = Ca::open(&dir, "mesh.local", now + HOUR).unwrap();
+    assert_eq!((again.rotation(), again.roots_der()), (ca.rotation(), ca.roots_der()));
 }

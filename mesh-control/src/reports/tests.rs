@@ -25,6 +25,7 @@ fn describe(mut request: Request<()>) -> Result<Request<()>, Status> {
     let certificate = account.map(|account| PeerCertificate {
         identity: Identity::new("mesh.local", "shop", &account).unwrap(),
         not_after: Timestamp::now() + Duration::from_secs(60),
+        verified: Instant::now(),
     });
     request.extensions_mut().insert(Peer::new("10.0.0.1:7".to_owned(), Transport::Tls, certificate));
     Ok(request)

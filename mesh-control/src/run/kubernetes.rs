@@ -120,6 +120,7 @@ async fn serve(
         settings,
         log: Some(log),
         data_dir: args.data.clone().unwrap_or_default(),
+        started: Instant::now(),
         listeners: addresses.clone(),
     };
 

@@ -112,6 +112,7 @@ async fn standalone(args: Args, log: LogFilter) -> anyhow::Result<()> {
         settings,
         log: Some(log),
         data_dir: std::path::absolute(&data)?,
+        started: Instant::now(),
         listeners: sockets.addresses.clone(),
     };
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use metrics::{counter, gauge};
@@ -153,9 +153,10 @@ async fn open(
     let Some(tls) = tls else {
         return Connection::open(io, peer, None, open).await;
     };
+    let began = Instant::now();
     let stream = tls.accept(io).await?;
     let certificate = match stream.get_ref().1.peer_certificates() {
-        Some(chain) => Some(peer_certificate(chain).ok_or_else(|| {
+        Some(chain) => Some(peer_certificate(chain, began).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidData, "the client's certificate holds no SPIFFE ID")
         })?),
         None => None,
@@ -166,8 +167,8 @@ async fn open(
 }
 
 /// Of a chain that the handshake has verified.
-fn peer_certificate(chain: &[CertificateDer<'_>]) -> Option<PeerCertificate> {
+fn peer_certificate(chain: &[CertificateDer<'_>], verified: Instant) -> Option<PeerCertificate> {
     let (_, leaf) = X509Certificate::from_der(chain.first()?).ok()?;
     let not_after = Timestamp::from_second(leaf.validity().not_after.timestamp()).ok()?;
-    Some(PeerCertificate { identity: mesh_common::tls::peer_identity(chain)?, not_after })
+    Some(PeerCertificate { identity: mesh_common::tls::peer_identity(chain)?, not_after, verified })
 }

@@ -129,6 +129,13 @@ impl Store {
         }
     }
 
+    /// The same of something that goes.
+    pub fn write_down_gone(&self, object: Subject, before: Value) {
+        if let Some(trail) = self.trail() {
+            trail.record(&[Record::of_gone(Timestamp::now(), &self.who, object, before)]);
+        }
+    }
+
     /// A handle for changes in somebody's name. Those of others are in the control plane's own.
     pub fn by(&self, who: Who) -> Self {
         Self { inner: self.inner.clone(), who: Arc::new(who) }

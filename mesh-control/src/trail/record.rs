@@ -70,6 +70,12 @@ impl Record {
         Self { time, who, verb, object, revision: None, before: None, after, hidden: false }
     }
 
+    /// Of such a thing that goes.
+    pub fn of_gone(time: Timestamp, who: &Who, object: Subject, before: Value) -> Self {
+        let (who, verb, before) = (who.clone(), Verb::Delete, Some(before));
+        Self { time, who, verb, object, revision: None, before, after: None, hidden: false }
+    }
+
     pub(super) fn line(&self) -> String {
         // Text and numbers, with keys that are text.
         let mut line = serde_json::to_string(self).unwrap_or_default();

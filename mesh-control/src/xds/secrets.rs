@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use mesh_common::identity::Identity;
 use mesh_common::names;
 use prost::Message;
+use tokio::sync::watch::Receiver;
 
 use crate::ca::{Ca, DEFAULT_TTL};
 use crate::snapshot::Encoded;
@@ -46,12 +47,28 @@ pub struct Issuer {
     current: Secrets,
     /// When there is something to do; `None` before the certificate was asked for.
     due: Option<Instant>,
+    /// Of the authority.
+    changes: Receiver<()>,
 }
 
 impl Issuer {
     pub fn new(ca: Arc<Ca>, identity: Option<Identity>) -> Self {
+        let changes = ca.changes();
         let roots = Arc::new(Encoded::new(roots(&ca.roots_pem())));
-        Self { ca, identity, current: Secrets { identity: None, roots }, due: None }
+        Self { ca, identity, current: Secrets { identity: None, roots }, due: None, changes }
+    }
+
+    /// Ends when other roots are trusted, which [`Issuer::current`] has then.
+    pub async fn changed(&mut self) {
+        if self.changes.changed().await.is_err() {
+            // The authority is held here.
+            return std::future::pending().await;
+        }
+        self.current.roots = Arc::new(Encoded::new(roots(&self.ca.roots_pem())));
+        if self.ca.rotation().is_none() {
+            // What was issued before may not be trusted any more.
+            self.due = None;
+        }
     }
 
     pub fn current(&self) -> Secrets {
@@ -163,6 +180,27 @@ mod tests {
         assert_ne!(issuer.current().get("default").unwrap().version, first);
         let due = issuer.due().unwrap() - start - due;
         assert!((1435..=1445).contains(&due.as_secs()), "{due:?}");
+    }
+
+    #[tokio::test]
+    async fn other_roots_are_told_at_once_and_what_they_do_not_trust_is_replaced() {
+        let (_dir, mut issuer) = issuer(Some("spiffe://mesh.local/ns/shop/sa/web"));
+        let (now, clock) = (Instant::now(), Timestamp::now());
+        assert!(issuer.renew(now, clock, 0.5));
+        let trusted = |issuer: &Issuer| {
+            let secret = Secret::decode(issuer.current().get("ROOTCA").unwrap().any.value.as_slice()).unwrap();
+            let Some(secret::Type::ValidationContext(context)) = secret.r#type else { panic!("{secret:?}") };
+            text(&context.trusted_ca).matches("BEGIN CERTIFICATE").count()
+        };
+        let change = |issuer: &Issuer, end: bool| match end {
+            false => issuer.ca.rotate(clock, false).unwrap(),
+            true => issuer.ca.end_rotation().unwrap(),
+        };
+        for (end, roots) in [(false, 2), (true, 1)] {
+            change(&issuer, end);
+            tokio::time::timeout(Duration::from_secs(20), issuer.changed()).await.unwrap();
+            assert_eq!((trusted(&issuer), issuer.renew(now, clock, 0.5)), (roots, end));
+        }
     }
 
     #[test]

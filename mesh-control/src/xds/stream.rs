@@ -195,6 +195,7 @@ async fn run<F: Form>(
                 // The loop looks at what changed.
                 snapshots.mark_changed();
             }
+            () = issuer.changed() => snapshots.mark_changed(),
             () = sleep_until(wake) => {}
         }
     }

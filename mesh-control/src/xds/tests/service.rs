@@ -131,7 +131,9 @@ fn snapshot(revision: u64, previous: Option<&Snapshot>) -> Snapshot {
 fn describe(mut request: Request<()>) -> Result<Request<()>, Status> {
     let text = |key: &str| request.metadata().get(key).map(|value| value.to_str().unwrap().to_owned());
     let not_after = Timestamp::now() + Duration::from_secs(3600);
-    let certificate = text("test-identity").map(|id| PeerCertificate { identity: id.parse().unwrap(), not_after });
+    let verified = std::time::Instant::now();
+    let certificate =
+        text("test-identity").map(|id| PeerCertificate { identity: id.parse().unwrap(), not_after, verified });
     let transport = if text("test-tls").is_some() { Transport::Tls } else { Transport::Loopback };
     request.extensions_mut().insert(Peer::new("127.0.0.1:7".to_owned(), transport, certificate));
     Ok(request)
