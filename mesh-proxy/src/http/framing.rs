@@ -27,15 +27,17 @@ pub(crate) struct Framing {
     begun: AtomicU64,
     /// The first request that is refused, and why. Nothing after it has been looked at.
     flaw: OnceLock<(u64, &'static str)>,
-    /// What the last byte was part of: [`BETWEEN`], [`IN_HEAD`] or [`AFTER_HEAD`].
+    /// What the last byte was part of: [`BETWEEN`], [`BEFORE_HEAD`], [`IN_HEAD`] or [`AFTER_HEAD`].
     place: AtomicU8,
 }
 
 /// No request, or the last one of one.
 const BETWEEN: u8 = 0;
-const IN_HEAD: u8 = 1;
-/// A body, or what is not looked at any more.
-const AFTER_HEAD: u8 = 2;
+/// Empty lines, which are nothing.
+const BEFORE_HEAD: u8 = 1;
+/// Or what is not looked at any more, of which hyper may go on to wait for the end.
+const IN_HEAD: u8 = 2;
+const AFTER_HEAD: u8 = 3;
 
 impl Framing {
     /// Counts a request that hyper has found. Returns why it must be refused.
@@ -55,10 +57,15 @@ impl Framing {
         self.place.load(Ordering::Relaxed) == IN_HEAD
     }
 
+    /// The same, or something has come that may stand before one.
+    pub(super) fn is_before_body(&self) -> bool {
+        matches!(self.place.load(Ordering::Relaxed), BEFORE_HEAD | IN_HEAD)
+    }
+
     /// Whether there is nothing of a request that hyper has not found. False only where somebody reads along.
     pub(super) fn is_between(&self) -> bool {
         let heads = self.heads.load(Ordering::Relaxed).saturating_sub(1);
-        self.place.load(Ordering::Relaxed) == BETWEEN && self.begun.load(Ordering::Relaxed) >= heads
+        self.place.load(Ordering::Relaxed) <= BEFORE_HEAD && self.begun.load(Ordering::Relaxed) >= heads
     }
 }
 
@@ -111,11 +118,11 @@ impl Reader {
 
     fn place(&self) -> u8 {
         match self.state {
-            State::Head if self.line.is_empty() && self.head.bytes == 0 => BETWEEN,
-            State::Head => IN_HEAD,
-            State::Body(_) | State::ChunkLength | State::Chunk(_) | State::ChunkEnd | State::Trailers | State::Over => {
-                AFTER_HEAD
-            }
+            State::Head if !self.line.is_empty() || self.head.begun => IN_HEAD,
+            State::Head if self.head.bytes == 0 => BETWEEN,
+            State::Head => BEFORE_HEAD,
+            State::Over => IN_HEAD,
+            State::Body(_) | State::ChunkLength | State::Chunk(_) | State::ChunkEnd | State::Trailers => AFTER_HEAD,
         }
     }
 
@@ -346,6 +353,7 @@ mod tests {
         let mut reader = Reader::new(&framing);
         assert!(framing.is_between() && !framing.is_in_head());
         for (text, found, in_head, between) in [
+            ("\r\n", 0, false, true),
             ("\r", 0, true, false),
             ("\nGET / HTTP/1.1\r\n", 0, true, false),
             ("a: b\r\n\r\n", 0, false, false),
@@ -353,7 +361,7 @@ mod tests {
             ("POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\na", 2, false, false),
             ("b", 2, false, true),
             ("GET / HTTP/1.1\r\n\r\nG", 3, true, false),
-            ("ET / HTTP/1.1\n", 3, false, false),
+            ("ET / HTTP/1.1\n", 3, true, false),
         ] {
             reader.read(text.as_bytes(), &framing).unwrap();
             while framing.begun.load(Ordering::Relaxed) < found {

@@ -263,7 +263,7 @@ impl<IO: DownstreamIo> AsyncRead for Io<IO> {
         if let Some(reader) = &mut this.framing {
             reader.read(&buf.filled()[already..], &this.signals.framing)?;
             // The rest of a body of which no more is wanted begins nothing.
-            if !this.signals.framing.is_in_head() {
+            if !this.signals.framing.is_before_body() {
                 return Poll::Ready(Ok(()));
             }
         }
