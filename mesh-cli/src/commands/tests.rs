@@ -298,7 +298,10 @@ async fn a_root_is_replaced_when_everybody_has_followed() {
     assert!(json.contains("\"followed\": 0"), "{json}");
     assert!(running.state().rotated.iter().all(|(step, _)| *step == Step::Unspecified));
     let text = meshctl(&running, "certs rotate-root --force --yes").await.unwrap();
-    assert_eq!(text, "The root was replaced. Let all workloads join again, with new tokens.\n");
+    assert_eq!(
+        text,
+        "The root was replaced. Start all workloads again, with new tokens: until then they trust the root before.\n"
+    );
     assert_eq!(running.state().rotated.last(), Some(&(Step::Begin, true)));
 
     running.state().rotation.behind = vec![behind("a", known()), behind("b", known()), behind("c", known())];

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use mesh_common::identity::Identity;
+use mesh_common::tls::SharedBundle;
 use mesh_common::token::fingerprint;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use tokio::sync::watch;
@@ -51,8 +52,10 @@ pub struct Ca {
     changing: Mutex<()>,
     /// Has changed when they have.
     changes: watch::Sender<()>,
+    /// What servers verify their clients by.
+    bundle: SharedBundle,
     /// When something was last trusted that is not any more.
-    distrusted: Mutex<Option<Instant>>,
+    distrust: watch::Sender<Option<Instant>>,
 }
 
 /// What certificates hang on at one moment.
@@ -120,6 +123,8 @@ pub enum CaError {
     Rotating(Timestamp),
     #[error("the root is not being replaced")]
     NotRotating,
+    #[error("nobody but mesh-control itself has the identity of mesh-control")]
+    ControlIdentity,
     #[error("the keys are kept elsewhere")]
     NoFolder,
     #[error("signing failed: {0}")]
@@ -156,20 +161,21 @@ impl Ca {
             Some(intermediate) => intermediate,
             None => Self::new_intermediate(&root, Some(dir), trust_domain, now)?,
         };
-        let ca = Self::of(trust_domain, Some(dir), root, intermediate);
+        let ca = Self::of(trust_domain, Some(dir), root, intermediate)?;
         ca.renew(now)?;
         Ok(ca)
     }
 
-    fn of(trust_domain: &str, dir: Option<&Path>, root: Root, intermediate: Authority) -> Self {
-        Self {
+    fn of(trust_domain: &str, dir: Option<&Path>, root: Root, intermediate: Authority) -> Result<Self, CaError> {
+        Ok(Self {
             trust_domain: trust_domain.to_owned(),
             dir: dir.map(Path::to_owned),
+            bundle: SharedBundle::new(root.bundle(trust_domain)?),
             keys: ArcSwap::from_pointee(Keys { root, intermediate: Arc::new(intermediate) }),
             changing: Mutex::default(),
             changes: watch::Sender::default(),
-            distrusted: Mutex::default(),
-        }
+            distrust: watch::Sender::default(),
+        })
     }
 
     /// `None`: it is one of the root before, since the process ended in the middle of the change.
@@ -192,7 +198,7 @@ impl Ca {
         let root = Root::new(trust_domain, now)?;
         let intermediate = Self::new_intermediate(&root, None, trust_domain, now)?;
         let pem = [root.to_pem(), intermediate.to_pem()];
-        Ok((Self::of(trust_domain, None, root, intermediate), pem))
+        Ok((Self::of(trust_domain, None, root, intermediate)?, pem))
     }
 
     /// What [`create`](Self::create) gave. An intermediate past half of its life is replaced for this process alone: the
@@ -206,7 +212,7 @@ impl Ca {
             Some(intermediate) => intermediate,
             None => Self::new_intermediate(&root, None, trust_domain, now)?,
         };
-        let ca = Self::of(trust_domain, None, root, intermediate);
+        let ca = Self::of(trust_domain, None, root, intermediate)?;
         ca.renew(now)?;
         Ok(ca)
     }
@@ -241,10 +247,12 @@ impl Ca {
             // The file of the root must not come to stand beside that of an intermediate which it does not know.
             authority::remove(&dir.join(INTERMEDIATE_FILE))?;
         }
+        let bundle = root.bundle(&self.trust_domain)?;
         root.save(&dir.join(ROOT_FILE))?;
+        self.bundle.store(bundle);
         self.put(Keys { root: root.clone(), intermediate: intermediate.clone() });
         if at_once {
-            self.distrust();
+            self.distrust_former();
         }
         intermediate.save(&dir.join(INTERMEDIATE_FILE))?;
         Self::write_bundle(dir, &root)
@@ -259,9 +267,11 @@ impl Ca {
             return Err(CaError::NotRotating);
         }
         let root = keys.root.without_former();
+        let bundle = root.bundle(&self.trust_domain)?;
         root.save(&dir.join(ROOT_FILE))?;
+        self.bundle.store(bundle);
         self.put(Keys { root: root.clone(), intermediate: keys.intermediate.clone() });
-        self.distrust();
+        self.distrust_former();
         Self::write_bundle(dir, &root)
     }
 
@@ -286,12 +296,13 @@ impl Ca {
     }
 
     /// When something was last trusted that is not any more. Whoever was verified before may have been so by that.
-    pub fn distrusted(&self) -> Option<Instant> {
-        *self.distrusted.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn distrust(&self) -> watch::Receiver<Option<Instant>> {
+        self.distrust.subscribe()
     }
 
-    fn distrust(&self) {
-        *self.distrusted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    /// After the bundle has changed: whoever is verified from now on is so by the new one.
+    fn distrust_former(&self) {
+        self.distrust.send_replace(Some(Instant::now()));
     }
 
     fn write_bundle(dir: &Path, root: &Root) -> Result<(), CaError> {
@@ -316,11 +327,13 @@ impl Ca {
     /// others are brought between [`MIN_TTL`] and [`MAX_TTL`].
     pub fn sign_csr(&self, csr_der: &[u8], id: &Identity, ttl: Duration, now: Timestamp) -> Result<Issued, CaError> {
         let key = csr::verified_key(csr_der)?;
+        self.check_workload(id)?;
         self.sign(&key, id, &[], ttl, now)
     }
 
     /// Makes a key and a certificate for it.
     pub fn issue_with_key(&self, id: &Identity, ttl: Duration, now: Timestamp) -> Result<KeyPairPem, CaError> {
+        self.check_workload(id)?;
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let issued = self.sign(&key, id, &[], ttl, now)?;
         Ok(KeyPairPem {
@@ -328,6 +341,14 @@ impl Ca {
             key_pem: key.serialize_pem(),
             not_after: issued.not_after,
         })
+    }
+
+    /// mesh-control makes its own: whoever else asks for one has forged what it shows.
+    fn check_workload(&self, id: &Identity) -> Result<(), CaError> {
+        match control_identity(&self.trust_domain)? == *id {
+            true => Err(CaError::ControlIdentity),
+            false => Ok(()),
+        }
     }
 
     /// `names` are further subject names (DNS names and addresses), which only the control plane's own certificate has.

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use mesh_common::tls::TrustBundle;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
@@ -62,6 +63,10 @@ impl Root {
             text += &authority::to_pem("CERTIFICATE", certificate);
         }
         text
+    }
+
+    pub(super) fn bundle(&self, trust_domain: &str) -> Result<TrustBundle, CaError> {
+        Ok(TrustBundle::new(trust_domain, self.trusted().cloned().collect())?)
     }
 
     pub(super) fn trusted_pem(&self) -> String {

@@ -7,8 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use mesh_common::identity::{Identity, IdentityError};
 use mesh_common::tls::{
-    CONTROL_ACCOUNT, CONTROL_NAMESPACE, ClientVerifier, Peers, SharedBundle, SharedCertificate, TrustBundle,
-    certified_key, server_config,
+    CONTROL_ACCOUNT, CONTROL_NAMESPACE, ClientVerifier, Peers, SharedCertificate, certified_key, server_config,
 };
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -26,11 +25,10 @@ pub struct ServerTls {
     identity: Identity,
     names: Vec<SanType>,
     ttl: Duration,
-    /// What new connections get, and what their certificates are verified by.
+    /// What new connections get.
     certificate: SharedCertificate,
-    bundle: SharedBundle,
     not_after: Mutex<Timestamp>,
-    /// Of the authority, when both were made.
+    /// Of the authority, when it was made.
     made_by: Mutex<Receiver<()>>,
 }
 
@@ -46,7 +44,6 @@ impl ServerTls {
             })
             .collect::<Result<Vec<_>, CaError>>()?;
         let tls = Self {
-            bundle: SharedBundle::new(bundle(&ca)?),
             made_by: Mutex::new(ca.changes()),
             ca,
             identity,
@@ -61,7 +58,7 @@ impl ServerTls {
 
     /// TLS 1.3 with HTTP/2 only. A client may show a certificate of this mesh, or none.
     pub fn config(&self) -> Result<rustls::ServerConfig, CaError> {
-        let verifier = ClientVerifier::new(self.bundle.clone(), Peers::TrustDomain, false);
+        let verifier = ClientVerifier::new(self.ca.bundle.clone(), Peers::TrustDomain, false);
         let mut config = server_config(Arc::new(verifier), Arc::new(self.certificate.clone()), vec![b"h2".to_vec()])?;
         // A resumed session would not show the client's certificate again; connections here are few and long.
         config.send_tls13_tickets = 0;
@@ -104,12 +101,15 @@ impl ServerTls {
     fn issue(&self, now: Timestamp) -> Result<Timestamp, CaError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let issued = self.ca.sign(&key, &self.identity, &self.names, self.ttl, now)?;
-        self.bundle.store(bundle(&self.ca)?);
         // The roots go with it, so that a workload that knows only the fingerprint of one (from a join token) can check it.
         let chain = issued.chain.into_iter().chain(self.ca.roots_der()).map(CertificateDer::from).collect();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         self.certificate.store(certified_key(chain, key)?);
         Ok(issued.not_after)
+    }
+
+    pub fn ca(&self) -> &Arc<Ca> {
+        &self.ca
     }
 
     /// What clients are shown, DER.
@@ -120,9 +120,4 @@ impl ServerTls {
     pub fn not_after(&self) -> Timestamp {
         *self.not_after.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn bundle(ca: &Ca) -> Result<TrustBundle, CaError> {
-    let roots = ca.roots_der().into_iter().map(CertificateDer::from).collect();
-    Ok(TrustBundle::new(ca.trust_domain(), roots)?)
 }

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use mesh_common::proto::ca::certificate_authority_server::CertificateAuthority;
 use mesh_common::proto::ca::{GetTrustBundleRequest, GetTrustBundleResponse, SignRequest, SignResponse};
+use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use super::limit::RateLimit;
-use super::{Ca, CaError, control_identity, csr};
+use super::{Ca, CaError, csr};
 use crate::auth::{Authenticator, Proof};
 
 /// One identity may be that of many workloads that all start at the same time.
@@ -20,11 +21,13 @@ pub struct CaService {
     ca: Arc<Ca>,
     auth: Authenticator,
     limit: RateLimit,
+    distrust: watch::Receiver<Option<Instant>>,
 }
 
 impl CaService {
     pub fn new(ca: Arc<Ca>, auth: Authenticator) -> Self {
-        Self { ca, auth, limit: RateLimit::new(BURST, PER_SECOND) }
+        let distrust = ca.distrust();
+        Self { ca, auth, limit: RateLimit::new(BURST, PER_SECOND), distrust }
     }
 }
 
@@ -40,18 +43,15 @@ impl CertificateAuthority for CaService {
         })?;
         let caller = self.auth.caller(&proof).await?;
         let identity = caller.required()?;
-        if control_identity(self.ca.trust_domain()).is_ok_and(|control| control == *identity) {
-            // It signs its own; whoever asks for one has forged what it shows.
-            return Err(Status::permission_denied(format!("{identity} is mesh-control itself")));
-        }
-        // What is trusted no more must not become what is trusted.
-        if proof.verified().zip(self.ca.distrusted()).is_some_and(|(verified, distrusted)| verified <= distrusted) {
-            return Err(Status::unauthenticated("a root was replaced since this connection began: connect again"));
-        }
 
         let SignRequest { csr, ttl_seconds } = request.get_ref();
         let issued =
             self.ca.sign_csr(csr, identity, Duration::from_secs(*ttl_seconds), Timestamp::now()).map_err(status)?;
+        // What is trusted no more must not become what is trusted. Asked last: it may have ended meanwhile.
+        let distrusted = *self.distrust.borrow();
+        if proof.verified().zip(distrusted).is_some_and(|(verified, distrusted)| verified <= distrusted) {
+            return Err(Status::unauthenticated("a root was replaced since this connection began: connect again"));
+        }
         metrics::counter!("mesh_control_certificates_issued_total").increment(1);
         tracing::info!(%identity, peer = caller.address, until = %issued.not_after, "issued a certificate");
         Ok(Response::new(SignResponse {
@@ -76,7 +76,7 @@ impl CertificateAuthority for CaService {
 fn status(error: CaError) -> Status {
     match error {
         CaError::Request(_) => Status::invalid_argument(error.to_string()),
-        CaError::ForeignIdentity(..) => Status::permission_denied(error.to_string()),
+        CaError::ForeignIdentity(..) | CaError::ControlIdentity => Status::permission_denied(error.to_string()),
         _ => {
             tracing::error!(%error, "signing failed");
             Status::internal("signing failed; the log of mesh-control says why")

@@ -295,9 +295,9 @@ fn a_root_is_replaced_under_everybody() {
     assert_eq!((replica.rotation(), replica.roots_der()), (Some(rotation), both.clone()));
     assert!(matches!(replica.end_rotation(), Err(CaError::NoFolder)));
 
-    assert_eq!(ca.distrusted(), None);
+    assert_eq!(*ca.distrust().borrow(), None);
     ca.end_rotation().unwrap();
-    assert!(ca.distrusted().is_some());
+    assert!(ca.distrust().borrow().is_some());
     assert!(server.renew(later).unwrap());
     assert_eq!((ca.rotation(), ca.roots_der()), (None, both[..1].to_vec()));
     assert_eq!(handshake(client(&both, &new), config.clone()), Ok(Some(web())));
@@ -318,7 +318,7 @@ fn a_root_that_somebody_has_stolen_is_replaced_at_once() {
     let server = ServerTls::new(ca.clone(), &[], DAY, now).unwrap();
     let (first, old) = (ca.roots_der(), ca.issue_with_key(&web(), DAY, now).unwrap());
     ca.rotate(now + HOUR, true).unwrap();
-    assert!(ca.rotation().is_none() && ca.distrusted().is_some() && server.renew(now + HOUR).unwrap());
+    assert!(ca.rotation().is_none() && ca.distrust().borrow().is_some() && server.renew(now + HOUR).unwrap());
     let (roots, new) = (ca.roots_der(), ca.issue_with_key(&web(), DAY, now + HOUR).unwrap());
     assert!(roots.len() == 1 && roots != first);
     assert_eq!(handshake(client(&roots, &new), server.config().unwrap()), Ok(Some(web())));

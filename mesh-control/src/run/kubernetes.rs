@@ -22,14 +22,13 @@ use mesh_control::kubernetes::{Reviewer, Source, lead, open_ca};
 use mesh_control::model::{Addresses, Keys, Settings};
 use mesh_control::registry::{RegistryService, Workloads};
 use mesh_control::reports::{Reports, ReportsService};
-use mesh_control::serve::{Door, Limits, Listener, bind_tcp, grpc};
+use mesh_control::serve::{Door, DoorTls, Limits, Listener, bind_tcp, grpc};
 use mesh_control::snapshot;
 use mesh_control::status::{StatusServer, install_metrics};
 use mesh_control::xds::Xds;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 
 use super::{FAREWELL, Servers, TICK, say_ready, subject_names};
 
@@ -126,8 +125,8 @@ async fn serve(
 
     let mut servers = Servers { tasks: JoinSet::new(), stopping: stopping.clone() };
     let (limits, listener) = (Limits::default(), Listener::Tcp(xds_listener));
-    let acceptor = TlsAcceptor::from(Arc::new(tls.config()?));
-    servers.spawn(Door { name: "xds", listener, tls: Some(acceptor), transport: Transport::Tls, limits }, for_proxies);
+    let door_tls = DoorTls::new(&tls)?;
+    servers.spawn(Door { name: "xds", listener, tls: Some(door_tls), transport: Transport::Tls, limits }, for_proxies);
     // Who may forward a port to this pod is the cluster's operator; nobody else reaches its loopback.
     let (limits, listener) = (Limits::default(), Listener::Tcp(operator_listener));
     let door = Door { name: "operator", listener, tls: None, transport: Transport::Unix, limits };

@@ -24,7 +24,7 @@ use mesh_control::jwks::{self, Fetcher};
 use mesh_control::model::{Addresses, Fetched, Keys, Settings};
 use mesh_control::registry::{Registry, RegistryService, Workloads};
 use mesh_control::reports::{Reports, ReportsService};
-use mesh_control::serve::{Door, Limits, Listener, bind_tcp, bind_unix, grpc, remove};
+use mesh_control::serve::{Door, DoorTls, Limits, Listener, bind_tcp, bind_unix, grpc, remove};
 use mesh_control::snapshot;
 use mesh_control::status::{StatusServer, install_metrics};
 use mesh_control::store::Store;
@@ -34,7 +34,6 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 use tonic::transport::server::Router;
 
 /// Name of the store's note.
@@ -118,11 +117,11 @@ async fn standalone(args: Args, log: LogFilter) -> anyhow::Result<()> {
 
     let (stop, stopping) = watch::channel(false);
     let mut servers = Servers { tasks: JoinSet::new(), stopping };
-    let acceptor = TlsAcceptor::from(Arc::new(tls.config()?));
+    let door_tls = DoorTls::new(&tls)?;
     let tls_door = |name, listener| Door {
         name,
         listener,
-        tls: Some(acceptor.clone()),
+        tls: Some(door_tls.clone()),
         transport: Transport::Tls,
         limits: Limits::default(),
     };

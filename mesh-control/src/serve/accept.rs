@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use metrics::{counter, gauge};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_stream::wrappers::ReceiverStream;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::connection::{Connection, Io};
+use super::connection::{Connection, Distrusted, Io};
 use crate::auth::{Peer, PeerCertificate, Transport};
+use crate::ca::{Ca, CaError, ServerTls};
 
 /// How long to leave a listener alone that has no more file descriptors to give.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -40,13 +41,26 @@ impl Default for Limits {
     }
 }
 
+/// TLS of a door, and the authority that says when what was verified is to be verified again.
+#[derive(Clone)]
+pub struct DoorTls {
+    acceptor: TlsAcceptor,
+    ca: Arc<Ca>,
+}
+
+impl DoorTls {
+    pub fn new(tls: &ServerTls) -> Result<Self, CaError> {
+        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(tls.config()?)), ca: tls.ca().clone() })
+    }
+}
+
 /// One listening socket with what is behind it.
 pub struct Door {
     /// For logs and metrics: `xds`, `plaintext`, `proxy`, `control`.
     pub name: &'static str,
     pub listener: Listener,
     /// Without it the door speaks plaintext.
-    pub tls: Option<TlsAcceptor>,
+    pub tls: Option<DoorTls>,
     pub transport: Transport,
     pub limits: Limits,
 }
@@ -146,24 +160,33 @@ impl Drop for Open {
 async fn open(
     io: Box<dyn Io>,
     peer: Peer,
-    tls: Option<TlsAcceptor>,
+    tls: Option<DoorTls>,
     proof: Duration,
     open: Open,
 ) -> io::Result<Option<Connection>> {
     let Some(tls) = tls else {
-        return Connection::open(io, peer, None, open).await;
+        return Connection::open(io, peer, None, None, open).await;
     };
     let began = Instant::now();
-    let stream = tls.accept(io).await?;
+    let stream = tls.acceptor.accept(io).await?;
     let certificate = match stream.get_ref().1.peer_certificates() {
         Some(chain) => Some(peer_certificate(chain, began).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidData, "the client's certificate holds no SPIFFE ID")
         })?),
         None => None,
     };
+    let distrusted = certificate.as_ref().map(|it| Box::pin(distrusted(tls.ca.distrust(), it.verified)) as Distrusted);
     let Peer { process, user, .. } = peer;
     let peer = Peer { process, user, ..Peer::new(peer.address, peer.transport, certificate) };
-    Connection::open(Box::new(stream), peer, Some(proof), open).await
+    Connection::open(Box::new(stream), peer, Some(proof), distrusted, open).await
+}
+
+/// Ends when something is trusted no more by which a certificate may have been verified then.
+async fn distrusted(mut distrust: watch::Receiver<Option<Instant>>, verified: Instant) {
+    if distrust.wait_for(|at| at.is_some_and(|at| verified <= at)).await.is_err() {
+        // The process is ending.
+        std::future::pending().await
+    }
 }
 
 /// Of a chain that the handshake has verified.

@@ -20,6 +20,8 @@ pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
+pub(super) type Distrusted = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 pub struct Connection {
     io: Box<dyn Io>,
     /// How much of the preface has been handed on; it was read here.
@@ -27,6 +29,8 @@ pub struct Connection {
     peer: Peer,
     /// By then the peer must have proven an identity. None once it has, or if it need not.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Ends when what its certificate was verified by may be trusted no more. None without a certificate.
+    distrusted: Option<Distrusted>,
     open: Open,
 }
 
@@ -38,6 +42,7 @@ impl Connection {
         mut io: Box<dyn Io>,
         peer: Peer,
         proof: Option<Duration>,
+        distrusted: Option<Distrusted>,
         open: Open,
     ) -> io::Result<Option<Self>> {
         let mut seen = [0; PREFACE.len()];
@@ -54,11 +59,22 @@ impl Connection {
             }
         }
         let deadline = proof.filter(|_| !peer.proven.is_set()).map(|proof| Box::pin(tokio::time::sleep(proof)));
-        Ok(Some(Self { io, replayed: 0, peer, deadline, open }))
+        Ok(Some(Self { io, replayed: 0, peer, deadline, distrusted, open }))
     }
 
-    /// An error once the time is over and the peer is still nobody. Answering pings is no way to stay.
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    /// An error once the time is over and the peer is still nobody, or when it may not be who it was taken for. Answering
+    /// pings is no way to stay.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.distrusted.as_mut().is_some_and(|distrusted| distrusted.as_mut().poll(cx).is_ready()) {
+            // A future that has ended is not to be polled again.
+            self.distrusted = None;
+            tracing::debug!(
+                listener = self.open.name,
+                peer = self.peer.address,
+                "closed a connection: a root is trusted no more"
+            );
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "a root was replaced: connect again"));
+        }
         let Some(deadline) = &mut self.deadline else { return Ok(()) };
         if self.peer.proven.is_set() {
             self.deadline = None;
@@ -82,7 +98,7 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.poll_deadline(cx)?;
+        self.poll_end(cx)?;
         let rest = &PREFACE[self.replayed..];
         if !rest.is_empty() {
             let length = rest.len().min(buf.remaining());
@@ -139,7 +155,7 @@ mod tests {
         client.write_all(PREFACE).await.unwrap();
         let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         let peer = Peer::new("10.0.0.1:7".to_owned(), Transport::Tls, None);
-        let opened = Connection::open(Box::new(server), peer, proof, Open::new("test", permit)).await;
+        let opened = Connection::open(Box::new(server), peer, proof, None, Open::new("test", permit)).await;
         (opened.unwrap().unwrap(), client)
     }
 
@@ -178,6 +194,20 @@ mod tests {
         connection.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
         assert_eq!(connection.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert_eq!(begun.elapsed(), PROOF);
+    }
+
+    #[tokio::test]
+    async fn who_may_not_be_trusted_any_more_may_not_stay() {
+        let (mut connection, mut client) = open(None).await;
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        connection.distrusted = Some(Box::pin(async move { drop(ended.await) }));
+        connection.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
+        client.write_all(b"x").await.unwrap();
+        connection.read_exact(&mut [0]).await.unwrap();
+        // Also one that says nothing is woken for it.
+        let mut byte = [0];
+        let (read, ()) = tokio::join!(connection.read(&mut byte), async move { end.send(()).unwrap() });
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     }
 
     #[tokio::test(start_paused = true)]

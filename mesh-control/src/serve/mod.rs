@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tonic::transport::Server;
 
-pub use accept::{Door, Limits, Listener};
+pub use accept::{Door, DoorTls, Limits, Listener};
 pub use connection::Connection;
 pub use sockets::{SocketError, bind_tcp, bind_unix, remove};
 

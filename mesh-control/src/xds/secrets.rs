@@ -60,11 +60,18 @@ impl Issuer {
 
     /// Ends when other roots are trusted, which [`Issuer::current`] has then.
     pub async fn changed(&mut self) {
-        if self.changes.changed().await.is_err() {
-            // The authority is held here.
-            return std::future::pending().await;
+        loop {
+            if self.changes.changed().await.is_err() {
+                // The authority is held here.
+                return std::future::pending().await;
+            }
+            let roots = Encoded::new(roots(&self.ca.roots_pem()));
+            // What signs may be another, below the same roots.
+            if roots.version != self.current.roots.version {
+                self.current.roots = Arc::new(roots);
+                break;
+            }
         }
-        self.current.roots = Arc::new(Encoded::new(roots(&self.ca.roots_pem())));
         if self.ca.rotation().is_none() {
             // What was issued before may not be trusted any more.
             self.due = None;

@@ -24,7 +24,7 @@ const POLL: Duration = Duration::from_millis(500);
 /// and by Envoys at once, by each other workload when it next renews. This may be stopped at any time: run again, it goes on.
 ///
 /// With --force nobody is waited for. Where the key of the root may be in the hands of somebody else, that is the way from the beginning on: all workloads are
-/// cut off then, and have to join again with new tokens.
+/// cut off from the control plane then, and have to be started again with new tokens. Until that, each of them goes on trusting the root before.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -79,10 +79,12 @@ async fn at_once(context: &Context, args: &Args, control: &Control, found: &Rota
         sure(
             context,
             args,
-            "All certificates of the mesh will be worthless at once: each workload has to join again, with a new token.",
+            "The control plane will take no certificate that there is: each workload has to be started again, with a new token.",
         )?;
         ask(control, Step::Begin, true).await?;
-        return context.out.line("The root was replaced. Let all workloads join again, with new tokens.");
+        return context.out.line(
+            "The root was replaced. Start all workloads again, with new tokens: until then they trust the root before.",
+        );
     }
     sure(context, args, &format!("{} workloads will be cut off until they join again.", found.behind.len()))?;
     ask(control, Step::End, true).await?;
