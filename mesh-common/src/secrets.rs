@@ -87,14 +87,18 @@ pub fn shown_address(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// What ends a host in an address, with the name and the password before it.
+fn ends_host(c: char) -> bool {
+    c == '/' || c.is_whitespace() || matches!(c, '"' | '<' | '>')
+}
+
 /// Without what is between `//` and the `@` before a host.
 fn without_users(text: &str) -> String {
     let (mut shown, mut rest) = (String::with_capacity(text.len()), text);
     while let Some(at) = rest.find("//") {
         let (before, after) = rest.split_at(at + 2);
         shown.push_str(before);
-        let is_end = |c: char| c == '/' || c.is_whitespace() || matches!(c, '"' | '<' | '>');
-        let (authority, further) = after.split_at(after.find(is_end).unwrap_or(after.len()));
+        let (authority, further) = after.split_at(after.find(ends_host).unwrap_or(after.len()));
         rest = further;
         match authority.rsplit_once('@') {
             // It is in a query, or a password has what must not be in one.

@@ -24,6 +24,9 @@ use crate::identity::{Identity, IdentityError, check_trust_domain};
 pub const CONTROL_NAMESPACE: &str = "mesh-system";
 pub const CONTROL_ACCOUNT: &str = "mesh-control";
 
+/// How far the beginning of a workload's certificate lies back, for machines whose clocks are behind.
+pub const BACKDATE: Duration = Duration::from_secs(60);
+
 /// How long before its root certificate ends a mesh's operator is told so.
 pub const ROOT_ENDS_SOON: Duration = Duration::from_secs(180 * 24 * 3600);
 

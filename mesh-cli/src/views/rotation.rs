@@ -2,14 +2,13 @@
 
 use jiff::Timestamp;
 use mesh_common::proto::control::{RotateRootResponse, WorkloadCertificate};
+use mesh_common::tls::BACKDATE;
 use serde::Serialize;
 
 use crate::output::time::{age, human_duration, until};
 
 /// Those who are behind that are named.
 const NAMED: usize = 3;
-/// Seconds before it was issued that a certificate's validity begins.
-const BACKDATED: i64 = 60;
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct View {
@@ -42,7 +41,7 @@ fn began(found: &RotateRootResponse) -> Option<Timestamp> {
 fn renewal(it: &WorkloadCertificate) -> Option<Timestamp> {
     let certificate = it.certificate.as_ref()?;
     let since = match it.since_unix_ms {
-        ..=0 => certificate.not_before_unix.checked_add(BACKDATED)?,
+        ..=0 => certificate.not_before_unix.checked_add(i64::try_from(BACKDATE.as_secs()).ok()?)?,
         since => since / 1000,
     };
     Timestamp::from_second(since.checked_add(certificate.not_after_unix)? / 2).ok()

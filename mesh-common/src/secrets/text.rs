@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{REDACTED, has_token, is_secret_header, without_users};
+use super::{REDACTED, ends_host, has_token, is_secret_header, without_users};
 
 /// Words after which the next one proves who somebody is.
 const SCHEMES: [&str; 5] = ["bearer", "basic", "digest", "negotiate", "ntlm"];
@@ -101,8 +101,7 @@ fn is_between(c: char) -> bool {
 fn end_of_word(text: &str) -> usize {
     let end = text.find(is_between).unwrap_or(text.len());
     let Some(host) = text[..end].find("//").map(|at| at + 2) else { return end };
-    let is_end = |c: char| c == '/' || c.is_whitespace() || matches!(c, '"' | '<' | '>');
-    let host_end = host + text[host..].find(is_end).unwrap_or(text.len() - host);
+    let host_end = host + text[host..].find(ends_host).unwrap_or(text.len() - host);
     if text[host..host_end].contains('@') { end.max(host_end) } else { end }
 }
 

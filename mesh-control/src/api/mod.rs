@@ -36,7 +36,7 @@ use crate::objects::Objects;
 use crate::reports::Reports;
 use crate::snapshot::Snapshot;
 use crate::store::{self, Store, StoreError, TokenError, blocking};
-use crate::trail::{Query, Subject, Who};
+use crate::trail::{Query, Subject, Verb, Who};
 use crate::xds::Xds;
 
 /// A request with as many objects as a batch may have must fit.
@@ -195,7 +195,7 @@ impl Mesh for MeshService {
             Subject { kind: "JoinToken".to_owned(), namespace: namespace.to_owned(), name: token.id().to_string() };
         let made = serde_json::json!({"identity": spiffe_id, "uses": uses.max(1), "expires": expires.to_string()});
         let write = move || {
-            store.write_down_made(object, made);
+            store.write_down_thing(Verb::Create, object, made);
             Ok::<_, StoreError>(())
         };
         blocking(write).await.map_err(|error| Status::unavailable(error.to_string()))?;

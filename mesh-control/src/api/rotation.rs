@@ -10,11 +10,11 @@ use mesh_common::proto::control::{Proxy, RotateRootResponse, WorkloadCertificate
 use mesh_common::resource::MESH_NAMESPACE;
 use tonic::Status;
 
-use crate::ca::{Ca, CaError, Rotation, ServerTls};
+use crate::ca::{Ca, CaError, ServerTls};
 use crate::certificates;
 use crate::registry::GRACE;
 use crate::store::Store;
-use crate::trail::Subject;
+use crate::trail::{Subject, Verb};
 
 /// Who serves a certificate that hangs on the new root, and who does not yet: of the connected, and of those that are known to
 /// be somewhere (by their node ids) and may come back.
@@ -24,7 +24,7 @@ pub(super) fn progress(
     certificates: Vec<WorkloadCertificate>,
     away: impl Iterator<Item = String>,
 ) -> RotateRootResponse {
-    let Some(Rotation { began }) = ca.rotation() else { return RotateRootResponse::default() };
+    let Some(began) = ca.rotating_since() else { return RotateRootResponse::default() };
     let issuer = certificates::distinguished_name(&ca.intermediate_der()).unwrap_or_default();
     let follows = |it: &WorkloadCertificate| {
         // Of one that was sent from here it is told too that it is not in force. Proxies tell of later ones that they did not get.
@@ -93,14 +93,15 @@ pub(super) fn take(
     // Something may have changed although the end of it failed.
     let after = ca.roots_der();
     for made in after.iter().filter(|root| !before.contains(root)) {
-        store.write_down_made(
+        store.write_down_thing(
+            Verb::Create,
             subject(made),
             serde_json::json!({"until": ca.root_not_after().to_string(), "force": force}),
         );
         tracing::info!(until = %ca.root_not_after(), "certificates hang on a new root");
     }
     for gone in before.iter().filter(|root| !after.contains(root)) {
-        store.write_down_gone(subject(gone), serde_json::json!({"behind": behind, "force": force}));
+        store.write_down_thing(Verb::Delete, subject(gone), serde_json::json!({"behind": behind, "force": force}));
         tracing::info!(behind, "the root before is trusted no more");
     }
     if let Err(error) = tls.renew(now) {

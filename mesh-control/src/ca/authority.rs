@@ -10,13 +10,14 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use mesh_common::certificate;
+use mesh_common::tls::BACKDATE;
 use rcgen::{BasicConstraints, CertificateParams, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use super::{BACKDATE, CaError, csr, leaf};
+use super::{CaError, csr, leaf};
 
 const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const INTERMEDIATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -173,9 +174,13 @@ fn check_private(path: &Path, mode: u32, wanted: u32) -> Result<(), CaError> {
 
 /// It may have been gone already.
 pub(super) fn remove(path: &Path) -> Result<(), CaError> {
+    remove_file(path).map_err(|reason| CaError::Io { path: path.to_owned(), reason })
+}
+
+fn remove_file(path: &Path) -> std::io::Result<()> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(CaError::Io { path: path.to_owned(), reason: error }),
-        _ => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        result => result,
     }
 }
 
@@ -184,10 +189,7 @@ pub(super) fn write_atomically(path: &Path, content: &[u8], mode: u32) -> Result
     let write = || -> std::io::Result<()> {
         let fresh = path.with_extension("new");
         // A rest of an interrupted write would keep its mode, which may be another.
-        match std::fs::remove_file(&fresh) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove_file(&fresh)?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;
         file.write_all(content)?;
         file.sync_all()?;

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use mesh_common::identity::Identity;
-use mesh_common::tls::SharedBundle;
+use mesh_common::tls::{BACKDATE, SharedBundle};
 use mesh_common::token::fingerprint;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use tokio::sync::watch;
@@ -35,8 +35,6 @@ pub use service::CaService;
 pub const DEFAULT_TTL: Duration = Duration::from_secs(3600);
 pub const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
 pub const MIN_TTL: Duration = Duration::from_secs(10);
-/// How far the beginning of a certificate lies back, for machines whose clocks are behind.
-pub const BACKDATE: Duration = Duration::from_secs(60);
 
 const ROOT_FILE: &str = "root.pem";
 const INTERMEDIATE_FILE: &str = "intermediate.pem";
@@ -62,12 +60,6 @@ pub struct Ca {
 struct Keys {
     root: Root,
     intermediate: Arc<Authority>,
-}
-
-/// The root is being replaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rotation {
-    pub began: Timestamp,
 }
 
 /// A signed certificate.
@@ -154,12 +146,8 @@ impl Ca {
         Self::write_bundle(dir, &root)?;
 
         let intermediate = match Authority::load(&intermediate_file)? {
-            Some(intermediate) => Self::checked(&root, intermediate, &intermediate_file)?,
-            None => None,
-        };
-        let intermediate = match intermediate {
-            Some(intermediate) => intermediate,
-            None => Self::new_intermediate(&root, Some(dir), trust_domain, now)?,
+            Some(intermediate) if Self::is_current(&root, &intermediate, &intermediate_file)? => intermediate,
+            _ => Self::new_intermediate(&root, Some(dir), trust_domain, now)?,
         };
         let ca = Self::of(trust_domain, Some(dir), root, intermediate)?;
         ca.renew(now)?;
@@ -178,14 +166,12 @@ impl Ca {
         })
     }
 
-    /// `None`: it is one of the root before, since the process ended in the middle of the change.
-    fn checked(root: &Root, intermediate: Authority, path: &Path) -> Result<Option<Authority>, CaError> {
+    /// Whether it hangs on the root; false if on the one before, since the process ended in the middle of the change.
+    fn is_current(root: &Root, intermediate: &Authority, path: &Path) -> Result<bool, CaError> {
         let signed_by = |issuer| authority::is_signed_by(&intermediate.certificate, issuer);
-        if signed_by(&root.authority.certificate) {
-            return Ok(Some(intermediate));
-        }
         match &root.former {
-            Some(former) if signed_by(&former.certificate) => Ok(None),
+            _ if signed_by(&root.authority.certificate) => Ok(true),
+            Some(former) if signed_by(&former.certificate) => Ok(false),
             _ => Err(CaError::Damaged {
                 path: path.to_owned(),
                 reason: "it was not signed by the root beside it".to_owned(),
@@ -207,11 +193,10 @@ impl Ca {
         let [root_name, intermediate_name] = [ROOT_FILE, INTERMEDIATE_FILE].map(Path::new);
         let root = Root::from_pem(root_name, root.as_bytes())?;
         root.authority.check_root(root_name, trust_domain, now)?;
-        let intermediate = Authority::from_pem(intermediate_name, intermediate.as_bytes())?;
-        let intermediate = match Self::checked(&root, intermediate, intermediate_name)? {
-            Some(intermediate) => intermediate,
-            None => Self::new_intermediate(&root, None, trust_domain, now)?,
-        };
+        let mut intermediate = Authority::from_pem(intermediate_name, intermediate.as_bytes())?;
+        if !Self::is_current(&root, &intermediate, intermediate_name)? {
+            intermediate = Self::new_intermediate(&root, None, trust_domain, now)?;
+        }
         let ca = Self::of(trust_domain, None, root, intermediate)?;
         ca.renew(now)?;
         Ok(ca)
@@ -235,7 +220,7 @@ impl Ca {
     pub fn rotate(&self, now: Timestamp, at_once: bool) -> Result<(), CaError> {
         let dir = self.dir.as_deref().ok_or(CaError::NoFolder)?;
         let _changing = self.changing();
-        if let Some(Rotation { began }) = self.rotation() {
+        if let Some(began) = self.rotating_since() {
             return Err(CaError::Rotating(began));
         }
         let mut root = self.keys.load().root.replaced(&self.trust_domain, now)?;
@@ -247,10 +232,7 @@ impl Ca {
             // The file of the root must not come to stand beside that of an intermediate which it does not know.
             authority::remove(&dir.join(INTERMEDIATE_FILE))?;
         }
-        let bundle = root.bundle(&self.trust_domain)?;
-        root.save(&dir.join(ROOT_FILE))?;
-        self.bundle.store(bundle);
-        self.put(Keys { root: root.clone(), intermediate: intermediate.clone() });
+        self.put_root(dir, root.clone(), intermediate.clone())?;
         if at_once {
             self.distrust_former();
         }
@@ -267,18 +249,15 @@ impl Ca {
             return Err(CaError::NotRotating);
         }
         let root = keys.root.without_former();
-        let bundle = root.bundle(&self.trust_domain)?;
-        root.save(&dir.join(ROOT_FILE))?;
-        self.bundle.store(bundle);
-        self.put(Keys { root: root.clone(), intermediate: keys.intermediate.clone() });
+        self.put_root(dir, root.clone(), keys.intermediate.clone())?;
         self.distrust_former();
         Self::write_bundle(dir, &root)
     }
 
-    /// Whether the root is being replaced.
-    pub fn rotation(&self) -> Option<Rotation> {
+    /// Since when the root is being replaced, if it is.
+    pub fn rotating_since(&self) -> Option<Timestamp> {
         let keys = self.keys.load();
-        keys.root.former.as_ref().map(|_| Rotation { began: keys.root.authority.not_before + BACKDATE })
+        keys.root.former.as_ref().map(|_| keys.root.authority.not_before + BACKDATE)
     }
 
     /// Has changed when other certificates are trusted or sign.
@@ -288,6 +267,15 @@ impl Ca {
 
     fn changing(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Clients are verified by it from now on, and certificates hang on it. An error leaves all as it was.
+    fn put_root(&self, dir: &Path, root: Root, intermediate: Arc<Authority>) -> Result<(), CaError> {
+        let bundle = root.bundle(&self.trust_domain)?;
+        root.save(&dir.join(ROOT_FILE))?;
+        self.bundle.store(bundle);
+        self.put(Keys { root, intermediate });
+        Ok(())
     }
 
     fn put(&self, keys: Keys) {

@@ -1,7 +1,7 @@
 //! TLS of mesh-control's own servers: its certificate, renewed by itself, and the verification of clients'.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -27,9 +27,14 @@ pub struct ServerTls {
     ttl: Duration,
     /// What new connections get.
     certificate: SharedCertificate,
-    not_after: Mutex<Timestamp>,
-    /// Of the authority, when it was made.
-    made_by: Mutex<Receiver<()>>,
+    made: Mutex<Made>,
+}
+
+/// What is known of it.
+struct Made {
+    not_after: Timestamp,
+    /// Of the authority, since it was made.
+    changes: Receiver<()>,
 }
 
 impl ServerTls {
@@ -44,13 +49,12 @@ impl ServerTls {
             })
             .collect::<Result<Vec<_>, CaError>>()?;
         let tls = Self {
-            made_by: Mutex::new(ca.changes()),
+            made: Mutex::new(Made { not_after: Timestamp::MIN, changes: ca.changes() }),
             ca,
             identity,
             names,
             ttl,
             certificate: SharedCertificate::default(),
-            not_after: Mutex::new(Timestamp::MIN),
         };
         tls.renew(now)?;
         Ok(tls)
@@ -85,17 +89,20 @@ impl ServerTls {
 
     /// Renews the certificate when it is past half of its life, or hangs on what has changed since. True: it was.
     pub fn renew(&self, now: Timestamp) -> Result<bool, CaError> {
-        let mut made_by = self.made_by.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut not_after = self.not_after.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = self.made();
         // An error is that the authority is gone, which is held here.
-        let changed = made_by.has_changed().unwrap_or(false);
-        if !changed && now + self.ttl / 2 < *not_after {
+        let changed = made.changes.has_changed().unwrap_or(false);
+        if !changed && now + self.ttl / 2 < made.not_after {
             return Ok(false);
         }
         // Before anything is made: what changes from here on is seen the next time.
-        made_by.mark_unchanged();
-        *not_after = self.issue(now).inspect_err(|_| made_by.mark_changed())?;
+        made.changes.mark_unchanged();
+        made.not_after = self.issue(now).inspect_err(|_| made.changes.mark_changed())?;
         Ok(true)
+    }
+
+    fn made(&self) -> MutexGuard<'_, Made> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn issue(&self, now: Timestamp) -> Result<Timestamp, CaError> {
@@ -118,6 +125,6 @@ impl ServerTls {
     }
 
     pub fn not_after(&self) -> Timestamp {
-        *self.not_after.lock().unwrap_or_else(PoisonError::into_inner)
+        self.made().not_after
     }
 }

@@ -270,8 +270,8 @@ fn a_root_is_replaced_under_everybody() {
     assert!(matches!(ca.end_rotation(), Err(CaError::NotRotating)));
 
     ca.rotate(later, false).unwrap();
-    let rotation = Rotation { began: later };
-    assert_eq!(ca.rotation(), Some(rotation));
+    let rotation = later;
+    assert_eq!(ca.rotating_since(), Some(rotation));
     assert!(matches!(ca.rotate(later, false), Err(CaError::Rotating(began)) if began == later));
     assert!(server.renew(later).unwrap() && !server.renew(later).unwrap());
     let both = ca.roots_der();
@@ -286,26 +286,26 @@ fn a_root_is_replaced_under_everybody() {
     }
     // A restart goes on with it.
     let again = Ca::open(&dir, "mesh.local", later).unwrap();
-    assert_eq!((again.rotation(), again.roots_der()), (Some(rotation), both.clone()));
+    assert_eq!((again.rotating_since(), again.roots_der()), (Some(rotation), both.clone()));
     assert_eq!(again.intermediate_der(), ca.intermediate_der());
 
     // Replicas that share these keys go on with it too.
     let [root, intermediate] = [ROOT_FILE, INTERMEDIATE_FILE].map(|name| fs::read_to_string(dir.join(name)).unwrap());
     let replica = Ca::from_pem(&root, &intermediate, "mesh.local", later).unwrap();
-    assert_eq!((replica.rotation(), replica.roots_der()), (Some(rotation), both.clone()));
+    assert_eq!((replica.rotating_since(), replica.roots_der()), (Some(rotation), both.clone()));
     assert!(matches!(replica.end_rotation(), Err(CaError::NoFolder)));
 
     assert_eq!(*ca.distrust().borrow(), None);
     ca.end_rotation().unwrap();
     assert!(ca.distrust().borrow().is_some());
     assert!(server.renew(later).unwrap());
-    assert_eq!((ca.rotation(), ca.roots_der()), (None, both[..1].to_vec()));
+    assert_eq!((ca.rotating_since(), ca.roots_der()), (None, both[..1].to_vec()));
     assert_eq!(handshake(client(&both, &new), config.clone()), Ok(Some(web())));
     assert!(handshake(client(&both, &old), config.clone()).is_err());
     assert!(handshake(client(&first, &new), config.clone()).is_err());
     assert!(handshake(pinned(pin), config).is_err());
     let again = Ca::open(&dir, "mesh.local", later).unwrap();
-    assert_eq!((again.rotation(), again.roots_der()), (None, both[..1].to_vec()));
+    assert_eq!((again.rotating_since(), again.roots_der()), (None, both[..1].to_vec()));
     assert_eq!(fs::read_to_string(dir.join(BUNDLE_FILE)).unwrap(), again.roots_pem());
 }
 
@@ -318,7 +318,7 @@ fn a_root_that_somebody_has_stolen_is_replaced_at_once() {
     let server = ServerTls::new(ca.clone(), &[], DAY, now).unwrap();
     let (first, old) = (ca.roots_der(), ca.issue_with_key(&web(), DAY, now).unwrap());
     ca.rotate(now + HOUR, true).unwrap();
-    assert!(ca.rotation().is_none() && ca.distrust().borrow().is_some() && server.renew(now + HOUR).unwrap());
+    assert!(ca.rotating_since().is_none() && ca.distrust().borrow().is_some() && server.renew(now + HOUR).unwrap());
     let (roots, new) = (ca.roots_der(), ca.issue_with_key(&web(), DAY, now + HOUR).unwrap());
     assert!(roots.len() == 1 && roots != first);
     assert_eq!(handshake(client(&roots, &new), server.config().unwrap()), Ok(Some(web())));
@@ -366,7 +366,7 @@ fn a_change_that_was_broken_off_is_completed() {
     fs::write(dir.join(INTERMEDIATE_FILE), &before).unwrap();
     fs::remove_file(dir.join(BUNDLE_FILE)).unwrap();
     let again = Ca::open(&dir, "mesh.local", now + HOUR).unwrap();
-    assert_eq!(again.rotation(), ca.rotation());
+    assert_eq!(again.rotating_since(), ca.rotating_since());
     assert_eq!(fs::read_to_string(dir.join(BUNDLE_FILE)).unwrap(), ca.roots_pem());
     assert!(authority::is_signed_by(&again.intermediate_der().into(), &again.roots_der()[0].clone().into()));
 
@@ -391,12 +391,12 @@ fn a_disk_that_takes_no_root_changes_nothing_and_one_that_takes_no_more_is_made_
     // A folder in the place of the new file: root may write anywhere, but not there.
     fs::create_dir(dir.join("root.new")).unwrap();
     assert!(matches!(ca.rotate(now + HOUR, false), Err(CaError::Io { .. })));
-    assert_eq!((ca.rotation(), ca.roots_der()), (None, roots.clone()));
+    assert_eq!((ca.rotating_since(), ca.roots_der()), (None, roots.clone()));
     fs::remove_dir(dir.join("root.new")).unwrap();
     fs::create_dir(dir.join("bundle.new")).unwrap();
     assert!(matches!(ca.rotate(now + HOUR, false), Err(CaError::Io { .. })));
-    assert!(ca.rotation().is_some() && ca.roots_der()[1] == roots[0]);
+    assert!(ca.rotating_since().is_some() && ca.roots_der()[1] == roots[0]);
     fs::remove_dir(dir.join("bundle.new")).unwrap();
     let again = Ca::open(&dir, "mesh.local", now + HOUR).unwrap();
-    assert_eq!((again.rotation(), again.roots_der()), (ca.rotation(), ca.roots_der()));
+    assert_eq!((again.rotating_since(), again.roots_der()), (ca.rotating_since(), ca.roots_der()));
 }

@@ -27,7 +27,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::objects::Objects;
-use crate::trail::{Record, Subject, Trail, Who};
+use crate::trail::{Record, Subject, Trail, Verb, Who};
 use db::{Change, Contents, Db};
 
 pub use db::guarded;
@@ -122,17 +122,10 @@ impl Store {
         self.inner.trail.get()
     }
 
-    /// Writes down that something was made which is no object of the mesh. Waits for the disk.
-    pub fn write_down_made(&self, object: Subject, made: Value) {
+    /// Writes down that something was made, or goes, which is no object of the mesh. Waits for the disk.
+    pub fn write_down_thing(&self, verb: Verb, object: Subject, facts: Value) {
         if let Some(trail) = self.trail() {
-            trail.record(&[Record::of_made(Timestamp::now(), &self.who, object, made)]);
-        }
-    }
-
-    /// The same of something that goes.
-    pub fn write_down_gone(&self, object: Subject, before: Value) {
-        if let Some(trail) = self.trail() {
-            trail.record(&[Record::of_gone(Timestamp::now(), &self.who, object, before)]);
+            trail.record(&[Record::of_thing(Timestamp::now(), &self.who, verb, object, facts)]);
         }
     }
 

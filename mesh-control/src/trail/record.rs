@@ -64,16 +64,13 @@ impl Record {
         Some(Self { time, who, verb, object, revision, before: shown_before, after: shown_after, hidden })
     }
 
-    /// Of something that has no revision, and is not changed after.
-    pub fn of_made(time: Timestamp, who: &Who, object: Subject, made: Value) -> Self {
-        let (who, verb, after) = (who.clone(), Verb::Create, Some(made));
-        Self { time, who, verb, object, revision: None, before: None, after, hidden: false }
-    }
-
-    /// Of such a thing that goes.
-    pub fn of_gone(time: Timestamp, who: &Who, object: Subject, before: Value) -> Self {
-        let (who, verb, before) = (who.clone(), Verb::Delete, Some(before));
-        Self { time, who, verb, object, revision: None, before, after: None, hidden: false }
+    /// Of a thing that has no revision: one that is made, or goes, with what is to be known of it.
+    pub fn of_thing(time: Timestamp, who: &Who, verb: Verb, object: Subject, facts: Value) -> Self {
+        let (before, after) = match verb {
+            Verb::Delete => (Some(facts), None),
+            Verb::Create | Verb::Update => (None, Some(facts)),
+        };
+        Self { time, who: who.clone(), verb, object, revision: None, before, after, hidden: false }
     }
 
     pub(super) fn line(&self) -> String {

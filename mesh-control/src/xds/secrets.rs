@@ -72,7 +72,7 @@ impl Issuer {
                 break;
             }
         }
-        if self.ca.rotation().is_none() {
+        if self.ca.rotating_since().is_none() {
             // What was issued before may not be trusted any more.
             self.due = None;
         }

@@ -15,6 +15,7 @@ use crate::output::time::parse_positive_duration;
 use crate::views::rotation;
 
 const POLL: Duration = Duration::from_millis(500);
+const ENDED: &str = "The root before is trusted no more; by each workload, from its next certificate on.";
 
 /// Replace the root certificate, without a moment in which somebody is not trusted
 ///
@@ -71,7 +72,7 @@ pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         None => all.await?,
         Some(limit) => tokio::time::timeout(limit, all).await.map_err(|_| late())??,
     }
-    context.out.line("The root before is trusted no more; by each workload, from its next certificate on.")
+    context.out.line(ENDED)
 }
 
 async fn at_once(context: &Context, args: &Args, control: &Control, found: &RotateRootResponse) -> Result<(), Failure> {
@@ -88,7 +89,7 @@ async fn at_once(context: &Context, args: &Args, control: &Control, found: &Rota
     }
     sure(context, args, &format!("{} workloads will be cut off until they join again.", found.behind.len()))?;
     ask(control, Step::End, true).await?;
-    context.out.line("The root before is trusted no more; by each workload, from its next certificate on.")
+    context.out.line(ENDED)
 }
 
 fn sure(context: &Context, args: &Args, what: &str) -> Result<(), Failure> {
